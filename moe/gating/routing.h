@@ -1,0 +1,24 @@
+// Which experts compute each row, and with what weight.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace switchyard {
+
+// For T rows and k choices each; row-major [T, k]. Within a row the experts are distinct, best score first.
+struct Routing {
+  int64_t num_rows = 0;
+  int top_k = 0;
+  std::vector<int32_t> expert_idx;
+  std::vector<float> weight;
+
+  void Resize(int64_t rows, int k) {
+    num_rows = rows;
+    top_k = k;
+    expert_idx.resize(static_cast<size_t>(rows) * k);
+    weight.resize(static_cast<size_t>(rows) * k);
+  }
+};
+
+}  // namespace switchyard

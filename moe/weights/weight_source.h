@@ -1,0 +1,58 @@
+// Where weights come from: a checkpoint folder on disk, or a deterministic generator.
+//
+// A source is opened once per process. The front reads routers from it, a worker reads its own experts; neither touches
+// bytes it does not need.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "moe/tensor/buffer.h"
+#include "moe/weights/layer_spec.h"
+
+namespace switchyard {
+
+// A weight matrix as stored: a view into the source, row-major.
+// `transposed` is false for [out_features, in_features] (the usual nn.Linear layout) and true for [in, out].
+struct WeightView {
+  ConstMatrixView matrix;
+  bool transposed = false;
+  bool present() const { return matrix.data != nullptr; }
+};
+
+// One expert's tensors. Views stay valid until ReleaseExpert of the same expert, or the source's end.
+struct ExpertWeights {
+  WeightView up;         // [H, D]
+  WeightView gate;       // [H, D], absent unless the layer is gated
+  WeightView down;       // [D, H]
+  ConstMatrixView up_bias;    // [1, H], data == nullptr unless biased
+  ConstMatrixView down_bias;  // [1, D], data == nullptr unless biased
+};
+
+struct RouterWeights {
+  HostMatrix weight;  // [E, D] in the checkpoint's type; owned
+};
+
+// Not thread-safe; one thread at a time.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+
+  virtual const ModelSpec& spec() const = 0;
+
+  // `layer_idx` indexes spec().layers.
+  virtual absl::StatusOr<RouterWeights> ReadRouter(int layer_idx) = 0;
+  virtual absl::StatusOr<ExpertWeights> ReadExpert(int layer_idx, int expert_idx) = 0;
+
+  // Tells the source that the expert's views are no longer used, so that its memory may go.
+  virtual void ReleaseExpert(int layer_idx, int expert_idx) = 0;
+};
+
+// Opens what `--model=NAME=LOCATION` names: a checkpoint folder (config.json with one model.safetensors, or an index of
+// shards), or "synthetic:dim=…,hidden=…,experts=…,topk=…,act=relu|silu|gelu,glu=0|1,bias=0|1,layers=…,dtype=…,seed=…"
+// whose defaults are Tutel's helloworld (2048, 2048, 2 experts, top-2, relu, bias).
+// Everything is validated here: every tensor that serving will need exists with the right shape and type, so that a
+// damaged checkpoint is refused before any worker loads. Errors name file, tensor or key, what was found and expected.
+absl::StatusOr<std::unique_ptr<WeightSource>> OpenWeightSource(const std::string& location);
+
+}  // namespace switchyard
