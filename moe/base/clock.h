@@ -1,4 +1,5 @@
-// A steady clock that tests can move by hand. Wall-clock time is never used for timeouts, so a stepped clock harms nothing.
+// A steady clock that tests can move by hand. Wall-clock time is never used for timeouts, so a stepped clock harms
+// nothing.
 #pragma once
 
 #include <chrono>

@@ -5,15 +5,25 @@
 #include <spdlog/spdlog.h>
 
 #include <string>
+#include <string_view>
 
 #include "moe/base/status.h"
+
+// Lets status messages be logged as they are.
+template <>
+struct fmt::formatter<absl::string_view> : fmt::formatter<std::string_view> {
+  template <typename Context>
+  auto format(absl::string_view text, Context& context) const {
+    return fmt::formatter<std::string_view>::format(std::string_view(text.data(), text.size()), context);
+  }
+};
 
 namespace switchyard {
 
 struct LoggingOptions {
-  std::string level = "info";    // trace, debug, info, warn, error, off
-  std::string format = "text";   // text or json
-  std::string process = "";      // shown in every line: "front", "worker 3"
+  std::string level = "info";   // trace, debug, info, warn, error, off
+  std::string format = "text";  // text or json
+  std::string process = "";     // shown in every line: "front", "worker 3"
 };
 
 // Replaces the default logger. InvalidArgument for an unknown level or format. Call before other threads log.

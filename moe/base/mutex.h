@@ -1,8 +1,8 @@
 // absl::Mutex that ThreadSanitizer understands.
 //
-// The system's abseil is built without ThreadSanitizer, so the sanitizer cannot see that its mutex orders anything. In a
-// tsan build these wrappers say so themselves; in every other build they are absl::Mutex and absl::CondVar with no cost.
-// Conditions are explicit `while (!condition) cv.Wait(&mu)` loops.
+// The system's abseil is built without ThreadSanitizer, so the sanitizer cannot see that its mutex orders anything. In
+// a tsan build these wrappers say so themselves; in every other build they are absl::Mutex and absl::CondVar with no
+// cost. Conditions are explicit `while (!condition) cv.Wait(&mu)` loops.
 //
 // Thread-safety: that of absl::Mutex and absl::CondVar.
 #pragma once

@@ -1,4 +1,5 @@
-// Status plumbing: every fallible function returns absl::Status or absl::StatusOr<T>; no exception crosses our interfaces.
+// Status plumbing: every fallible function returns absl::Status or absl::StatusOr<T>; no exception crosses our
+// interfaces.
 #pragma once
 
 #include <utility>
@@ -8,8 +9,8 @@
 #include "absl/strings/str_cat.h"
 
 // Returns the status of `expr` from the enclosing function unless it is OK.
-#define SY_RETURN_IF_ERROR(expr)                      \
-  do {                                                \
+#define SY_RETURN_IF_ERROR(expr)                                            \
+  do {                                                                      \
     if (absl::Status sy_status = (expr); !sy_status.ok()) return sy_status; \
   } while (false)
 
@@ -18,8 +19,8 @@
 
 // `SY_ASSIGN_OR_RETURN(auto x, MakeX());` assigns the value, or returns the status from the enclosing function.
 #define SY_ASSIGN_OR_RETURN(lhs, expr) SY_ASSIGN_OR_RETURN_IMPL(SY_CONCAT(sy_result_, __LINE__), lhs, expr)
-#define SY_ASSIGN_OR_RETURN_IMPL(result, lhs, expr) \
-  auto result = (expr);                             \
+#define SY_ASSIGN_OR_RETURN_IMPL(result, lhs, expr)    \
+  auto result = (expr);                                \
   if (!result.ok()) return std::move(result).status(); \
   lhs = std::move(result).value()
 

@@ -1,16 +1,16 @@
 // Moves rows between the ranks of a group.
 //
 // Life of a communicator: a factory Prepare()s one for (rank, size) and gives an address blob; somebody carries every
-// rank's blob to every rank; Connect() joins them; AllToAllV() runs any number of times, every rank calling it in the same
-// order; Abort() or destruction ends it. After any error the communicator is dead: drop it and form another.
+// rank's blob to every rank; Connect() joins them; AllToAllV() runs any number of times, every rank calling it in the
+// same order; Abort() or destruction ends it. After any error the communicator is dead: drop it and form another.
 //
 //   auto comm = *factory.Prepare(rank, size);
 //   … gather comm->address() of all ranks …
 //   SY_RETURN_IF_ERROR(comm->Connect(addresses));
 //   SY_RETURN_IF_ERROR(comm->AllToAllV(send, send_bytes, recv, recv_bytes, stream));
 //
-// Thread-safety: one thread calls everything except Abort(), which any thread may call at any time, also twice; it makes
-// a blocked call return promptly with an error.
+// Thread-safety: one thread calls everything except Abort(), which any thread may call at any time, also twice; it
+// makes a blocked call return promptly with an error.
 #pragma once
 
 #include <chrono>
@@ -42,9 +42,8 @@ class Communicator {
   virtual absl::Status Connect(std::span<const std::string> addresses) = 0;
 
   // Sends send_bytes[r] bytes to every rank r and receives recv_bytes[r] from it. Blocks lie one after another, in rank
-  // order, in `send` and `recv`. Counts may be zero and include this rank's own, which is copied. Both sides must agree on
-  // every count. The buffers must not overlap.
-  // UNAVAILABLE names the peer where it is known; ABORTED after Abort().
+  // order, in `send` and `recv`. Counts may be zero and include this rank's own, which is copied. Both sides must agree
+  // on every count. The buffers must not overlap. UNAVAILABLE names the peer where it is known; ABORTED after Abort().
   virtual absl::Status AllToAllV(const std::byte* send, std::span<const size_t> send_bytes, std::byte* recv,
                                  std::span<const size_t> recv_bytes, DeviceStream stream) = 0;
 
@@ -58,8 +57,8 @@ class CommunicatorFactory {
   virtual absl::StatusOr<std::unique_ptr<Communicator>> Prepare(int rank, int size) = 0;
 };
 
-// An exchange whose result is known: every rank sends every rank a pattern of a few sizes that depends on both, and checks
-// what arrives. Run after Connect and before serving; DATA_LOSS names the first wrong byte.
+// An exchange whose result is known: every rank sends every rank a pattern of a few sizes that depends on both, and
+// checks what arrives. Run after Connect and before serving; DATA_LOSS names the first wrong byte.
 absl::Status CheckExchange(Communicator& communicator);
 
 }  // namespace switchyard

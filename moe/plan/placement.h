@@ -15,8 +15,8 @@ struct ExpertPlace {
 // Constant after construction, so freely shared between threads.
 class Placement {
  public:
-  // Consecutive experts on each rank, counts differing by at most one; with more ranks than experts some ranks hold none
-  // (they still are home to rows).
+  // Consecutive experts on each rank, counts differing by at most one; with more ranks than experts some ranks hold
+  // none (they still are home to rows).
   static Placement Even(int num_experts, int num_ranks);
 
   // `rank_of_expert[e]` in [0, num_ranks); slots follow the expert order.

@@ -1,5 +1,5 @@
-// A RankPlan as bytes, for the link to a worker. The layout is specified in docs/link.md: a fixed header of little-endian
-// int32 counts, then the arrays one after another, each 4-byte aligned. The reader trusts nothing.
+// A RankPlan as bytes, for the link to a worker. The layout is specified in docs/link.md: a fixed header of
+// little-endian int32 counts, then the arrays one after another, each 4-byte aligned. The reader trusts nothing.
 #pragma once
 
 #include <cstddef>
@@ -22,9 +22,9 @@ void EncodeRankPlan(const RankPlanView& plan, std::byte* out);
 
 struct PlanLimits {
   int num_ranks = 0;
-  int num_slots = 0;            // experts of this layer on this rank
+  int num_slots = 0;  // experts of this layer on this rank
   int64_t max_home_rows = 0;
-  int64_t max_rows = 0;         // rows of the whole step, which bounds what one rank can receive
+  int64_t max_rows = 0;  // rows of the whole step, which bounds what one rank can receive
 };
 
 // A view over `bytes` (4-byte aligned), after checking every count, offset and index against the buffer and the limits.

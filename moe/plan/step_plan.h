@@ -1,10 +1,10 @@
 // The plan of one step: who sends which rows where, and which expert computes which of them.
 //
 // A step takes T rows. They are split over the ranks in consecutive blocks, their *home*: rank r is home to rows
-// [home_offsets[r], home_offsets[r+1]). A home sends one copy of a row to every rank that holds one of the row's experts,
-// however many it holds (its own rank included, which crosses nothing). The destination computes the row's weighted
-// partial sum over its experts and returns it in the order received; the home adds the partial sums of a row in rank
-// order. All counts are exact, so ranks exchange none.
+// [home_offsets[r], home_offsets[r+1]). A home sends one copy of a row to every rank that holds one of the row's
+// experts, however many it holds (its own rank included, which crosses nothing). The destination computes the row's
+// weighted partial sum over its experts and returns it in the order received; the home adds the partial sums of a row
+// in rank order. All counts are exact, so ranks exchange none.
 //
 // Vocabulary: source = home rank of a row; destination = rank whose experts compute it; pair = one (row, expert).
 #pragma once
@@ -48,11 +48,11 @@ struct RankPlan {
 };
 
 struct StepPlan {
-  std::vector<int64_t> home_offsets;      // [num_ranks + 1], rows of the step
-  std::vector<RankPlan> ranks;            // [num_ranks]
-  std::vector<int64_t> rows_per_expert;   // [num_experts]
-  std::vector<uint16_t> crossings;        // [T] copies of each row that leave its home rank
-  int64_t num_crossing_rows = 0;          // their sum: rows dispatched between different ranks
+  std::vector<int64_t> home_offsets;     // [num_ranks + 1], rows of the step
+  std::vector<RankPlan> ranks;           // [num_ranks]
+  std::vector<int64_t> rows_per_expert;  // [num_experts]
+  std::vector<uint16_t> crossings;       // [T] copies of each row that leave its home rank
+  int64_t num_crossing_rows = 0;         // their sum: rows dispatched between different ranks
 };
 
 // Consecutive, as even as can be: rank r is home to rows [T·r/R, T·(r+1)/R).

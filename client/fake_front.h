@@ -1,0 +1,58 @@
+// A real gRPC server on a free loopback port with a small service behind it, for the client's own tests.
+//
+// It serves one model, "tiny", with the layers "1" and "3" of 4 and 6 columns, whose output is twice its input: exact
+// in every type. A handler replaces that for tests of failures.
+//
+// Thread-safe.
+#pragma once
+
+#include <grpcpp/server.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "moe/base/mutex.h"
+#include "proto/switchyard.grpc.pb.h"
+
+namespace switchyard {
+
+class FakeFront {
+ public:
+  using Handler = std::function<grpc::Status(grpc::ServerContext*, const v1::ForwardRequest&, v1::ForwardResponse*)>;
+
+  FakeFront();
+  ~FakeFront();  // waits for the handlers that run
+
+  std::string target() const;
+
+  // Answers Forward from now on.
+  void SetHandler(Handler handler);
+  // Answers GetStatus from now on.
+  void SetStatus(v1::GetStatusResponse status);
+
+  int num_forwards() const { return num_forwards_.load(); }
+  // x-request-id of each Forward received so far.
+  std::vector<std::string> request_ids() const;
+
+  // The default handler.
+  static grpc::Status Double(grpc::ServerContext* context, const v1::ForwardRequest& request,
+                             v1::ForwardResponse* response);
+
+ private:
+  class Service;
+
+  const std::unique_ptr<Service> service_;
+  std::atomic<int> num_forwards_{0};
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+
+  mutable Mutex mu_;
+  Handler handler_ ABSL_GUARDED_BY(mu_);
+  v1::GetStatusResponse status_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::string> request_ids_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace switchyard

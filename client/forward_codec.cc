@@ -1,0 +1,195 @@
+#include "client/forward_codec.h"
+
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/wire_format_lite.h>
+#include <grpcpp/support/proto_buffer_reader.h>
+
+#include <bit>
+#include <limits>
+
+namespace switchyard {
+namespace {
+
+using google::protobuf::internal::WireFormatLite;
+using google::protobuf::io::CodedInputStream;
+using google::protobuf::io::CodedOutputStream;
+
+static_assert(std::endian::native == std::endian::little, "rows travel little-endian and are sent as they lie");
+
+constexpr size_t kMaxProtoBytes = std::numeric_limits<int32_t>::max();
+
+void AppendVarint(uint32_t value, std::string* out) {
+  uint8_t bytes[5];
+  uint8_t* const end = CodedOutputStream::WriteVarint32ToArray(value, bytes);
+  out->append(bytes, end);
+}
+
+// Everything of the request but the row bytes, and then the tag and length that those follow.
+std::string EncodeHeader(const ForwardArgs& args) {
+  v1::ForwardRequest request;
+  request.set_model(args.model);
+  request.set_layer(args.layer);
+  request.set_dtype(ToProto(args.rows.dtype));
+  request.set_num_rows(args.rows.num_rows);
+  request.set_return_routing(args.return_routing);
+  std::string header = request.SerializeAsString();
+  AppendVarint(WireFormatLite::MakeTag(v1::ForwardRequest::kRowsFieldNumber, WireFormatLite::WIRETYPE_LENGTH_DELIMITED),
+               &header);
+  AppendVarint(static_cast<uint32_t>(args.rows.size_bytes()), &header);
+  return header;
+}
+
+grpc::Slice RowsSlice(const ForwardArgs& args) {
+  const size_t num_bytes = args.rows.size_bytes();
+  if (args.rows_owner == nullptr) return grpc::Slice(args.rows.data, num_bytes);
+  auto* owner = new std::shared_ptr<const void>(args.rows_owner);
+  return grpc::Slice(
+      const_cast<std::byte*>(args.rows.data), num_bytes,
+      [](void* held) { delete static_cast<std::shared_ptr<const void>*>(held); }, owner);
+}
+
+// Reads one ForwardResponse, field by field.
+class ResponseReader {
+ public:
+  ResponseReader(google::protobuf::io::ZeroCopyInputStream* stream, ConstMatrixView request_rows)
+      : in_(stream), request_rows_(request_rows) {}
+
+  absl::StatusOr<ForwardResult> Read() {
+    while (const uint32_t tag = in_.ReadTag()) {
+      SY_RETURN_IF_ERROR(ReadField(tag));
+    }
+    if (!in_.ConsumedEntireMessage()) return Malformed();
+    SY_RETURN_IF_ERROR(CheckShape());
+    SY_RETURN_IF_ERROR(MoveRouting());
+    return std::move(result_);
+  }
+
+ private:
+  static absl::Status Malformed() { return absl::InternalError("response: not a valid ForwardResponse message"); }
+
+  absl::Status ReadField(uint32_t tag) {
+    switch (WireFormatLite::GetTagFieldNumber(tag)) {
+      case v1::ForwardResponse::kDtypeFieldNumber:
+        return ReadVarint(tag, &dtype_);
+      case v1::ForwardResponse::kNumRowsFieldNumber:
+        return ReadVarint(tag, &num_rows_);
+      case v1::ForwardResponse::kRowsFieldNumber:
+        return ReadRows(tag);
+      case v1::ForwardResponse::kRoutingFieldNumber:
+        return ReadMessage(tag, &routing_);
+      case v1::ForwardResponse::kStatsFieldNumber:
+        return ReadMessage(tag, &result_.stats);
+      default:
+        return WireFormatLite::SkipField(&in_, tag) ? absl::OkStatus() : Malformed();
+    }
+  }
+
+  absl::Status ReadVarint(uint32_t tag, uint64_t* value) {
+    const bool ok = WireFormatLite::GetTagWireType(tag) == WireFormatLite::WIRETYPE_VARINT && in_.ReadVarint64(value);
+    return ok ? absl::OkStatus() : Malformed();
+  }
+
+  absl::Status ReadLength(uint32_t tag, int* num_bytes) {
+    const bool ok = WireFormatLite::GetTagWireType(tag) == WireFormatLite::WIRETYPE_LENGTH_DELIMITED &&
+                    in_.ReadVarintSizeAsInt(num_bytes);
+    return ok ? absl::OkStatus() : Malformed();
+  }
+
+  absl::Status ReadRows(uint32_t tag) {
+    int num_bytes = 0;
+    SY_RETURN_IF_ERROR(ReadLength(tag, &num_bytes));
+    if (static_cast<size_t>(num_bytes) != request_rows_.size_bytes()) {
+      return absl::InternalError(absl::StrCat("response rows: expected ", request_rows_.size_bytes(),
+                                              " bytes, as many as were sent, found ", num_bytes));
+    }
+    result_.rows = HostMatrix::Allocate(request_rows_.dtype, request_rows_.num_rows, request_rows_.num_cols);
+    return in_.ReadRaw(result_.rows.buffer.data(), num_bytes) ? absl::OkStatus() : Malformed();
+  }
+
+  absl::Status ReadMessage(uint32_t tag, google::protobuf::MessageLite* message) {
+    int num_bytes = 0;
+    SY_RETURN_IF_ERROR(ReadLength(tag, &num_bytes));
+    const CodedInputStream::Limit limit = in_.PushLimit(num_bytes);
+    const bool ok = message->MergeFromCodedStream(&in_) && in_.BytesUntilLimit() == 0;
+    in_.PopLimit(limit);
+    return ok ? absl::OkStatus() : Malformed();
+  }
+
+  absl::Status CheckShape() const {
+    if (dtype_ != static_cast<uint64_t>(ToProto(request_rows_.dtype))) {
+      return absl::InternalError(absl::StrCat("response dtype: expected ", std::string(DTypeName(request_rows_.dtype)),
+                                              ", that of the request, found DataType ", dtype_));
+    }
+    if (num_rows_ != static_cast<uint64_t>(request_rows_.num_rows)) {
+      return absl::InternalError(
+          absl::StrCat("response num_rows: expected ", request_rows_.num_rows, ", found ", num_rows_));
+    }
+    if (result_.rows.num_rows != request_rows_.num_rows) return absl::InternalError("response rows: missing");
+    return absl::OkStatus();
+  }
+
+  absl::Status MoveRouting() {
+    const int64_t expected = request_rows_.num_rows * routing_.top_k();
+    if (routing_.expert_ids_size() != expected || routing_.expert_weights_size() != expected) {
+      return absl::InternalError(absl::StrCat("response routing: expected ", expected,
+                                              " expert ids and weights, found ", routing_.expert_ids_size(), " and ",
+                                              routing_.expert_weights_size()));
+    }
+    if (routing_.top_k() == 0) return absl::OkStatus();
+    Routing& routing = result_.routing;
+    routing.num_rows = request_rows_.num_rows;
+    routing.top_k = routing_.top_k();
+    routing.expert_idx.assign(routing_.expert_ids().begin(), routing_.expert_ids().end());
+    routing.weight.assign(routing_.expert_weights().begin(), routing_.expert_weights().end());
+    return absl::OkStatus();
+  }
+
+  CodedInputStream in_;
+  const ConstMatrixView request_rows_;
+  uint64_t dtype_ = 0;
+  uint64_t num_rows_ = 0;
+  v1::Routing routing_;
+  ForwardResult result_;
+};
+
+}  // namespace
+
+v1::DataType ToProto(DType dtype) {
+  switch (dtype) {
+    case DType::kF64:
+      return v1::DATA_TYPE_FP64;
+    case DType::kF32:
+      return v1::DATA_TYPE_FP32;
+    case DType::kF16:
+      return v1::DATA_TYPE_FP16;
+    case DType::kBF16:
+      return v1::DATA_TYPE_BF16;
+  }
+  return v1::DATA_TYPE_UNSPECIFIED;
+}
+
+absl::StatusOr<DType> FromProto(v1::DataType dtype) {
+  for (DType candidate : {DType::kF64, DType::kF32, DType::kF16, DType::kBF16}) {
+    if (ToProto(candidate) == dtype) return candidate;
+  }
+  return absl::InvalidArgumentError(absl::StrCat("DataType ", static_cast<int>(dtype), " names no element type"));
+}
+
+absl::StatusOr<grpc::ByteBuffer> EncodeForwardRequest(const ForwardArgs& args) {
+  const size_t num_bytes = args.rows.size_bytes();
+  const std::string header = EncodeHeader(args);
+  if (num_bytes > kMaxProtoBytes - header.size()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("rows: ", num_bytes, " bytes do not fit into one request (", kMaxProtoBytes, " bytes)"));
+  }
+  const grpc::Slice slices[] = {grpc::Slice(header), RowsSlice(args)};
+  return grpc::ByteBuffer(slices, 2);
+}
+
+absl::StatusOr<ForwardResult> DecodeForwardResponse(grpc::ByteBuffer* response, ConstMatrixView request_rows) {
+  grpc::ProtoBufferReader stream(response);
+  if (!stream.status().ok()) return absl::InternalError("response: " + stream.status().error_message());
+  return ResponseReader(&stream, request_rows).Read();
+}
+
+}  // namespace switchyard

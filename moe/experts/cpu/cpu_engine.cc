@@ -1,0 +1,321 @@
+#include "moe/experts/cpu/cpu_engine.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "moe/experts/cpu/cpu_expert.h"
+#include "moe/experts/cpu/row_kernels.h"
+#include "moe/linear/parallel.h"
+#include "moe/linear/row_chunks.h"
+
+namespace switchyard {
+namespace {
+
+// Consecutive pairs of one expert that are computed together: one library call per GEMM, buffers that stay in cache.
+struct Tile {
+  int slot = 0;
+  int64_t first_pair = 0;
+  int64_t num_pairs = 0;
+};
+
+struct CpuLayer {
+  LayerSpec spec;
+  std::vector<std::unique_ptr<CpuExpert>> experts;  // by slot; null until loaded
+};
+
+absl::Status CheckShape(const char* name, ConstMatrixView matrix, DType dtype, int64_t num_rows) {
+  if (matrix.dtype == dtype && matrix.num_rows == num_rows) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, ": ", matrix.num_rows, " rows of ",
+                                                 std::string(DTypeName(matrix.dtype)), ", expected ", num_rows, " of ",
+                                                 std::string(DTypeName(dtype))));
+}
+
+absl::Status CheckSameWidth(const char* name, ConstMatrixView matrix, int64_t num_cols) {
+  if (matrix.num_cols == num_cols) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, ": rows of width ", matrix.num_cols, ", expected ", num_cols));
+}
+
+// T is the element of rows: float, double or BF16.
+template <typename T>
+class CpuEngine final : public ExpertEngine {
+ public:
+  CpuEngine(const CpuEngineOptions& options, std::unique_ptr<LinearContext> context)
+      : options_(options),
+        num_threads_(context->num_threads()),
+        kernels_(FastestRowKernels<T>()),
+        context_(std::move(context)) {}
+
+  DType compute_dtype() const override { return options_.compute_dtype; }
+  absl::Status AddLayer(const LayerSpec& spec, int num_slots) override;
+  absl::Status LoadExpert(LayerId layer, int slot, const ExpertWeights& weights) override;
+  int64_t weight_bytes() const override;
+  absl::StatusOr<std::byte*> ScratchBytes(Scratch purpose, size_t num_bytes) override;
+  DeviceStream stream() const override { return nullptr; }
+
+  absl::Status GatherSendRows(const RankPlanView& plan, ConstMatrixView home_rows, MatrixView send_rows) override;
+  absl::Status RunExperts(LayerId layer, const RankPlanView& plan, ConstMatrixView received,
+                          MatrixView partial_sums) override;
+  absl::Status Combine(const RankPlanView& plan, ConstMatrixView returned, MatrixView output) override;
+
+ private:
+  using Sum = SumOf<T>;
+
+  absl::Status CheckStep(LayerId layer, const RankPlanView& plan, ConstMatrixView received,
+                         ConstMatrixView partial_sums) const;
+  void CutTiles(const RankPlanView& plan);
+  void StartSums(const RankPlanView& plan, MatrixView partial_sums);
+  void GatherPair(const RankPlanView& plan, ConstMatrixView received, int64_t pair, std::byte* x) const;
+  void AddPair(const RankPlanView& plan, int64_t pair, const Sum* y, MatrixView partial_sums);
+  void MoveRows(const RankPlanView& plan, const Tile* done, const Tile* next, ConstMatrixView received,
+                MatrixView partial_sums);
+  absl::Status RunTile(const CpuLayer& layer, const Tile& tile);
+  void FindSources(const RankPlanView& plan, ConstMatrixView returned);
+
+  const CpuEngineOptions options_;
+  const int num_threads_;
+  const RowKernels<T> kernels_;
+
+  const std::unique_ptr<LinearContext> context_;  // before the experts that use it
+  std::vector<CpuLayer> layers_;
+
+  // Buffers of the step that is running, kept for the next one.
+  std::array<HostBuffer, 4> scratch_;  // by Scratch
+  ExpertScratch expert_scratch_;
+  HostBuffer x_;     // [tile, D], rows of a tile side by side
+  HostBuffer y_;     // [tile, D] of Sum, the expert's output for them
+  HostBuffer sums_;  // [num_recv_rows, D] of Sum, unless T is Sum
+  std::vector<Tile> tiles_;
+  std::vector<int32_t> pairs_left_;      // per received row: pairs not yet added
+  std::vector<uint8_t> is_started_;      // per received row: whether its sum holds a pair
+  std::vector<int64_t> source_offsets_;  // [num_home_rows + 1] into sources_
+  std::vector<const T*> sources_;        // returned rows of each home row, in rank order
+};
+
+template <typename T>
+absl::Status CpuEngine<T>::AddLayer(const LayerSpec& spec, int num_slots) {
+  if (spec.hidden_dim < 1 || spec.expert_dim < 1 || num_slots < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("layer ", spec.name, ": hidden_dim ", spec.hidden_dim,
+                                                   ", expert_dim ", spec.expert_dim, ", ", num_slots,
+                                                   " slots; expected positive widths and no negative count"));
+  }
+  layers_.push_back({spec, {}});
+  layers_.back().experts.resize(num_slots);
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status CpuEngine<T>::LoadExpert(LayerId layer, int slot, const ExpertWeights& weights) {
+  if (layer.value < 0 || layer.value >= static_cast<int64_t>(layers_.size())) {
+    return absl::InvalidArgumentError(absl::StrCat("layer id ", layer.value, ": there are ", layers_.size()));
+  }
+  CpuLayer& target = layers_[layer.value];
+  if (slot < 0 || slot >= static_cast<int64_t>(target.experts.size())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("layer ", target.spec.name, ": slot ", slot, ", expected 0 to ", target.experts.size() - 1));
+  }
+  auto expert = CpuExpert::Load(context_.get(), options_.compute_dtype, target.spec, weights);
+  if (!expert.ok()) {
+    return Annotate(expert.status(), absl::StrCat("layer ", target.spec.name, ", expert in slot ", slot));
+  }
+  target.experts[slot] = *std::move(expert);
+  return options_.compile_at_load ? target.experts[slot]->Prepare() : absl::OkStatus();
+}
+
+template <typename T>
+int64_t CpuEngine<T>::weight_bytes() const {
+  int64_t num_bytes = 0;
+  for (const CpuLayer& layer : layers_) {
+    for (const auto& expert : layer.experts) num_bytes += expert != nullptr ? expert->weight_bytes() : 0;
+  }
+  return num_bytes;
+}
+
+template <typename T>
+absl::StatusOr<std::byte*> CpuEngine<T>::ScratchBytes(Scratch purpose, size_t num_bytes) {
+  HostBuffer& buffer = scratch_[static_cast<size_t>(purpose)];
+  buffer.EnsureSize(num_bytes);
+  return buffer.data();
+}
+
+template <typename T>
+absl::Status CpuEngine<T>::GatherSendRows(const RankPlanView& plan, ConstMatrixView home_rows, MatrixView send_rows) {
+  SY_RETURN_IF_ERROR(CheckShape("home rows", home_rows, compute_dtype(), plan.num_home_rows));
+  SY_RETURN_IF_ERROR(CheckShape("send rows", send_rows, compute_dtype(), plan.num_send_rows()));
+  SY_RETURN_IF_ERROR(CheckSameWidth("send rows", send_rows, home_rows.num_cols));
+  ParallelFor(num_threads_, plan.num_send_rows(), [&](int64_t i) {
+    std::memcpy(send_rows.row(i), home_rows.row(plan.send_rows[i]), home_rows.row_bytes());
+  });
+  return absl::OkStatus();
+}
+
+template <typename T>
+absl::Status CpuEngine<T>::CheckStep(LayerId layer, const RankPlanView& plan, ConstMatrixView received,
+                                     ConstMatrixView partial_sums) const {
+  if (layer.value < 0 || layer.value >= static_cast<int64_t>(layers_.size())) {
+    return absl::InvalidArgumentError(absl::StrCat("layer id ", layer.value, ": there are ", layers_.size()));
+  }
+  const CpuLayer& target = layers_[layer.value];
+  SY_RETURN_IF_ERROR(CheckShape("received rows", received, compute_dtype(), plan.num_recv_rows()));
+  SY_RETURN_IF_ERROR(CheckShape("partial sums", partial_sums, compute_dtype(), plan.num_recv_rows()));
+  SY_RETURN_IF_ERROR(CheckSameWidth("received rows", received, target.spec.hidden_dim));
+  SY_RETURN_IF_ERROR(CheckSameWidth("partial sums", partial_sums, target.spec.hidden_dim));
+  if (plan.num_slots() != static_cast<int64_t>(target.experts.size())) {
+    return absl::InvalidArgumentError(absl::StrCat("layer ", target.spec.name, ": the plan has ", plan.num_slots(),
+                                                   " expert slots, this rank ", target.experts.size()));
+  }
+  for (int slot = 0; slot < plan.num_slots(); ++slot) {
+    if (plan.expert_offsets[slot] == plan.expert_offsets[slot + 1] || target.experts[slot] != nullptr) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("layer ", target.spec.name, ": rows for the expert in slot ", slot, ", which is not loaded"));
+  }
+  return absl::OkStatus();
+}
+
+template <typename T>
+void CpuEngine<T>::CutTiles(const RankPlanView& plan) {
+  tiles_.clear();
+  for (int slot = 0; slot < plan.num_slots(); ++slot) {
+    const int64_t end = plan.expert_offsets[slot + 1];
+    for (int64_t begin = plan.expert_offsets[slot]; begin < end;) {
+      tiles_.push_back({slot, begin, NextChunkRows(end - begin)});
+      begin += tiles_.back().num_pairs;
+    }
+  }
+}
+
+template <typename T>
+void CpuEngine<T>::StartSums(const RankPlanView& plan, MatrixView partial_sums) {
+  pairs_left_.assign(plan.num_recv_rows(), 0);
+  is_started_.assign(plan.num_recv_rows(), 0);
+  for (const int32_t row_idx : plan.pair_rows) ++pairs_left_[row_idx];
+  for (int64_t row_idx = 0; row_idx < plan.num_recv_rows(); ++row_idx) {
+    if (pairs_left_[row_idx] == 0) std::memset(partial_sums.row(row_idx), 0, partial_sums.row_bytes());
+  }
+  if constexpr (!std::is_same_v<T, Sum>) {
+    sums_.EnsureSize(static_cast<size_t>(plan.num_recv_rows()) * partial_sums.num_cols * sizeof(Sum));
+  }
+}
+
+template <typename T>
+void CpuEngine<T>::GatherPair(const RankPlanView& plan, ConstMatrixView received, int64_t pair, std::byte* x) const {
+  std::memcpy(x, received.row(plan.pair_rows[pair]), received.row_bytes());
+}
+
+// The first pair of a row starts its sum and the last one rounds it to the rows' type, so that sums need no pass that
+// clears them and none that converts them.
+template <typename T>
+void CpuEngine<T>::AddPair(const RankPlanView& plan, int64_t pair, const Sum* y, MatrixView partial_sums) {
+  const int64_t num_cols = partial_sums.num_cols;
+  const int32_t row_idx = plan.pair_rows[pair];
+  T* const out = reinterpret_cast<T*>(partial_sums.row(row_idx));
+  Sum* sum = nullptr;
+  if constexpr (std::is_same_v<T, Sum>) {
+    sum = out;
+  } else {
+    sum = reinterpret_cast<Sum*>(sums_.data()) + row_idx * num_cols;
+  }
+  const Sum* base = is_started_[row_idx] != 0 ? sum : nullptr;
+  is_started_[row_idx] = 1;
+  if (--pairs_left_[row_idx] == 0) {
+    kernels_.finish(plan.pair_weights[pair], y, base, out, num_cols);
+  } else {
+    kernels_.accumulate(plan.pair_weights[pair], y, base, sum, num_cols);
+  }
+}
+
+// Adds the outputs of tile `done` to their rows' sums and gathers the rows of tile `next`; either may be null. An
+// expert's pairs have different rows, so a tile's are added in parallel.
+template <typename T>
+void CpuEngine<T>::MoveRows(const RankPlanView& plan, const Tile* done, const Tile* next, ConstMatrixView received,
+                            MatrixView partial_sums) {
+  const int64_t num_done = done != nullptr ? done->num_pairs : 0;
+  const int64_t num_next = next != nullptr ? next->num_pairs : 0;
+  x_.EnsureSize(num_next * received.row_bytes());
+  const Sum* const y = reinterpret_cast<const Sum*>(y_.data());
+  ParallelFor(num_threads_, std::max(num_done, num_next), [&](int64_t i) {
+    if (i < num_done) AddPair(plan, done->first_pair + i, y + i * received.num_cols, partial_sums);
+    if (i < num_next) GatherPair(plan, received, next->first_pair + i, x_.data() + i * received.row_bytes());
+  });
+}
+
+template <typename T>
+absl::Status CpuEngine<T>::RunTile(const CpuLayer& layer, const Tile& tile) {
+  const ConstMatrixView x{x_.data(), compute_dtype(), tile.num_pairs, layer.spec.hidden_dim};
+  MatrixView y{nullptr, SumDType(compute_dtype()), tile.num_pairs, layer.spec.hidden_dim};
+  y_.EnsureSize(y.size_bytes());
+  y.data = y_.data();
+  return layer.experts[tile.slot]->Run(x, &expert_scratch_, y);
+}
+
+template <typename T>
+absl::Status CpuEngine<T>::RunExperts(LayerId layer, const RankPlanView& plan, ConstMatrixView received,
+                                      MatrixView partial_sums) {
+  SY_RETURN_IF_ERROR(CheckStep(layer, plan, received, partial_sums));
+  CutTiles(plan);
+  StartSums(plan, partial_sums);
+  const Tile* done = nullptr;
+  for (const Tile& tile : tiles_) {
+    MoveRows(plan, done, &tile, received, partial_sums);
+    SY_RETURN_IF_ERROR(RunTile(layers_[layer.value], tile));
+    done = &tile;
+  }
+  MoveRows(plan, done, nullptr, received, partial_sums);
+  return absl::OkStatus();
+}
+
+// Lists the returned rows of each home row. Counting keeps their order, which is that of the ranks.
+template <typename T>
+void CpuEngine<T>::FindSources(const RankPlanView& plan, ConstMatrixView returned) {
+  source_offsets_.assign(plan.num_home_rows + 1, 0);
+  for (const int32_t row_idx : plan.send_rows) ++source_offsets_[row_idx + 1];
+  for (int64_t i = 0; i < plan.num_home_rows; ++i) source_offsets_[i + 1] += source_offsets_[i];
+  sources_.resize(plan.send_rows.size());
+  std::vector<int64_t> next(source_offsets_.begin(), source_offsets_.end() - 1);
+  for (int64_t i = 0; i < plan.num_send_rows(); ++i) {
+    sources_[next[plan.send_rows[i]]++] = reinterpret_cast<const T*>(returned.row(i));
+  }
+}
+
+template <typename T>
+absl::Status CpuEngine<T>::Combine(const RankPlanView& plan, ConstMatrixView returned, MatrixView output) {
+  SY_RETURN_IF_ERROR(CheckShape("returned sums", returned, compute_dtype(), plan.num_send_rows()));
+  SY_RETURN_IF_ERROR(CheckShape("output rows", output, compute_dtype(), plan.num_home_rows));
+  SY_RETURN_IF_ERROR(CheckSameWidth("output rows", output, returned.num_cols));
+  FindSources(plan, returned);
+  ParallelFor(num_threads_, plan.num_home_rows, [&](int64_t row_idx) {
+    const int64_t first = source_offsets_[row_idx];
+    const int num_sources = source_offsets_[row_idx + 1] - first;
+    if (num_sources == 0) {
+      std::memset(output.row(row_idx), 0, output.row_bytes());
+    } else if (num_sources == 1) {
+      std::memcpy(output.row(row_idx), sources_[first], output.row_bytes());
+    } else {
+      kernels_.add_rows(&sources_[first], num_sources, reinterpret_cast<T*>(output.row(row_idx)), output.num_cols);
+    }
+  });
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ExpertEngine>> CreateCpuEngine(const CpuEngineOptions& options) {
+  SY_ASSIGN_OR_RETURN(std::unique_ptr<LinearContext> context, LinearContext::Create(options.num_threads));
+  switch (options.compute_dtype) {
+    case DType::kF64:
+      return std::make_unique<CpuEngine<double>>(options, std::move(context));
+    case DType::kF32:
+      return std::make_unique<CpuEngine<float>>(options, std::move(context));
+    case DType::kBF16:
+      return std::make_unique<CpuEngine<BF16>>(options, std::move(context));
+    case DType::kF16:
+      break;
+  }
+  return absl::UnimplementedError("CPU engine: compute type fp16 is not available; use fp64, fp32 or bf16");
+}
+
+}  // namespace switchyard

@@ -1,0 +1,25 @@
+// ExpertEngine on CPU cores: oneDNN for fp32 and bf16, OpenBLAS for fp64.
+#pragma once
+
+#include <memory>
+
+#include "moe/experts/expert_engine.h"
+
+namespace switchyard {
+
+struct CpuEngineOptions {
+  // fp64, fp32 or bf16.
+  DType compute_dtype = DType::kF32;
+
+  // Compute threads; 0 = all cores the process may run on. Give several workers of one host a share each.
+  int num_threads = 0;
+
+  // Whether the first expert of each new shape also compiles the code for every number of rows (0.1 to 0.2 s and up to
+  // 40 MiB per shape), instead of each step compiling what it meets first (0.3 ms each). For servers.
+  bool compile_at_load = false;
+};
+
+// UNIMPLEMENTED for compute types that the CPU or its library lacks.
+absl::StatusOr<std::unique_ptr<ExpertEngine>> CreateCpuEngine(const CpuEngineOptions& options);
+
+}  // namespace switchyard

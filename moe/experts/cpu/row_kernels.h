@@ -1,0 +1,37 @@
+// The arithmetic on rows that a step does outside its GEMMs, in vector code for the CPU it runs on.
+//
+// Sums are kept in SumOf<T>: fp32 for rows of fp32 and bf16, fp64 for fp64. All functions are pure and thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace switchyard {
+
+// An element of a bf16 row.
+struct BF16 {
+  uint16_t bits;
+};
+
+template <typename T>
+using SumOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <typename T>
+struct RowKernels {
+  using Sum = SumOf<T>;
+
+  // out[i] = weight · y[i] + base[i]; base may be nullptr (zeros) or out itself.
+  void (*accumulate)(Sum weight, const Sum* y, const Sum* base, Sum* out, int64_t num_cols);
+
+  // The same, rounded to the rows' type.
+  void (*finish)(Sum weight, const Sum* y, const Sum* base, T* out, int64_t num_cols);
+
+  // out[i] = the sum of sources[0][i], sources[1][i], … in this order; num_sources >= 1. No source overlaps out.
+  void (*add_rows)(const T* const* sources, int num_sources, T* out, int64_t num_cols);
+};
+
+// Kernels for the widest registers this CPU has; T is float, double or BF16.
+template <typename T>
+RowKernels<T> FastestRowKernels();
+
+}  // namespace switchyard

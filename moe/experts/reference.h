@@ -1,0 +1,24 @@
+// What an expert layer computes, in the plainest float64 code: the definition that every engine is tested against.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "moe/gating/routing.h"
+#include "moe/tensor/tensor.h"
+#include "moe/weights/layer_spec.h"
+#include "moe/weights/weight_source.h"
+
+namespace switchyard {
+
+// Output rows [T, D], row-major, for `rows` [T, D] of any type: the sum over a row's choices of weight · expert(row).
+// `experts[e]` are the weights of expert e, of any types; a negative expert index is a dropped choice.
+// Slow: use it at test sizes. Thread-safe.
+std::vector<double> ReferenceExperts(const LayerSpec& layer, std::span<const ExpertWeights> experts,
+                                     ConstMatrixView rows, const Routing& routing);
+
+// A matrix or weight of any type as row-major doubles; a transposed weight is turned to [out, in].
+std::vector<double> ToDoubles(ConstMatrixView matrix);
+std::vector<double> ToDoubles(const WeightView& weight);
+
+}  // namespace switchyard

@@ -1,0 +1,147 @@
+#include "moe/gating/gate.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "moe/tensor/convert.h"
+
+namespace switchyard {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr int64_t kDim = 40;
+constexpr int kExperts = 16, kTopK = 4;
+
+LayerSpec Layer(bool renormalize = true) {
+  return {.name = "3",
+          .hidden_dim = kDim,
+          .expert_dim = 8,
+          .num_experts = kExperts,
+          .gate = {.top_k = kTopK, .renormalize = renormalize}};
+}
+
+// Multiples of 1/64, exact in every type.
+HostMatrix RandomMatrix(DType dtype, int64_t num_rows, int64_t num_cols, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<float> values(num_rows * num_cols);
+  for (float& value : values) value = (static_cast<int>(random() % 129) - 64) / 64.0f;
+  HostMatrix matrix = HostMatrix::Allocate(dtype, num_rows, num_cols);
+  ConvertElements(DType::kF32, reinterpret_cast<const std::byte*>(values.data()), dtype, matrix.buffer.data(),
+                  values.size());
+  return matrix;
+}
+
+// Logits by the definition; for these inputs every product and sum is exact in fp32, so the routing must be equal.
+Routing Expected(const LayerSpec& layer, const HostMatrix& rows, const HostMatrix& router) {
+  std::vector<double> x(rows.num_rows * kDim), w(kExperts * kDim);
+  ConvertElements(rows.dtype, rows.buffer.data(), DType::kF64, reinterpret_cast<std::byte*>(x.data()), x.size());
+  ConvertElements(router.dtype, router.buffer.data(), DType::kF64, reinterpret_cast<std::byte*>(w.data()), w.size());
+  std::vector<float> logits(rows.num_rows * kExperts);
+  for (int64_t i = 0; i < rows.num_rows; ++i) {
+    for (int e = 0; e < kExperts; ++e) {
+      double logit = 0.0;
+      for (int64_t d = 0; d < kDim; ++d) logit += x[i * kDim + d] * w[e * kDim + d];
+      logits[i * kExperts + e] = static_cast<float>(logit);
+    }
+  }
+  Routing routing;
+  routing.Resize(rows.num_rows, kTopK);
+  SelectExperts(layer.gate, logits.data(), rows.num_rows, kExperts, 0, &routing);
+  return routing;
+}
+
+TEST(Gate, RoutesRowsOfEveryAcceptedTypeLikeTheDefinition) {
+  for (const DType stored : {DType::kF64, DType::kF32, DType::kF16, DType::kBF16}) {
+    const RouterWeights router{RandomMatrix(stored, kExperts, kDim, 1)};
+    const auto gate = Gate::Create(Layer(), router).value();
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      if (!gate->Accepts(dtype)) continue;
+      for (const int64_t num_rows : {1, 63, 64, 65, 1025}) {
+        const HostMatrix rows = RandomMatrix(dtype, num_rows, kDim, 2);
+        const Routing expected = Expected(Layer(), rows, router.weight);
+        Routing routing;
+        routing.Resize(num_rows, kTopK);
+        ASSERT_TRUE(gate->Route(rows.view(), 0, &routing).ok());
+        EXPECT_EQ(routing.expert_idx, expected.expert_idx);
+        EXPECT_EQ(routing.weight, expected.weight);
+      }
+    }
+  }
+}
+
+TEST(Gate, AcceptsFp32AlwaysAndBf16OnlyWithABf16Router) {
+  const auto fp32 = Gate::Create(Layer(), {RandomMatrix(DType::kF32, kExperts, kDim, 1)}).value();
+  const auto bf16 = Gate::Create(Layer(), {RandomMatrix(DType::kBF16, kExperts, kDim, 1)}).value();
+  EXPECT_TRUE(fp32->Accepts(DType::kF32));
+  EXPECT_TRUE(bf16->Accepts(DType::kF32));
+  EXPECT_FALSE(fp32->Accepts(DType::kBF16));
+  for (const auto* gate : {&fp32, &bf16}) {
+    EXPECT_FALSE((*gate)->Accepts(DType::kF16));
+    EXPECT_FALSE((*gate)->Accepts(DType::kF64));
+  }
+}
+
+TEST(Gate, FillsAPartOfARouting) {
+  const RouterWeights router{RandomMatrix(DType::kF32, kExperts, kDim, 1)};
+  const auto gate = Gate::Create(Layer(false), router).value();
+  const HostMatrix rows = RandomMatrix(DType::kF32, 10, kDim, 2);
+  Routing whole, parts;
+  whole.Resize(10, kTopK);
+  parts.Resize(10, kTopK);
+  ASSERT_TRUE(gate->Route(rows.view(), 0, &whole).ok());
+  ASSERT_TRUE(gate->Route(rows.view().Rows(6, 4), 6, &parts).ok());
+  ASSERT_TRUE(gate->Route(rows.view().Rows(0, 6), 0, &parts).ok());
+  EXPECT_EQ(parts.expert_idx, whole.expert_idx);
+  EXPECT_EQ(parts.weight, whole.weight);
+  EXPECT_TRUE(gate->Route(rows.view().Rows(0, 0), 10, &parts).ok());
+}
+
+TEST(Gate, ANanRowDoesNotTouchOthers) {
+  const auto gate = Gate::Create(Layer(), {RandomMatrix(DType::kF32, kExperts, kDim, 1)}).value();
+  HostMatrix rows = RandomMatrix(DType::kF32, 3, kDim, 2);
+  Routing before, after;
+  before.Resize(3, kTopK);
+  after.Resize(3, kTopK);
+  ASSERT_TRUE(gate->Route(rows.view(), 0, &before).ok());
+  rows.view().as<float>()[kDim + 3] = std::numeric_limits<float>::quiet_NaN();
+  ASSERT_TRUE(gate->Route(rows.view(), 0, &after).ok());
+  for (int j = 0; j < 3 * kTopK; ++j) {
+    if (j / kTopK == 1) {
+      EXPECT_TRUE(std::isnan(after.weight[j]));
+    } else {
+      EXPECT_EQ(after.weight[j], before.weight[j]);
+    }
+  }
+}
+
+TEST(Gate, RefusesWhatDoesNotFit) {
+  const auto create = [](LayerSpec layer, int64_t num_rows, int64_t num_cols) {
+    return std::string(Gate::Create(layer, {RandomMatrix(DType::kF32, num_rows, num_cols, 1)}).status().message());
+  };
+  EXPECT_THAT(create(Layer(), kExperts, kDim + 1), HasSubstr("layer 3: router is [16, 41], expected [16, 40]"));
+  LayerSpec layer = Layer();
+  layer.gate.top_k = 17;
+  EXPECT_THAT(create(layer, kExperts, kDim), HasSubstr("top_k is 17, expected 1 to 16"));
+
+  const auto gate = Gate::Create(Layer(), {RandomMatrix(DType::kF32, kExperts, kDim, 1)}).value();
+  Routing routing;
+  routing.Resize(2, kTopK);
+  const auto route = [&](const HostMatrix& rows, int64_t first_row) {
+    const absl::Status status = gate->Route(rows.view(), first_row, &routing);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    return std::string(status.message());
+  };
+  EXPECT_THAT(route(RandomMatrix(DType::kF32, 2, kDim - 1, 1), 0), HasSubstr("fp32 of width 39, expected fp32 of"));
+  EXPECT_THAT(route(RandomMatrix(DType::kF16, 2, kDim, 1), 0), HasSubstr("rows are fp16"));
+  EXPECT_THAT(route(RandomMatrix(DType::kF32, 2, kDim, 1), 1), HasSubstr("expected room for rows 1 to 3"));
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,28 @@
+// Inside of a LinearContext.
+#pragma once
+
+#include <memory>
+#include <tuple>
+
+#include "absl/container/flat_hash_map.h"
+#include "dnnl.hpp"
+#include "moe/linear/linear_context.h"
+#include "moe/linear/matmul_shape.h"
+#include "moe/tensor/buffer.h"
+
+namespace switchyard {
+
+struct LinearContext::Impl {
+  dnnl::engine engine;
+  dnnl::stream stream;
+  HostBuffer scratchpad;  // for the primitive that is running
+  HostBuffer staging;     // one weight matrix on its way into its packed layout
+
+  // The shape's primitives, made at first use; valid as long as the context.
+  absl::StatusOr<MatmulShape*> ShapeFor(DType compute, int64_t in_features, int64_t out_features);
+
+ private:
+  absl::flat_hash_map<std::tuple<DType, int64_t, int64_t>, std::unique_ptr<MatmulShape>> shapes_;
+};
+
+}  // namespace switchyard

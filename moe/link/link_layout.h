@@ -1,0 +1,39 @@
+// Where things lie in the memory of one link: one struct that both sides use.
+//
+// A link has a few slots, one per step in flight. Each slot holds the step's input rows (home rows of this rank, in the
+// compute type), its encoded plan, and its output rows:
+//
+//   slot 0: [ input | plan | output ]  slot 1: [ input | plan | output ]  …
+//
+// Every part starts on a page, so that a worker may page-lock and DMA it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "moe/base/status.h"
+
+namespace switchyard {
+
+struct LinkLayout {
+  int32_t num_slots = 0;
+  int32_t reserved = 0;
+  uint64_t input_bytes = 0;
+  uint64_t plan_bytes = 0;
+  uint64_t output_bytes = 0;
+
+  // Parts of at least the given sizes, rounded up to whole pages.
+  static LinkLayout For(int num_slots, size_t input_bytes, size_t plan_bytes, size_t output_bytes);
+
+  uint64_t slot_bytes() const { return input_bytes + plan_bytes + output_bytes; }
+  uint64_t total_bytes() const { return slot_bytes() * num_slots; }
+  uint64_t input_offset(int slot) const { return slot_bytes() * slot; }
+  uint64_t plan_offset(int slot) const { return input_offset(slot) + input_bytes; }
+  uint64_t output_offset(int slot) const { return plan_offset(slot) + plan_bytes; }
+
+  // InvalidArgument unless the numbers are page multiples whose total cannot overflow: call on a layout that was
+  // received.
+  absl::Status Validate() const;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,30 @@
+// Routings and placements for tests: random ones, and those that break planners.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "moe/gating/routing.h"
+#include "moe/plan/placement.h"
+
+namespace switchyard {
+
+struct PlanCase {
+  std::string name;
+  Routing routing;
+  Placement placement;
+  std::vector<int64_t> home_offsets;
+};
+
+// k distinct experts per row and a weight that tells (row, choice), for a seed.
+Routing RandomRouting(int64_t num_rows, int top_k, int num_experts, uint32_t seed);
+
+// Every expert on a random rank; ranks may stay without any.
+Placement RandomPlacement(int num_experts, int num_ranks, uint32_t seed);
+
+// Some hundred cases: 1 to 9 ranks, one row or none, k = 1 and k = E, more ranks than experts, all rows to one expert,
+// dropped choices, uneven homes. The same at every call.
+std::vector<PlanCase> PlanCases();
+
+}  // namespace switchyard

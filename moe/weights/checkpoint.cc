@@ -1,0 +1,155 @@
+#include "moe/weights/checkpoint.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "absl/strings/match.h"
+#include "moe/base/unique_fd.h"
+#include "moe/weights/fingerprint.h"
+#include "moe/weights/quoted.h"
+#include "moe/weights/strict_json.h"
+
+namespace switchyard {
+namespace {
+
+using nlohmann::json;
+
+constexpr char kConfigName[] = "config.json";
+constexpr char kSingleFileName[] = "model.safetensors";
+constexpr char kIndexName[] = "model.safetensors.index.json";
+// Published indexes of the largest models are below 20 MB.
+constexpr size_t kMaxTextBytes = 100'000'000;
+
+absl::StatusOr<size_t> RegularFileSize(int fd) {
+  struct stat info;
+  if (fstat(fd, &info) != 0) return ErrnoStatus(errno, "stat");
+  if (!S_ISREG(info.st_mode)) return absl::InvalidArgumentError("not a regular file");
+  const auto num_bytes = static_cast<size_t>(info.st_size);
+  if (num_bytes <= kMaxTextBytes) return num_bytes;
+  return absl::InvalidArgumentError(absl::StrCat("found ", num_bytes, " bytes, expected at most ", kMaxTextBytes));
+}
+
+absl::StatusOr<std::string> ReadWholeFile(const std::string& path) {
+  const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!fd.valid()) return ErrnoStatus(errno, "open");
+  SY_ASSIGN_OR_RETURN(const size_t num_bytes, RegularFileSize(fd.get()));
+  std::string text(num_bytes, '\0');
+  size_t num_read = 0;
+  while (num_read < num_bytes) {
+    const ssize_t got = read(fd.get(), text.data() + num_read, num_bytes - num_read);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return ErrnoStatus(errno, "read");
+    if (got == 0) return absl::InvalidArgumentError("the file shrank while it was read");
+    num_read += got;
+  }
+  return text;
+}
+
+absl::StatusOr<std::string> ReadText(const std::string& path) {
+  auto text = ReadWholeFile(path);
+  if (!text.ok()) return Annotate(text.status(), path);
+  return text;
+}
+
+bool Exists(const std::string& path) {
+  struct stat info;
+  return stat(path.c_str(), &info) == 0;
+}
+
+// A shard is a file of the folder itself: an index from elsewhere must not make us open any other path.
+bool IsPlainShardName(const std::string& name) {
+  return absl::EndsWith(name, ".safetensors") && name.front() != '.' && !absl::StrContains(name, '/') &&
+         !absl::StrContains(name, '\0');
+}
+
+using WeightMap = std::map<std::string, std::string>;  // tensor to shard
+
+absl::StatusOr<WeightMap> ParseWeightMap(std::string_view text) {
+  SY_ASSIGN_OR_RETURN(const json root, ParseStrictJson(text));
+  const auto found = root.find("weight_map");
+  if (found == root.end() || !found->is_object() || found->empty()) {
+    return absl::InvalidArgumentError("weight_map: expected an object of tensor names and shard names");
+  }
+  WeightMap weight_map;
+  for (const auto& [tensor, shard] : found->items()) {
+    if (!shard.is_string() || !IsPlainShardName(shard.get_ref<const std::string&>())) {
+      return absl::InvalidArgumentError(absl::StrCat("weight_map: ", Quoted(tensor), ": found ", Described(shard),
+                                                     ", expected the name of a .safetensors file in this folder"));
+    }
+    weight_map[tensor] = shard.get<std::string>();
+  }
+  return weight_map;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& folder) {
+  SY_ASSIGN_OR_RETURN(const std::string config_text, ReadText(absl::StrCat(folder, "/", kConfigName)));
+  SY_ASSIGN_OR_RETURN(ConfigReader config, ConfigReader::Parse(absl::StrCat(folder, "/", kConfigName), config_text));
+  auto checkpoint = std::unique_ptr<Checkpoint>(new Checkpoint(folder, std::move(config)));
+  SY_RETURN_IF_ERROR(checkpoint->OpenShards());
+  checkpoint->FingerprintAll(config_text);
+  return checkpoint;
+}
+
+// A folder with both is read as transformers reads it: the single file wins.
+absl::Status Checkpoint::OpenShards() {
+  if (Exists(absl::StrCat(folder_, "/", kSingleFileName))) return OpenSingleFile();
+  if (Exists(absl::StrCat(folder_, "/", kIndexName))) return OpenIndexedShards();
+  return absl::NotFoundError(
+      absl::StrCat(folder_, ": found neither ", kSingleFileName, " nor ", kIndexName, ", expected one of them"));
+}
+
+absl::Status Checkpoint::OpenSingleFile() {
+  SY_ASSIGN_OR_RETURN(const SafetensorsFile* file, OpenShard(kSingleFileName));
+  for (std::string_view name : file->names()) tensors_[std::string(name)] = {file->Find(name), file};
+  return absl::OkStatus();
+}
+
+absl::Status Checkpoint::OpenIndexedShards() {
+  const std::string path = absl::StrCat(folder_, "/", kIndexName);
+  SY_ASSIGN_OR_RETURN(const std::string text, ReadText(path));
+  const absl::StatusOr<WeightMap> weight_map = ParseWeightMap(text);
+  if (!weight_map.ok()) return Annotate(weight_map.status(), path);
+  std::map<std::string, const SafetensorsFile*> files;
+  for (const auto& [tensor, shard] : *weight_map) files[shard] = nullptr;
+  for (auto& [shard, file] : files) {
+    SY_ASSIGN_OR_RETURN(file, OpenShard(shard));
+  }
+  for (const auto& [tensor, shard] : *weight_map) {
+    const StoredTensor stored = {files[shard]->Find(tensor), files[shard]};
+    if (stored.entry == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ": weight_map: tensor ", Quoted(tensor), " is not in ",
+                                                     Quoted(shard), ", the shard named for it"));
+    }
+    tensors_[tensor] = stored;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<const SafetensorsFile*> Checkpoint::OpenShard(const std::string& name) {
+  SY_ASSIGN_OR_RETURN(auto file, SafetensorsFile::Open(absl::StrCat(folder_, "/", name)));
+  shards_.push_back({name, std::move(file)});
+  return shards_.back().file.get();
+}
+
+StoredTensor Checkpoint::Find(std::string_view name) const {
+  const auto found = tensors_.find(name);
+  return found == tensors_.end() ? StoredTensor{} : found->second;
+}
+
+void Checkpoint::FingerprintAll(std::string_view config_text) {
+  Fingerprint fingerprint;
+  fingerprint.Add(config_text);
+  for (const Shard& shard : shards_) {
+    fingerprint.Add(shard.name);
+    fingerprint.AddNumber(shard.file->size_bytes());
+    fingerprint.Add(shard.file->header_bytes());
+  }
+  fingerprint_ = fingerprint.value();
+}
+
+}  // namespace switchyard

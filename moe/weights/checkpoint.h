@@ -1,0 +1,60 @@
+// A checkpoint folder as published: config.json, and either model.safetensors or model.safetensors.index.json with the
+// shards it names. Finds a tensor wherever it lies; knows nothing of what tensors mean.
+//
+// Opening maps every shard and checks its header, and that the index tells the truth; no tensor is read.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "moe/weights/config_reader.h"
+#include "moe/weights/safetensors.h"
+
+namespace switchyard {
+
+// A tensor and the file that maps it; both live as long as the checkpoint.
+struct StoredTensor {
+  const TensorEntry* entry = nullptr;
+  const SafetensorsFile* file = nullptr;
+};
+
+// Immutable once open; thread-safe.
+class Checkpoint {
+ public:
+  // NotFound when `folder` or one of its files is missing, InvalidArgument when one is damaged; errors name the file.
+  static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& folder);
+
+  const std::string& folder() const { return folder_; }
+  const ConfigReader& config() const { return config_; }
+
+  // entry == nullptr when no shard has it.
+  StoredTensor Find(std::string_view name) const;
+
+  // Of config.json's bytes, and every shard's name, size and header: equal for equal checkpoints, different when any
+  // setting, name, type, shape or offset differs. Weights themselves are not read.
+  uint64_t fingerprint() const { return fingerprint_; }
+
+ private:
+  Checkpoint(std::string folder, ConfigReader config) : folder_(std::move(folder)), config_(std::move(config)) {}
+  absl::Status OpenShards();
+  absl::Status OpenSingleFile();
+  absl::Status OpenIndexedShards();
+  absl::StatusOr<const SafetensorsFile*> OpenShard(const std::string& name);
+  void FingerprintAll(std::string_view config_text);
+
+  const std::string folder_;
+  const ConfigReader config_;
+  struct Shard {
+    std::string name;
+    std::unique_ptr<SafetensorsFile> file;
+  };
+  std::vector<Shard> shards_;  // by name
+  std::map<std::string, StoredTensor, std::less<>> tensors_;
+  uint64_t fingerprint_ = 0;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,45 @@
+// Typed, range-checked access to a checkpoint's config.json. Every error names the file, the key, what was found and
+// what was expected. A key that is null counts as absent, as transformers writes it.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "moe/base/status.h"
+
+namespace switchyard {
+
+// Immutable; thread-safe.
+class ConfigReader {
+ public:
+  // `file` names the origin in errors. InvalidArgument unless `text` is one JSON object.
+  static absl::StatusOr<ConfigReader> Parse(std::string file, std::string_view text);
+
+  bool Has(std::string_view key) const { return Find(key) != nullptr; }
+
+  // A whole number in [min, max]; `fallback` when the key is absent, an error when there is no fallback.
+  absl::StatusOr<int64_t> Int(std::string_view key, int64_t min, int64_t max,
+                              std::optional<int64_t> fallback = std::nullopt) const;
+  absl::StatusOr<bool> Bool(std::string_view key, std::optional<bool> fallback = std::nullopt) const;
+  absl::StatusOr<std::string> Text(std::string_view key, std::optional<std::string> fallback = std::nullopt) const;
+  // Whole numbers in [min, max]; empty when the key is absent.
+  absl::StatusOr<std::vector<int64_t>> IntList(std::string_view key, int64_t min, int64_t max) const;
+
+  // An error about `key`, with the file and key before `message`.
+  absl::Status Error(std::string_view key, std::string_view message) const;
+
+ private:
+  ConfigReader(std::string file, nlohmann::json root) : file_(std::move(file)), root_(std::move(root)) {}
+  // nullptr when absent or null.
+  const nlohmann::json* Find(std::string_view key) const;
+  absl::Status Mismatch(std::string_view key, const nlohmann::json* found, std::string_view expected) const;
+
+  std::string file_;
+  nlohmann::json root_;
+};
+
+}  // namespace switchyard

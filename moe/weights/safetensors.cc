@@ -1,0 +1,96 @@
+#include "moe/weights/safetensors.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+
+#include "moe/base/unique_fd.h"
+
+namespace switchyard {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "tensors are read in place and the format is little-endian");
+
+constexpr uint64_t kLengthBytes = 8;
+// Touching one page maps its cached neighbours too, as far as the huge page they may share. Releasing whole windows
+// leaves nothing behind; releasing bare pages kept some 100 KB of every expert resident.
+constexpr uintptr_t kFaultWindowBytes = 2 << 20;
+
+absl::StatusOr<std::span<const std::byte>> MapFile(const std::string& path) {
+  const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (!fd.valid()) return ErrnoStatus(errno, absl::StrCat(path, ": open"));
+  struct stat info;
+  if (fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, absl::StrCat(path, ": stat"));
+  if (!S_ISREG(info.st_mode)) return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
+  const auto num_bytes = static_cast<size_t>(info.st_size);
+  if (num_bytes < kLengthBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": found ", num_bytes, " bytes, expected at least ", kLengthBytes, ", the header's length"));
+  }
+  void* mapping = mmap(nullptr, num_bytes, PROT_READ, MAP_PRIVATE, fd.get(), 0);
+  if (mapping == MAP_FAILED) return ErrnoStatus(errno, absl::StrCat(path, ": mmap of ", num_bytes, " bytes"));
+  return std::span(static_cast<const std::byte*>(mapping), num_bytes);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std::string& path) {
+  SY_ASSIGN_OR_RETURN(const std::span<const std::byte> mapping, MapFile(path));
+  auto file = std::unique_ptr<SafetensorsFile>(new SafetensorsFile(path, mapping));
+  SY_RETURN_IF_ERROR(Annotate(file->ReadHeader(), path));
+  return file;
+}
+
+SafetensorsFile::SafetensorsFile(std::string path, std::span<const std::byte> mapping)
+    : path_(std::move(path)), mapping_(mapping) {}
+
+SafetensorsFile::~SafetensorsFile() { munmap(const_cast<std::byte*>(mapping_.data()), mapping_.size()); }
+
+absl::Status SafetensorsFile::ReadHeader() {
+  uint64_t length = 0;
+  std::memcpy(&length, mapping_.data(), kLengthBytes);
+  const uint64_t max_length = std::min(mapping_.size() - kLengthBytes, kMaxSafetensorsHeaderBytes);
+  if (length > max_length) {
+    return absl::InvalidArgumentError(absl::StrCat("header length: found ", length, ", expected at most ", max_length,
+                                                   " (the file has ", mapping_.size(), " bytes)"));
+  }
+  header_bytes_ = {reinterpret_cast<const char*>(mapping_.data()), kLengthBytes + length};
+  const std::span<const std::byte> data = mapping_.subspan(header_bytes_.size());
+  SY_ASSIGN_OR_RETURN(SafetensorsHeader header,
+                      ParseSafetensorsHeader(header_bytes_.substr(kLengthBytes), data.size()));
+  metadata_ = std::move(header.metadata);
+  for (auto& [name, record] : header.tensors) {
+    tensors_[name] = {record.type, std::move(record.shape), data.subspan(record.begin, record.end - record.begin)};
+  }
+  return absl::OkStatus();
+}
+
+const TensorEntry* SafetensorsFile::Find(std::string_view name) const {
+  const auto found = tensors_.find(name);
+  return found == tensors_.end() ? nullptr : &found->second;
+}
+
+std::vector<std::string_view> SafetensorsFile::names() const {
+  std::vector<std::string_view> names;
+  for (const auto& [name, entry] : tensors_) names.push_back(name);
+  return names;
+}
+
+void SafetensorsFile::ReleasePages(std::span<const std::byte> bytes) const {
+  if (bytes.empty()) return;
+  const auto mapping_begin = reinterpret_cast<uintptr_t>(mapping_.data());
+  const auto begin = reinterpret_cast<uintptr_t>(bytes.data());
+  const uintptr_t window_begin = std::max(begin / kFaultWindowBytes * kFaultWindowBytes, mapping_begin);
+  const uintptr_t window_end = (begin + bytes.size() + kFaultWindowBytes - 1) / kFaultWindowBytes * kFaultWindowBytes;
+  const uintptr_t end = std::min(window_end, mapping_begin + mapping_.size());
+  // Only advice: nothing was ever written to this mapping, and if the pages stay, so be it.
+  madvise(reinterpret_cast<void*>(window_begin), end - window_begin, MADV_DONTNEED);
+}
+
+}  // namespace switchyard

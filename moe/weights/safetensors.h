@@ -1,0 +1,86 @@
+// One .safetensors file, memory-mapped read-only, and a writer of such files.
+//
+//   SY_ASSIGN_OR_RETURN(auto file, SafetensorsFile::Open("model.safetensors"));
+//   if (const TensorEntry* entry = file->Find("model.layers.0.mlp.gate.weight")) Use(entry->shape, entry->bytes);
+//
+// Opening checks the whole header against the file's size (safetensors_header.h lists the rules) and reads no tensor,
+// so it costs the same for any size of weights. Tensors' bytes may lie at any address: the format does not align them.
+//
+// The size is read once, at open. A file that another process truncates afterwards kills the reader with SIGBUS at its
+// next access, as with any mapped file; replace checkpoints by renaming, as WriteSafetensors does.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "moe/tensor/tensor.h"
+#include "moe/weights/safetensors_header.h"
+
+namespace switchyard {
+
+struct TensorEntry {
+  const StoredType* type = nullptr;
+  std::vector<int64_t> shape;
+  std::span<const std::byte> bytes;  // in the mapping: valid as long as the file is open
+};
+
+// Immutable once open; every const function may be called from several threads.
+class SafetensorsFile {
+ public:
+  // NotFound and the like for system errors, InvalidArgument for a damaged file; errors begin with `path`.
+  static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
+  ~SafetensorsFile();
+  SafetensorsFile(const SafetensorsFile&) = delete;
+  SafetensorsFile& operator=(const SafetensorsFile&) = delete;
+
+  // nullptr when there is no such tensor. The entry lives as long as the file.
+  const TensorEntry* Find(std::string_view name) const;
+  // Every name, sorted.
+  std::vector<std::string_view> names() const;
+  // The texts under "__metadata__".
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+
+  const std::string& path() const { return path_; }
+  size_t size_bytes() const { return mapping_.size(); }
+  // The length field and the JSON, as stored.
+  std::string_view header_bytes() const { return header_bytes_; }
+
+  // Gives the memory of these bytes back to the system; a later access reads them from the file again. Up to 2 MiB
+  // around them go too, even where neighbouring tensors lie, so that nothing stays resident after the last tensor.
+  void ReleasePages(std::span<const std::byte> bytes) const;
+
+ private:
+  SafetensorsFile(std::string path, std::span<const std::byte> mapping);
+  absl::Status ReadHeader();
+
+  const std::string path_;
+  const std::span<const std::byte> mapping_;
+  std::string_view header_bytes_;
+  std::map<std::string, TensorEntry, std::less<>> tensors_;
+  std::map<std::string, std::string> metadata_;
+};
+
+struct TensorToWrite {
+  std::string name;
+  std::string type;  // as the format spells it: "BF16"
+  std::vector<int64_t> shape;
+  std::span<const std::byte> bytes;  // little-endian, row-major
+};
+
+// A matrix as a tensor of rank 2 over the same bytes.
+TensorToWrite MatrixToWrite(std::string name, ConstMatrixView matrix);
+
+// Writes `path` anew: beside it first, then renamed over it, so that a reader sees the old file or the whole new one.
+// Data begins on a multiple of 8 bytes and wider types come first, so that every tensor is aligned to its element.
+// InvalidArgument when a shape does not fit its bytes, a type is unknown or a name is given twice.
+absl::Status WriteSafetensors(const std::string& path, std::span<const TensorToWrite> tensors,
+                              const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace switchyard

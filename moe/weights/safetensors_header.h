@@ -1,0 +1,54 @@
+// The header of a .safetensors file, parsed and checked without touching the tensors' bytes.
+//
+// The file is: 8 bytes, the header's length N in little-endian order; N bytes of JSON,
+//   {"NAME": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, …, "__metadata__": {"key": "text", …}}
+// padded with spaces; then the tensors' bytes. data_offsets [begin, end) count from the end of the header.
+//
+// What is accepted: a known dtype, a shape of at most kMaxRank whole numbers whose bytes are exactly end − begin,
+// tensors that cover the data from its first byte to its last without hole or overlap, no name twice, nothing else in
+// the JSON.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "moe/tensor/dtype.h"
+
+namespace switchyard {
+
+inline constexpr uint64_t kMaxSafetensorsHeaderBytes = 100'000'000;
+inline constexpr size_t kMaxSafetensorsRank = 32;
+
+// An element type that the format defines.
+struct StoredType {
+  std::string_view name;         // as files spell it: "BF16"
+  size_t num_bytes = 0;          // of one element
+  std::optional<DType> element;  // set when matrices of it can be computed with
+};
+
+// nullptr when the format has no such type.
+const StoredType* FindStoredType(std::string_view name);
+const StoredType& StoredTypeOf(DType dtype);
+
+// Where one tensor lies.
+struct TensorRecord {
+  const StoredType* type = nullptr;
+  std::vector<int64_t> shape;
+  uint64_t begin = 0;  // in bytes from the first byte after the header
+  uint64_t end = 0;
+};
+
+struct SafetensorsHeader {
+  std::map<std::string, TensorRecord, std::less<>> tensors;
+  std::map<std::string, std::string> metadata;
+};
+
+// Parses `json`, the header without its length, of a file with `num_data_bytes` bytes after the header. Pure.
+// InvalidArgument names the tensor and the rule, what was found and what was expected; the caller adds the file.
+absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view json, uint64_t num_data_bytes);
+
+}  // namespace switchyard

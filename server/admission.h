@@ -1,0 +1,43 @@
+// Bounds what the front holds: rows and bytes of requests from arrival to answer.
+//
+// Beyond the budget a request is refused at once, in microseconds, so that overload costs its senders a retry and
+// nobody else anything. Thread-safe.
+#pragma once
+
+#include <cstdint>
+
+#include "moe/base/mutex.h"
+#include "moe/base/status.h"
+
+namespace switchyard {
+
+class Admission {
+ public:
+  Admission(int64_t max_rows, int64_t max_bytes) : max_rows_(max_rows), max_bytes_(max_bytes) {}
+
+  // ResourceExhausted, naming the budget, when the request does not fit beside those admitted.
+  absl::Status Admit(int64_t num_rows, int64_t num_bytes);
+  void Release(int64_t num_rows, int64_t num_bytes);
+
+  struct Held {
+    int64_t rows = 0;
+    int64_t bytes = 0;
+    int64_t requests = 0;
+  };
+  Held held() const;
+
+  // Waits until nothing is held; false when `timeout` passed first.
+  bool WaitUntilEmpty(absl::Duration timeout) const;
+
+  // How long a refused caller should wait before it tries again.
+  static constexpr int kPushbackMs = 50;
+
+ private:
+  const int64_t max_rows_;
+  const int64_t max_bytes_;
+  mutable Mutex mu_;
+  mutable CondVar emptied_;
+  Held held_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace switchyard

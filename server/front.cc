@@ -1,0 +1,225 @@
+#include "server/front.h"
+
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <thread>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
+#include "moe/base/logging.h"
+#include "moe/base/version.h"
+#include "moe/plan/plan_codec.h"
+#include "rpc/build_fingerprint.h"
+
+namespace switchyard {
+namespace {
+
+constexpr std::chrono::milliseconds kWorkerExitGrace{5000};
+
+int NumCores() { return std::max(1u, std::thread::hardware_concurrency()); }
+
+int NumRanks(const ServerOptions& options) {
+  return options.local_workers > 0 ? options.local_workers : options.await_workers;
+}
+
+std::string RandomToken() {
+  char bytes[16] = {};
+  // Never fails for so few bytes once the kernel is up; a zero token would still only be known to our own workers.
+  if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes)) spdlog::warn("no random bytes for the workers' token");
+  return absl::BytesToHexString(absl::string_view(bytes, sizeof(bytes)));
+}
+
+absl::StatusOr<std::string> WorkerToken(const ServerOptions& options) {
+  if (options.local_workers > 0) return RandomToken();
+  if (options.worker_token_file.empty()) return std::string();
+  std::ifstream file(options.worker_token_file);
+  std::stringstream text;
+  text << file.rdbuf();
+  std::string token(absl::StripAsciiWhitespace(text.str()));
+  if (!file || token.empty()) {
+    return absl::NotFoundError(
+        absl::StrCat("--worker_token_file=", options.worker_token_file, ": cannot be read or is empty"));
+  }
+  return token;
+}
+
+// The worker program: as given, else beside this program, else where the build puts it.
+std::string WorkerBinary(const ServerOptions& options) {
+  if (!options.worker_binary.empty()) return options.worker_binary;
+  std::error_code ignored;
+  const auto folder = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path();
+  const auto beside = folder / "switchyard_worker";
+  if (std::filesystem::exists(beside, ignored)) return beside;
+  return folder.parent_path() / "worker" / "switchyard_worker";
+}
+
+std::vector<std::string> ComputeDTypesNeeded(const ModelTable& models) {
+  std::set<std::string> names;
+  for (const ServedModel& model : models.models()) names.emplace(DTypeName(model.compute_dtype));
+  return {names.begin(), names.end()};
+}
+
+size_t MaxPlanBytes(const ModelTable& models, int num_ranks, int64_t max_home_rows, int64_t max_rows) {
+  size_t largest = 0;
+  for (const auto& layer : models.layers()) {
+    for (int rank = 0; rank < num_ranks; ++rank) {
+      const int num_slots = static_cast<int>(layer->placement.experts_of(rank).size());
+      largest =
+          std::max(largest, MaxEncodedSize(num_ranks, num_slots, layer->spec.gate.top_k, max_home_rows, max_rows));
+    }
+  }
+  return largest;
+}
+
+}  // namespace
+
+Front::Front(const ServerOptions& options)
+    : options_(options), num_ranks_(NumRanks(options)), admission_(options.max_queued_rows, options.max_queued_bytes) {}
+
+absl::StatusOr<std::unique_ptr<Front>> Front::Create(const ServerOptions& options) {
+  SY_RETURN_IF_ERROR(ValidateOptions(options));
+  SY_ASSIGN_OR_RETURN(const std::string token, WorkerToken(options));
+  std::unique_ptr<Front> front(new Front(options));
+  SY_ASSIGN_OR_RETURN(front->models_, ModelTable::Load(options, front->num_ranks_));
+  front->metrics_ = std::make_unique<Metrics>(*front->models_);
+  SY_RETURN_IF_ERROR(front->CreateLinks());
+  front->CreateGroup(token);
+  SY_RETURN_IF_ERROR(front->StartWorkers(token));
+  return front;
+}
+
+absl::Status Front::CreateLinks() {
+  const int64_t max_home_rows = (options_.max_batch_rows + num_ranks_ - 1) / num_ranks_;
+  const size_t row_bytes = max_home_rows * models_->max_row_bytes();
+  const LinkLayout layout =
+      LinkLayout::For(options_.steps_in_flight, row_bytes,
+                      MaxPlanBytes(*models_, num_ranks_, max_home_rows, options_.max_batch_rows), row_bytes);
+  for (int rank = 0; rank < num_ranks_; ++rank) {
+    SY_ASSIGN_OR_RETURN(auto buffers, LinkBuffers::Create(layout));
+    links_.push_back(std::move(buffers));
+  }
+  return absl::OkStatus();
+}
+
+void Front::CreateGroup(const std::string& token) {
+  std::vector<LinkBuffers*> links;
+  for (const auto& link : links_) links.push_back(link.get());
+
+  SchedulerOptions scheduler;
+  scheduler.batcher = {static_cast<int>(models_->layers().size()), options_.max_batch_rows,
+                       std::chrono::microseconds(options_.max_queue_delay_us)};
+  scheduler.num_ranks = num_ranks_;
+  scheduler.num_slots = options_.steps_in_flight;
+  scheduler.gate_threads = options_.gate_threads > 0 ? options_.gate_threads : std::max(1, NumCores() / 4);
+  scheduler_ = std::make_unique<Scheduler>(
+      scheduler, links, metrics_.get(), Clock::Real(),
+      [this](Epoch epoch, int rank, const absl::Status& why) { group_->StepFailed(epoch, rank, why); });
+
+  GroupOptions group;
+  group.membership.num_ranks = num_ranks_;
+  group.membership.local = options_.local_workers > 0;
+  group.membership.token = token;
+  group.membership.version = std::string(kVersion);
+  group.membership.build = std::string(kBuildFingerprint);
+  group.membership.compute_dtypes = ComputeDTypesNeeded(*models_);
+  group.membership.make_welcome = [this](int rank) {
+    return models_->WelcomeFor(rank, num_ranks_, options_.max_batch_rows);
+  };
+  group.membership.worker_timeout = std::chrono::milliseconds(options_.worker_timeout_ms);
+  group_ = std::make_unique<Group>(group, links, scheduler_.get(), metrics_.get(), [this](const absl::Status& why) {
+    MutexLock lock(&mu_);
+    load_failure_ = why;
+  });
+}
+
+absl::Status Front::StartWorkers(const std::string& token) {
+  if (options_.await_workers > 0) {
+    SY_ASSIGN_OR_RETURN(worker_port_, WorkerPort::Listen(options_.worker_host, options_.worker_port, group_.get()));
+    spdlog::info("waiting for {} workers on {}:{}", num_ranks_, options_.worker_host, worker_port_->port());
+    return absl::OkStatus();
+  }
+  SY_ASSIGN_OR_RETURN(worker_port_, WorkerPort::Listen("127.0.0.1", 0, group_.get()));
+  SupervisorOptions supervisor;
+  supervisor.num_workers = num_ranks_;
+  supervisor.binary = WorkerBinary(options_);
+  const int threads = options_.worker_threads > 0 ? options_.worker_threads : std::max(1, NumCores() / num_ranks_);
+  supervisor.arguments = {absl::StrCat("--front=127.0.0.1:", worker_port_->port()),
+                          absl::StrCat("--device=", options_.device), absl::StrCat("--threads=", threads),
+                          absl::StrCat("--log_level=", options_.log_level),
+                          absl::StrCat("--log_format=", options_.log_format)};
+  supervisor.environment = {absl::StrCat("SWITCHYARD_WORKER_TOKEN=", token)};
+  SY_ASSIGN_OR_RETURN(
+      supervisor_,
+      Supervisor::Start(
+          supervisor, [this](int rank, UniqueFd socket) { group_->LocalWorkerSpawned(rank, std::move(socket)); },
+          [this](int rank, const std::string& how) {
+            group_->LocalWorkerExited(rank, how);
+            MutexLock lock(&mu_);
+            if (!served_.load() && !load_failure_.has_value()) {
+              load_failure_ = absl::InternalError(absl::StrCat("worker ", rank, " ended before it served: ", how));
+            }
+          }));
+  group_->SetSupervisor(supervisor_.get());
+  return absl::OkStatus();
+}
+
+Front::~Front() {
+  if (group_ != nullptr) group_->SetSupervisor(nullptr);
+}
+
+absl::Status Front::WaitUntilServing(const std::function<bool()>& should_stop) {
+  while (!group_->WaitUntilServing(absl::Milliseconds(100))) {
+    if (should_stop()) return absl::CancelledError("stopped before the workers were ready");
+    MutexLock lock(&mu_);
+    if (load_failure_.has_value()) return *load_failure_;
+  }
+  served_.store(true);
+  return absl::OkStatus();
+}
+
+absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_bytes) {
+  SY_RETURN_IF_ERROR(admission_.Admit(request->num_rows, num_bytes));
+  // Checked after admission, so that Drain, which looks the other way round, cannot miss a request.
+  if (draining_.load() || !served_.load()) {
+    admission_.Release(request->num_rows, num_bytes);
+    return absl::UnavailableError(draining_.load() ? "the server is draining; another replica may take the request"
+                                                   : "the server is still starting");
+  }
+  request->arrival = Clock::Real().Now();
+  request->done = [this, num_rows = request->num_rows, num_bytes,
+                   done = std::move(request->done)](absl::Status status) {
+    admission_.Release(num_rows, num_bytes);
+    done(std::move(status));
+  };
+  scheduler_->Enqueue(request);
+  return absl::OkStatus();
+}
+
+void Front::Cancel(const std::shared_ptr<Request>& request) {
+  scheduler_->Cancel(request, absl::CancelledError("the caller cancelled or its deadline passed"));
+}
+
+void Front::Drain() {
+  draining_.store(true);
+  spdlog::info("draining: {} requests in flight", held().requests);
+  if (!admission_.WaitUntilEmpty(absl::Milliseconds(options_.drain_timeout_ms))) {
+    spdlog::warn("drain timeout: {} requests are given up", held().requests);
+  }
+  if (supervisor_ != nullptr) supervisor_->StopRestarting();
+  group_->Drain();
+  if (supervisor_ != nullptr) supervisor_->Shutdown(kWorkerExitGrace);
+}
+
+std::string Front::state() const {
+  if (draining_.load()) return "draining";
+  if (!served_.load()) return "starting";
+  return group_->info().serving ? "serving" : "recovering";
+}
+
+}  // namespace switchyard

@@ -1,0 +1,83 @@
+// The front: what every RPC needs, put together in one place.
+//
+//   auto front = *Front::Create(options);     opens and checks the models, listens on the worker port, starts workers
+//   front->WaitUntilServing();                loading, first group
+//   … RPCs call Submit() …
+//   front->Drain();                           refuses new requests, answers those in flight, ends the workers
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+
+#include "server/admission.h"
+#include "server/group.h"
+#include "server/metrics.h"
+#include "server/model_table.h"
+#include "server/options.h"
+#include "server/scheduler.h"
+#include "server/supervisor.h"
+#include "server/worker_port.h"
+
+namespace switchyard {
+
+// Thread-safe after Create, except where noted.
+class Front {
+ public:
+  static absl::StatusOr<std::unique_ptr<Front>> Create(const ServerOptions& options);
+  ~Front();
+
+  // Waits until the first group serves. An error when a worker cannot load, or when `should_stop` says so.
+  absl::Status WaitUntilServing(const std::function<bool()>& should_stop);
+
+  // Checks the drain state and the budgets, and enqueues. On success `request->done` will be called exactly once, with
+  // the budget released before; otherwise it is never called. `num_bytes` is the size of its rows.
+  absl::Status Submit(const std::shared_ptr<Request>& request, int64_t num_bytes);
+  // The caller of a submitted request is gone.
+  void Cancel(const std::shared_ptr<Request>& request);
+
+  // Refuses new requests, waits for those in flight up to the drain timeout, and ends the workers. Once.
+  void Drain();
+
+  const ServerOptions& options() const { return options_; }
+  const ModelTable& models() const { return *models_; }
+  Metrics& metrics() { return *metrics_; }
+  GroupInfo group_info() const { return group_->info(); }
+  Scheduler::Load load() const { return scheduler_->load(); }
+  Admission::Held held() const { return admission_.held(); }
+
+  bool draining() const { return draining_.load(); }
+  // "starting", "serving", "recovering" or "draining".
+  std::string state() const;
+  // Whether a new request would be served now.
+  bool ready() const { return state() == "serving"; }
+
+  int num_ranks() const { return num_ranks_; }
+  int worker_port() const { return worker_port_->port(); }
+
+ private:
+  explicit Front(const ServerOptions& options);
+
+  absl::Status CreateLinks();
+  void CreateGroup(const std::string& token);
+  absl::Status StartWorkers(const std::string& token);
+
+  const ServerOptions options_;
+  const int num_ranks_;
+  std::unique_ptr<ModelTable> models_;
+  std::unique_ptr<Metrics> metrics_;
+  Admission admission_;
+  std::vector<std::unique_ptr<LinkBuffers>> links_;
+  // In the order in which they are built; they end in reverse, each before what it uses.
+  std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<Group> group_;
+  std::unique_ptr<WorkerPort> worker_port_;
+  std::unique_ptr<Supervisor> supervisor_;
+
+  std::atomic<bool> draining_{false};
+  std::atomic<bool> served_{false};
+  Mutex mu_;
+  std::optional<absl::Status> load_failure_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace switchyard

@@ -1,0 +1,157 @@
+#include "server/metrics.h"
+
+#include "moe/base/status.h"
+
+namespace switchyard {
+namespace {
+
+using prometheus::BuildCounter;
+using prometheus::BuildGauge;
+using prometheus::BuildHistogram;
+using prometheus::Registry;
+
+// 10 µs to 10 s, three buckets a decade.
+const prometheus::Histogram::BucketBoundaries& SecondsBuckets() {
+  static const prometheus::Histogram::BucketBoundaries buckets = {
+      1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1, 2, 5, 10};
+  return buckets;
+}
+
+const prometheus::Histogram::BucketBoundaries& RowsBuckets() {
+  static const prometheus::Histogram::BucketBoundaries buckets = {1,   2,   4,    8,    16,   32,   64,    128,
+                                                                  256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+  return buckets;
+}
+
+void ObserveMicros(prometheus::Histogram* histogram, int64_t micros) {
+  histogram->Observe(static_cast<double>(micros) * 1e-6);
+}
+
+auto& CounterFamily(Registry& registry, const char* name, const char* help) {
+  return BuildCounter().Name(name).Help(help).Register(registry);
+}
+
+prometheus::Gauge& SingleGauge(Registry& registry, const char* name, const char* help) {
+  return BuildGauge().Name(name).Help(help).Register(registry).Add({});
+}
+
+}  // namespace
+
+Metrics::Metrics(const ModelTable& models)
+    : stage_seconds_(BuildHistogram()
+                         .Name("switchyard_stage_seconds")
+                         .Help("Time in each stage: queue and total per request; gate, plan, dispatch, expert, combine "
+                               "and step per step (slowest rank).")
+                         .Register(registry_)),
+      batch_rows_(BuildHistogram().Name("switchyard_step_rows").Help("Rows in each step.").Register(registry_)),
+      expert_rows_(CounterFamily(registry_, "switchyard_expert_rows_total", "Rows computed by each expert.")),
+      steps_(CounterFamily(registry_, "switchyard_steps_total", "Steps finished.")),
+      rows_(CounterFamily(registry_, "switchyard_rows_total", "Rows in finished steps.")),
+      rows_crossed_(CounterFamily(registry_, "switchyard_rows_crossed_total",
+                                  "Copies of rows dispatched to another rank than their home.")),
+      bytes_crossed_(CounterFamily(registry_, "switchyard_exchanged_bytes_total",
+                                   "Bytes of rows and partial sums that crossed ranks.")),
+      requests_(CounterFamily(registry_, "switchyard_requests_total", "Requests answered, by gRPC status code.")),
+      queue_rows_(SingleGauge(registry_, "switchyard_admitted_rows", "Rows of requests queued or in flight.")),
+      queue_bytes_(SingleGauge(registry_, "switchyard_admitted_bytes", "Bytes of requests queued or in flight.")),
+      queue_requests_(SingleGauge(registry_, "switchyard_admitted_requests", "Requests queued or in flight.")),
+      epoch_(SingleGauge(registry_, "switchyard_group_epoch", "Epoch of the worker group; grows when it re-forms.")),
+      ranks_serving_(SingleGauge(registry_, "switchyard_ranks_serving", "Workers in the serving group.")),
+      recoveries_(
+          CounterFamily(registry_, "switchyard_recoveries_total", "Times the group was re-formed after it had served.")
+              .Add({})),
+      recovery_seconds_(BuildHistogram()
+                            .Name("switchyard_recovery_seconds")
+                            .Help("From the loss of a group to the next one serving.")
+                            .Register(registry_)
+                            .Add({}, SecondsBuckets())) {
+  for (const auto& layer : models.layers()) AddLayer(*layer);
+}
+
+void Metrics::AddLayer(const ServedLayer& served) {
+  LayerMetrics layer;
+  layer.model = served.model;
+  layer.layer = served.spec.name;
+  const prometheus::Labels labels = {{"model", layer.model}, {"layer", layer.layer}};
+  auto stage = [&](const char* name) {
+    prometheus::Labels with_stage = labels;
+    with_stage["stage"] = name;
+    return &stage_seconds_.Add(with_stage, SecondsBuckets());
+  };
+  layer.queue = stage("queue");
+  layer.gate = stage("gate");
+  layer.plan = stage("plan");
+  layer.dispatch = stage("dispatch");
+  layer.expert = stage("expert");
+  layer.combine = stage("combine");
+  layer.step = stage("step");
+  layer.total = stage("total");
+  layer.batch_rows = &batch_rows_.Add(labels, RowsBuckets());
+  layer.steps = &steps_.Add(labels);
+  layer.rows = &rows_.Add(labels);
+  layer.rows_crossed = &rows_crossed_.Add(labels);
+  layer.bytes_crossed = &bytes_crossed_.Add(labels);
+  for (int expert = 0; expert < served.spec.num_experts; ++expert) {
+    prometheus::Labels with_expert = labels;
+    with_expert["expert"] = std::to_string(expert);
+    layer.rows_per_expert.push_back(&expert_rows_.Add(with_expert));
+  }
+  layers_.push_back(std::move(layer));
+}
+
+void Metrics::RecordStep(const StepRecord& record, const std::vector<int64_t>& rows_per_expert) {
+  const LayerMetrics& layer = layers_[record.layer.value];
+  layer.steps->Increment();
+  layer.rows->Increment(static_cast<double>(record.num_rows));
+  layer.rows_crossed->Increment(static_cast<double>(record.rows_crossed));
+  layer.bytes_crossed->Increment(static_cast<double>(record.bytes_crossed));
+  layer.batch_rows->Observe(static_cast<double>(record.num_rows));
+  ObserveMicros(layer.gate, record.gate_us);
+  ObserveMicros(layer.plan, record.plan_us);
+  ObserveMicros(layer.dispatch, record.times.dispatch_us);
+  ObserveMicros(layer.expert, record.times.expert_us);
+  ObserveMicros(layer.combine, record.times.combine_us);
+  ObserveMicros(layer.step, record.total_us);
+  for (size_t expert = 0; expert < rows_per_expert.size(); ++expert) {
+    if (rows_per_expert[expert] != 0) {
+      layer.rows_per_expert[expert]->Increment(static_cast<double>(rows_per_expert[expert]));
+    }
+  }
+}
+
+void Metrics::RecordRequest(LayerId layer_id, absl::StatusCode code, int64_t queue_us, int64_t total_us) {
+  const LayerMetrics& layer = layers_[layer_id.value];
+  requests_.Add({{"model", layer.model}, {"layer", layer.layer}, {"code", absl::StatusCodeToString(code)}}).Increment();
+  if (queue_us >= 0) ObserveMicros(layer.queue, queue_us);
+  ObserveMicros(layer.total, total_us);
+}
+
+void Metrics::RecordRejection(absl::StatusCode code) {
+  requests_.Add({{"model", ""}, {"layer", ""}, {"code", absl::StatusCodeToString(code)}}).Increment();
+}
+
+void Metrics::RecordRecovery(double seconds) {
+  recoveries_.Increment();
+  recovery_seconds_.Observe(seconds);
+}
+
+void Metrics::SetQueue(int64_t rows, int64_t bytes, int64_t requests) {
+  queue_rows_.Set(static_cast<double>(rows));
+  queue_bytes_.Set(static_cast<double>(bytes));
+  queue_requests_.Set(static_cast<double>(requests));
+}
+
+void Metrics::SetGroup(Epoch epoch, int ranks_serving) {
+  epoch_.Set(static_cast<double>(epoch.value));
+  ranks_serving_.Set(ranks_serving);
+}
+
+std::vector<int64_t> Metrics::RowsPerExpert(LayerId layer) const {
+  std::vector<int64_t> rows;
+  for (const prometheus::Counter* counter : layers_[layer.value].rows_per_expert) {
+    rows.push_back(static_cast<int64_t>(counter->Value()));
+  }
+  return rows;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,93 @@
+// The front's Prometheus metrics; docs/operations.md explains each.
+//
+// Thread-safe. The registry is scraped by the HTTP server.
+#pragma once
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "moe/base/ids.h"
+#include "moe/base/mutex.h"
+#include "moe/link/step_socket.h"
+#include "server/model_table.h"
+
+namespace switchyard {
+
+// What one finished step cost.
+struct StepRecord {
+  LayerId layer;
+  int64_t num_rows = 0;
+  int64_t gate_us = 0;
+  int64_t plan_us = 0;
+  int64_t total_us = 0;  // submission to last result
+  StepTimes times;       // slowest rank
+  int64_t rows_crossed = 0;
+  int64_t bytes_crossed = 0;
+};
+
+class Metrics {
+ public:
+  explicit Metrics(const ModelTable& models);
+
+  prometheus::Registry& registry() { return registry_; }
+
+  void RecordStep(const StepRecord& record, const std::vector<int64_t>& rows_per_expert);
+  // A request left, with the gRPC code of its status; `queue_us` is negative when it never reached a step.
+  void RecordRequest(LayerId layer, absl::StatusCode code, int64_t queue_us, int64_t total_us);
+  // A request was refused before it had a layer or a place in a queue.
+  void RecordRejection(absl::StatusCode code);
+  void RecordRecovery(double seconds);
+
+  void SetQueue(int64_t rows, int64_t bytes, int64_t requests);
+  void SetGroup(Epoch epoch, int ranks_serving);
+
+  // Rows each expert has computed since the start.
+  std::vector<int64_t> RowsPerExpert(LayerId layer) const;
+
+ private:
+  struct LayerMetrics {
+    std::string model, layer;
+    std::vector<prometheus::Counter*> rows_per_expert;
+    prometheus::Counter* steps = nullptr;
+    prometheus::Counter* rows = nullptr;
+    prometheus::Counter* rows_crossed = nullptr;
+    prometheus::Counter* bytes_crossed = nullptr;
+    prometheus::Histogram* gate = nullptr;
+    prometheus::Histogram* plan = nullptr;
+    prometheus::Histogram* dispatch = nullptr;
+    prometheus::Histogram* expert = nullptr;
+    prometheus::Histogram* combine = nullptr;
+    prometheus::Histogram* step = nullptr;
+    prometheus::Histogram* queue = nullptr;
+    prometheus::Histogram* total = nullptr;
+    prometheus::Histogram* batch_rows = nullptr;
+  };
+
+  void AddLayer(const ServedLayer& layer);
+
+  prometheus::Registry registry_;
+  prometheus::Family<prometheus::Histogram>& stage_seconds_;
+  prometheus::Family<prometheus::Histogram>& batch_rows_;
+  prometheus::Family<prometheus::Counter>& expert_rows_;
+  prometheus::Family<prometheus::Counter>& steps_;
+  prometheus::Family<prometheus::Counter>& rows_;
+  prometheus::Family<prometheus::Counter>& rows_crossed_;
+  prometheus::Family<prometheus::Counter>& bytes_crossed_;
+  prometheus::Family<prometheus::Counter>& requests_;
+  prometheus::Gauge& queue_rows_;
+  prometheus::Gauge& queue_bytes_;
+  prometheus::Gauge& queue_requests_;
+  prometheus::Gauge& epoch_;
+  prometheus::Gauge& ranks_serving_;
+  prometheus::Counter& recoveries_;
+  prometheus::Histogram& recovery_seconds_;
+  std::vector<LayerMetrics> layers_;  // by LayerId
+};
+
+}  // namespace switchyard

@@ -1,0 +1,101 @@
+#include "server/model_table.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_join.h"
+#include "moe/base/logging.h"
+#include "moe/weights/weight_source.h"
+
+namespace switchyard {
+
+absl::StatusOr<DType> ChooseComputeDType(const std::string& wanted, DType checkpoint) {
+  DType dtype = checkpoint;
+  if (wanted != "auto") {
+    auto parsed = ParseDType(wanted);
+    if (!parsed.ok()) return Annotate(parsed.status(), "--compute_dtype");
+    dtype = *parsed;
+  }
+  if (dtype != DType::kF16) return dtype;
+  if (wanted != "auto") {
+    return absl::InvalidArgumentError("--compute_dtype=fp16: the CPU engine computes in fp64, fp32 or bf16");
+  }
+  return DType::kF32;
+}
+
+absl::StatusOr<std::unique_ptr<ModelTable>> ModelTable::Load(const ServerOptions& options, int num_ranks) {
+  auto table = std::make_unique<ModelTable>();
+  for (const ModelOption& model : options.models) {
+    SY_RETURN_IF_ERROR(Annotate(table->AddModel(model, options.compute_dtype, num_ranks),
+                                absl::StrCat("--model=", model.name, "=", model.location)));
+  }
+  return table;
+}
+
+absl::Status ModelTable::AddModel(const ModelOption& option, const std::string& compute_dtype, int num_ranks) {
+  SY_ASSIGN_OR_RETURN(auto source, OpenWeightSource(option.location));
+  ServedModel model;
+  model.name = option.name;
+  model.location = option.location;
+  model.spec = source->spec();
+  model.first_layer = static_cast<int>(layers_.size());
+  SY_ASSIGN_OR_RETURN(model.compute_dtype, ChooseComputeDType(compute_dtype, model.spec.dtype));
+  for (int i = 0; i < static_cast<int>(model.spec.layers.size()); ++i) {
+    const LayerSpec& spec = model.spec.layers[i];
+    SY_ASSIGN_OR_RETURN(const RouterWeights router, source->ReadRouter(i));
+    SY_ASSIGN_OR_RETURN(auto gate, Gate::Create(spec, router));
+    layers_.push_back(std::make_unique<ServedLayer>(
+        ServedLayer{LayerId{static_cast<int32_t>(layers_.size())}, model.name, spec, model.compute_dtype,
+                    Placement::Even(spec.num_experts, num_ranks), std::move(gate)}));
+  }
+  spdlog::info("model {}: {} with {} MoE layers, {} weights, computing in {}", model.name, model.spec.family,
+               model.spec.layers.size(), DTypeName(model.spec.dtype), DTypeName(model.compute_dtype));
+  models_.push_back(std::move(model));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ServedLayer*> ModelTable::Find(const std::string& model, const std::string& layer) const {
+  std::vector<std::string> known;
+  for (const ServedModel& candidate : models_) {
+    known.push_back(candidate.name);
+    if (candidate.name != model) continue;
+    known.clear();
+    for (size_t i = 0; i < candidate.spec.layers.size(); ++i) {
+      ServedLayer* served = layers_[candidate.first_layer + i].get();
+      if (served->spec.name == layer) return served;
+      known.push_back(served->spec.name);
+    }
+    return absl::NotFoundError(absl::StrCat("layer: model '", model, "' has no MoE layer '", layer,
+                                            "'; it has: ", absl::StrJoin(known, ", ")));
+  }
+  return absl::NotFoundError(
+      absl::StrCat("model: no model '", model, "' is served here; there are: ", absl::StrJoin(known, ", ")));
+}
+
+worker::Welcome ModelTable::WelcomeFor(int rank, int num_ranks, int64_t max_batch_rows) const {
+  worker::Welcome welcome;
+  welcome.set_rank(rank);
+  welcome.set_num_ranks(num_ranks);
+  welcome.set_max_batch_rows(max_batch_rows);
+  for (const ServedModel& model : models_) {
+    worker::ModelShare& share = *welcome.add_models();
+    share.set_name(model.name);
+    share.set_location(model.location);
+    share.set_fingerprint(model.spec.fingerprint);
+    share.set_compute_dtype(std::string(DTypeName(model.compute_dtype)));
+    for (size_t i = 0; i < model.spec.layers.size(); ++i) {
+      const auto& experts = layers_[model.first_layer + i]->placement.experts_of(rank);
+      share.add_layers()->mutable_expert_idx()->Add(experts.begin(), experts.end());
+    }
+  }
+  return welcome;
+}
+
+int64_t ModelTable::max_row_bytes() const {
+  int64_t widest = 0;
+  for (const auto& layer : layers_) {
+    widest = std::max<int64_t>(widest, layer->spec.hidden_dim * static_cast<int64_t>(SizeOf(layer->compute_dtype)));
+  }
+  return widest;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,74 @@
+#include "server/options.h"
+
+#include <set>
+
+namespace switchyard {
+namespace {
+
+absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(flag, "=", value, ": expected ", low, " to ", high));
+}
+
+absl::Status CheckModels(const std::vector<ModelOption>& models) {
+  if (models.empty()) {
+    return absl::InvalidArgumentError("--model=NAME=DIR is needed at least once: there is nothing to serve");
+  }
+  std::set<std::string> names;
+  for (const ModelOption& model : models) {
+    if (!names.insert(model.name).second) {
+      return absl::InvalidArgumentError(absl::StrCat("--model: the name ", model.name, " is given twice"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckWorkers(const ServerOptions& options) {
+  if ((options.local_workers > 0) == (options.await_workers > 0)) {
+    return absl::InvalidArgumentError(
+        "exactly one of --local_workers=N (start N workers here) and --await_workers=N (wait for N) is needed");
+  }
+  if (!IsLoopback(options.worker_host) && options.worker_token_file.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--worker_host=", options.worker_host,
+        " is reachable from other hosts: --worker_token_file is needed, so that no stranger can join as a worker"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+bool IsLoopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host == "[::1]" || host.rfind("127.", 0) == 0;
+}
+
+absl::StatusOr<ModelOption> ParseModelOption(const std::string& text) {
+  const size_t equals = text.find('=');
+  if (equals == 0 || equals == std::string::npos || equals + 1 == text.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("--model=", text, ": expected NAME=DIR"));
+  }
+  return ModelOption{text.substr(0, equals), text.substr(equals + 1)};
+}
+
+absl::Status ValidateOptions(const ServerOptions& options) {
+  SY_RETURN_IF_ERROR(CheckModels(options.models));
+  SY_RETURN_IF_ERROR(CheckWorkers(options));
+  constexpr int64_t kMaxRows = int64_t{1} << 20;
+  SY_RETURN_IF_ERROR(CheckRange("--port", options.port, 0, 65535));
+  SY_RETURN_IF_ERROR(CheckRange("--http_port", options.http_port, 0, 65535));
+  SY_RETURN_IF_ERROR(CheckRange("--worker_port", options.worker_port, 0, 65535));
+  SY_RETURN_IF_ERROR(CheckRange("--local_workers", options.local_workers, 0, 1024));
+  SY_RETURN_IF_ERROR(CheckRange("--await_workers", options.await_workers, 0, 1024));
+  SY_RETURN_IF_ERROR(CheckRange("--max_batch_rows", options.max_batch_rows, 1, kMaxRows));
+  SY_RETURN_IF_ERROR(CheckRange("--max_queue_delay_us", options.max_queue_delay_us, 0, 60'000'000));
+  SY_RETURN_IF_ERROR(CheckRange("--steps_in_flight", options.steps_in_flight, 1, 16));
+  SY_RETURN_IF_ERROR(CheckRange("--gate_threads", options.gate_threads, 0, 1024));
+  SY_RETURN_IF_ERROR(CheckRange("--max_request_bytes", options.max_request_bytes, 1, int64_t{1} << 30));
+  SY_RETURN_IF_ERROR(
+      CheckRange("--max_queued_bytes", options.max_queued_bytes, options.max_request_bytes, int64_t{1} << 40));
+  SY_RETURN_IF_ERROR(CheckRange("--max_queued_rows", options.max_queued_rows, 1, int64_t{1} << 40));
+  SY_RETURN_IF_ERROR(CheckRange("--worker_timeout_ms", options.worker_timeout_ms, 100, 3'600'000));
+  return CheckRange("--drain_timeout_ms", options.drain_timeout_ms, 0, 3'600'000);
+}
+
+}  // namespace switchyard

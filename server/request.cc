@@ -1,0 +1,46 @@
+#include "server/request.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "moe/tensor/convert.h"
+
+namespace switchyard {
+
+size_t ChunkedRows::size_bytes() const {
+  size_t total = 0;
+  for (const auto& chunk : chunks_) total += chunk.size();
+  return total;
+}
+
+void ChunkedRows::ReadNext(DType from, size_t num_elements, DType to, std::byte* dst) {
+  const size_t from_size = SizeOf(from), to_size = SizeOf(to);
+  while (num_elements > 0) {
+    const auto rest = chunks_[chunk_idx_].subspan(offset_);
+    const size_t whole = std::min(num_elements, rest.size() / from_size);
+    ConvertElements(from, rest.data(), to, dst, whole);
+    dst += whole * to_size;
+    num_elements -= whole;
+    offset_ += whole * from_size;
+    if (num_elements == 0) return;
+    // The next element begins in this chunk's last bytes, if any are left, and ends in later ones.
+    std::byte element[8];
+    size_t filled = 0;
+    while (filled < from_size) {
+      const auto part = chunks_[chunk_idx_].subspan(offset_);
+      const size_t taken = std::min(from_size - filled, part.size());
+      std::memcpy(element + filled, part.data(), taken);
+      filled += taken;
+      offset_ += taken;
+      if (offset_ == chunks_[chunk_idx_].size()) {
+        ++chunk_idx_;
+        offset_ = 0;
+      }
+    }
+    ConvertElements(from, element, to, dst, 1);
+    dst += to_size;
+    --num_elements;
+  }
+}
+
+}  // namespace switchyard

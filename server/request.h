@@ -1,0 +1,86 @@
+// One Forward request on its way through the front, and the batches it is cut into.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "moe/base/clock.h"
+#include "moe/gating/routing.h"
+#include "moe/tensor/dtype.h"
+#include "server/model_table.h"
+
+namespace switchyard {
+
+// Rows as they came over the wire: row-major bytes in several chunks, which the owner keeps alive. A row, even one
+// element, may straddle chunks.
+class ChunkedRows {
+ public:
+  ChunkedRows() = default;
+  ChunkedRows(std::vector<std::span<const std::byte>> chunks, std::shared_ptr<const void> owner)
+      : chunks_(std::move(chunks)), owner_(std::move(owner)) {}
+
+  size_t size_bytes() const;
+
+  // Converts the next `num_elements` of type `from` to `to` at `dst`, and moves past them.
+  void ReadNext(DType from, size_t num_elements, DType to, std::byte* dst);
+
+ private:
+  std::vector<std::span<const std::byte>> chunks_;
+  std::shared_ptr<const void> owner_;
+  size_t chunk_idx_ = 0;
+  size_t offset_ = 0;  // in chunks_[chunk_idx_]
+};
+
+// What one request cost; sums over its steps.
+struct RequestStats {
+  int num_steps = 0;
+  int64_t queue_us = 0;
+  int64_t gate_us = 0;
+  int64_t plan_us = 0;
+  int64_t step_us = 0;
+  int64_t rows_crossed = 0;
+  int replays = 0;
+};
+
+// Owned jointly by the RPC, the batcher's queue and the steps that carry its rows. The scheduler fills it; `done` is
+// called exactly once, and nobody reads the results before.
+struct Request {
+  // Constant once enqueued.
+  ServedLayer* layer = nullptr;
+  DType dtype = DType::kF32;  // of the rows, in and out
+  int64_t num_rows = 0;
+  bool return_routing = false;
+  SteadyTime arrival;
+  std::function<void(absl::Status)> done;
+
+  ChunkedRows rows;         // read in order by the dispatcher
+  int64_t queued_from = 0;  // rows before this one have left the queue; the batcher's
+
+  // Results: [num_rows, D] in `dtype`, and the routing when asked for. Steps write disjoint rows.
+  std::byte* output = nullptr;
+  std::shared_ptr<const void> output_owner;
+  Routing routing;
+  RequestStats stats;                  // guarded by the scheduler's lock
+  int64_t rows_unfinished = 0;         // guarded by the scheduler's lock
+  std::atomic<bool> completed{false};  // done was called, or is about to be
+};
+
+// Rows [begin_row, begin_row + num_rows) of a request.
+struct Piece {
+  std::shared_ptr<Request> request;
+  int64_t begin_row = 0;
+  int64_t num_rows = 0;
+};
+
+// Rows of one layer that go through one step together.
+struct Batch {
+  ServedLayer* layer = nullptr;
+  std::vector<Piece> pieces;
+  int64_t num_rows = 0;
+};
+
+}  // namespace switchyard

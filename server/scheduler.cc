@@ -1,0 +1,403 @@
+#include "server/scheduler.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "moe/base/logging.h"
+#include "moe/plan/plan_codec.h"
+#include "moe/tensor/convert.h"
+
+namespace switchyard {
+namespace {
+
+// Calls `done` unless it was called before.
+void Complete(Request& request, absl::Status status) {
+  if (!request.completed.exchange(true)) request.done(std::move(status));
+}
+
+int64_t NumElements(const ServedLayer& layer, int64_t num_rows) { return num_rows * layer.spec.hidden_dim; }
+
+// Calls fn(rank, row in the rank's home block, begin row of the step, count) for every run of the step's rows
+// [begin, begin + count) that has one home.
+template <typename Fn>
+void ForEachHomeRun(const std::vector<int64_t>& home_offsets, int64_t begin, int64_t count, Fn fn) {
+  const int num_ranks = static_cast<int>(home_offsets.size()) - 1;
+  for (int rank = 0; rank < num_ranks; ++rank) {
+    const int64_t from = std::max(begin, home_offsets[rank]);
+    const int64_t to = std::min(begin + count, home_offsets[rank + 1]);
+    if (from < to) fn(rank, from - home_offsets[rank], from, to - from);
+  }
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerOptions& options, std::vector<LinkBuffers*> links, Metrics* metrics,
+                     const Clock& clock, GroupBrokenFn on_group_broken)
+    : options_(options),
+      links_(std::move(links)),
+      metrics_(metrics),
+      clock_(clock),
+      on_group_broken_(std::move(on_group_broken)),
+      batcher_(options.batcher) {
+  for (int slot = options.num_slots - 1; slot >= 0; --slot) free_slots_.push_back(slot);
+  dispatcher_ = std::thread([this] { DispatchLoop(); });
+}
+
+Scheduler::~Scheduler() {
+  {
+    MutexLock lock(&mu_);
+    stopping_ = true;
+    work_.SignalAll();
+  }
+  dispatcher_.join();
+  std::vector<std::shared_ptr<Request>> left;
+  {
+    MutexLock lock(&mu_);
+    while (auto batch = batcher_.Take(SteadyTime::max(), true)) {
+      for (Piece& piece : batch->pieces) left.push_back(piece.request);
+    }
+    for (auto& [id, step] : steps_) {
+      for (Piece& piece : step->batch.pieces) left.push_back(piece.request);
+    }
+    steps_.clear();
+  }
+  for (const auto& request : left) Complete(*request, absl::UnavailableError("the server is shutting down"));
+}
+
+void Scheduler::Enqueue(std::shared_ptr<Request> request) {
+  request->rows_unfinished = request->num_rows;
+  if (request->return_routing) request->routing.Resize(request->num_rows, request->layer->spec.gate.top_k);
+  MutexLock lock(&mu_);
+  batcher_.Add(std::move(request));
+  work_.Signal();
+}
+
+void Scheduler::Cancel(const std::shared_ptr<Request>& request, absl::Status why) {
+  {
+    MutexLock lock(&mu_);
+    batcher_.Remove(*request);
+  }
+  Complete(*request, std::move(why));
+}
+
+void Scheduler::GroupFormed(Epoch epoch, std::vector<std::shared_ptr<LinkConnection>> connections) {
+  std::shared_ptr<const Group> group = std::make_shared<Group>(Group{epoch, std::move(connections)});
+  MutexLock lock(&mu_);
+  group_.swap(group);
+  replay_ = !steps_.empty();
+  work_.SignalAll();
+}
+
+void Scheduler::GroupLost(Epoch epoch) {
+  std::shared_ptr<const Group> old;  // its connections end outside the lock
+  MutexLock lock(&mu_);
+  if (group_ != nullptr && group_->epoch <= epoch) old.swap(group_);
+}
+
+Scheduler::Load Scheduler::load() const {
+  MutexLock lock(&mu_);
+  return {batcher_.num_rows(), static_cast<int>(steps_.size())};
+}
+
+// ---- Dispatch -------------------------------------------------------------------------------------------------------
+
+void Scheduler::DispatchLoop() {
+  omp_set_num_threads(options_.gate_threads);
+  while (true) {
+    Work work = WaitForWork();
+    if (work.stop) return;
+    for (const auto& step : work.replays) Submit(*step, *work.group);
+    if (work.fresh == nullptr) continue;
+    if (absl::Status status = Prepare(*work.fresh); !status.ok()) {
+      Fail(work.fresh, status);
+      continue;
+    }
+    const auto group = Register(work.fresh);
+    if (group != nullptr) Submit(*work.fresh, *group);
+  }
+}
+
+std::shared_ptr<const Scheduler::Group> Scheduler::Register(const std::shared_ptr<Step>& step) {
+  MutexLock lock(&mu_);
+  steps_[step->id] = step;
+  if (group_ == nullptr || replay_) {
+    replay_ = true;
+    return nullptr;
+  }
+  step->epoch = group_->epoch;
+  step->submissions = 1;
+  return group_;
+}
+
+Scheduler::Work Scheduler::WaitForWork() {
+  Work work;
+  std::vector<std::shared_ptr<Step>> hopeless;
+  {
+    MutexLock lock(&mu_);
+    while (true) {
+      if (stopping_) {
+        work.stop = true;
+        return work;
+      }
+      if (group_ != nullptr && replay_) {
+        replay_ = false;
+        work.replays = TakeReplays(&hopeless);
+        work.group = group_;
+        break;
+      }
+      if ((work.fresh = TakeStep()) != nullptr) break;
+      const auto ready = batcher_.NextReadyTime();
+      if (group_ == nullptr || free_slots_.empty() || !ready.has_value() || *ready <= clock_.Now()) {
+        work_.Wait(&mu_);
+      } else {
+        work_.WaitWithTimeout(&mu_, absl::FromChrono(*ready - clock_.Now()));
+      }
+    }
+  }
+  for (const auto& step : hopeless) {
+    Fail(step, absl::InternalError(absl::StrCat("a step with these rows failed ", step->submissions - 1, " times")));
+  }
+  return work;
+}
+
+std::shared_ptr<Scheduler::Step> Scheduler::TakeStep() {
+  if (group_ == nullptr || free_slots_.empty()) return nullptr;
+  auto batch = batcher_.Take(clock_.Now(), steps_.empty());
+  if (!batch.has_value()) return nullptr;
+  auto step = std::make_shared<Step>();
+  step->id = {next_step_id_++};
+  step->batch = *std::move(batch);
+  step->slot = free_slots_.back();
+  free_slots_.pop_back();
+  step->answered.assign(options_.num_ranks, false);
+  step->num_unanswered = options_.num_ranks;
+  return step;
+}
+
+std::vector<std::shared_ptr<Scheduler::Step>> Scheduler::TakeReplays(std::vector<std::shared_ptr<Step>>* hopeless) {
+  std::vector<std::shared_ptr<Step>> replays;
+  for (auto it = steps_.begin(); it != steps_.end();) {
+    Step& step = *it->second;
+    step.epoch = group_->epoch;
+    step.answered.assign(options_.num_ranks, false);
+    step.num_unanswered = options_.num_ranks;
+    if (++step.submissions > options_.max_submissions) {
+      hopeless->push_back(it->second);
+      it = steps_.erase(it);
+    } else {
+      replays.push_back(it->second);
+      ++it;
+    }
+  }
+  return replays;
+}
+
+absl::Status Scheduler::Prepare(Step& step) {
+  step.started = clock_.Now();
+  std::vector<int64_t> home_offsets = HomeOffsets(step.batch.num_rows, options_.num_ranks);
+  UploadRows(step, home_offsets);
+  SY_RETURN_IF_ERROR(GateRows(step, home_offsets));
+  step.gated = clock_.Now();
+  step.plan = PlanStep(step.routing, step.batch.layer->placement, std::move(home_offsets));
+  EncodePlans(step);
+  step.planned = clock_.Now();
+  step.submitted = step.planned;
+  return absl::OkStatus();
+}
+
+void Scheduler::UploadRows(Step& step, const std::vector<int64_t>& home_offsets) {
+  const ServedLayer& layer = *step.batch.layer;
+  const size_t row_bytes = layer.spec.hidden_dim * SizeOf(layer.compute_dtype);
+  // Rows are read from the wire once. Where the gate cannot use the compute type they go to its fp32 copy first: gating
+  // on the caller's own precision keeps a near tie between experts from being decided by the rounding to bf16.
+  const bool all_in_link_type =
+      std::all_of(step.batch.pieces.begin(), step.batch.pieces.end(),
+                  [&](const Piece& piece) { return piece.request->dtype == layer.compute_dtype; });
+  const bool gate_reads_link =
+      layer.compute_dtype == DType::kF32 || (all_in_link_type && layer.gate->Accepts(layer.compute_dtype));
+  float* gate_rows = nullptr;
+  if (!gate_reads_link) {
+    gate_rows_.EnsureSize(NumElements(layer, step.batch.num_rows) * sizeof(float));
+    gate_rows = reinterpret_cast<float*>(gate_rows_.data());
+  }
+  int64_t begin = 0;
+  for (Piece& piece : step.batch.pieces) {
+    ForEachHomeRun(home_offsets, begin, piece.num_rows,
+                   [&](int rank, int64_t home_row, int64_t step_row, int64_t count) {
+                     std::byte* const link_rows = links_[rank]->input(step.slot) + home_row * row_bytes;
+                     ChunkedRows& rows = piece.request->rows;
+                     const int64_t elements = NumElements(layer, count);
+                     if (gate_rows == nullptr) {
+                       rows.ReadNext(piece.request->dtype, elements, layer.compute_dtype, link_rows);
+                       return;
+                     }
+                     ChunkedRows again = rows;  // a cursor over the same bytes
+                     rows.ReadNext(piece.request->dtype, elements, layer.compute_dtype, link_rows);
+                     again.ReadNext(piece.request->dtype, elements, DType::kF32,
+                                    reinterpret_cast<std::byte*>(gate_rows + NumElements(layer, step_row)));
+                   });
+    begin += piece.num_rows;
+  }
+  step.gate_reads_link = gate_reads_link;
+}
+
+absl::Status Scheduler::GateRows(Step& step, const std::vector<int64_t>& home_offsets) {
+  const ServedLayer& layer = *step.batch.layer;
+  const int64_t width = layer.spec.hidden_dim;
+  step.routing.Resize(step.batch.num_rows, layer.spec.gate.top_k);
+  if (!step.gate_reads_link) {
+    return layer.gate->Route({gate_rows_.data(), DType::kF32, step.batch.num_rows, width}, 0, &step.routing);
+  }
+  for (int rank = 0; rank < options_.num_ranks; ++rank) {
+    const int64_t count = home_offsets[rank + 1] - home_offsets[rank];
+    if (count == 0) continue;
+    SY_RETURN_IF_ERROR(layer.gate->Route({links_[rank]->input(step.slot), layer.compute_dtype, count, width},
+                                         home_offsets[rank], &step.routing));
+  }
+  return absl::OkStatus();
+}
+
+void Scheduler::EncodePlans(const Step& step) {
+  for (int rank = 0; rank < options_.num_ranks; ++rank) {
+    EncodeRankPlan(step.plan.ranks[rank].view(), links_[rank]->plan(step.slot));
+  }
+}
+
+void Scheduler::Submit(Step& step, const Group& group) {
+  const ServedLayer& layer = *step.batch.layer;
+  for (int rank = 0; rank < options_.num_ranks; ++rank) {
+    const RankPlan& plan = step.plan.ranks[rank];
+    StepSubmission submission;
+    submission.message = {
+        group.epoch, step.id, layer.id, step.slot, plan.num_home_rows, static_cast<int64_t>(EncodedSize(plan.view()))};
+    submission.row_bytes = layer.spec.hidden_dim * SizeOf(layer.compute_dtype);
+    if (absl::Status status = group.connections[rank]->Submit(submission); !status.ok()) {
+      on_group_broken_(group.epoch, rank, status);
+      return;
+    }
+  }
+}
+
+// ---- Completion -----------------------------------------------------------------------------------------------------
+
+void Scheduler::OnResult(int rank, const ResultMessage& result, std::span<const std::byte> rows) {
+  std::shared_ptr<Step> step;
+  {
+    MutexLock lock(&mu_);
+    const auto it = steps_.find(result.step_id);
+    if (it == steps_.end() || it->second->epoch != result.epoch || it->second->answered[rank]) return;
+    if (group_ == nullptr || group_->epoch != result.epoch) return;  // it will be replayed
+    step = it->second;
+  }
+  if (!result.status.ok()) {
+    on_group_broken_(result.epoch, rank, result.status);
+    return;
+  }
+  if (!rows.empty()) {
+    const size_t expected = step->plan.ranks[rank].num_home_rows * step->batch.layer->spec.hidden_dim *
+                            SizeOf(step->batch.layer->compute_dtype);
+    if (rows.size() != expected) {
+      on_group_broken_(result.epoch, rank,
+                       absl::DataLossError(absl::StrCat(rows.size(), " bytes of output rows, expected ", expected)));
+      return;
+    }
+    std::memcpy(links_[rank]->output(step->slot), rows.data(), rows.size());
+  }
+  {
+    MutexLock lock(&mu_);
+    if (step->epoch != result.epoch || step->answered[rank]) return;
+    step->answered[rank] = true;
+    step->slowest.dispatch_us = std::max(step->slowest.dispatch_us, result.times.dispatch_us);
+    step->slowest.expert_us = std::max(step->slowest.expert_us, result.times.expert_us);
+    step->slowest.combine_us = std::max(step->slowest.combine_us, result.times.combine_us);
+    if (--step->num_unanswered > 0) return;
+    steps_.erase(step->id);
+  }
+  Finish(step);
+}
+
+void Scheduler::Finish(const std::shared_ptr<Step>& step) {
+  RecordStep(*step);
+  CopyOutput(*step);
+  CompletePieces(*step);
+}
+
+void Scheduler::CopyOutput(const Step& step) {
+  const ServedLayer& layer = *step.batch.layer;
+  const int top_k = layer.spec.gate.top_k;
+  const size_t link_row_bytes = layer.spec.hidden_dim * SizeOf(layer.compute_dtype);
+  int64_t begin = 0;
+  for (const Piece& piece : step.batch.pieces) {
+    Request& request = *piece.request;
+    const size_t out_row_bytes = layer.spec.hidden_dim * SizeOf(request.dtype);
+    ForEachHomeRun(step.plan.home_offsets, begin, piece.num_rows,
+                   [&](int rank, int64_t home_row, int64_t step_row, int64_t count) {
+                     const int64_t request_row = piece.begin_row + step_row - begin;
+                     ConvertElements(layer.compute_dtype, links_[rank]->output(step.slot) + home_row * link_row_bytes,
+                                     request.dtype, request.output + request_row * out_row_bytes,
+                                     NumElements(layer, count));
+                   });
+    if (request.return_routing) {
+      const int64_t from = begin * top_k, count = piece.num_rows * top_k, to = piece.begin_row * top_k;
+      std::copy_n(step.routing.expert_idx.begin() + from, count, request.routing.expert_idx.begin() + to);
+      std::copy_n(step.routing.weight.begin() + from, count, request.routing.weight.begin() + to);
+    }
+    begin += piece.num_rows;
+  }
+}
+
+void Scheduler::RecordStep(const Step& step) {
+  StepRecord record;
+  record.layer = step.batch.layer->id;
+  record.num_rows = step.batch.num_rows;
+  record.gate_us = MicrosBetween(step.started, step.gated);
+  record.plan_us = MicrosBetween(step.gated, step.planned);
+  record.total_us = MicrosBetween(step.submitted, clock_.Now());
+  record.times = step.slowest;
+  record.rows_crossed = step.plan.num_crossing_rows;
+  // A row that crosses comes back as a partial sum of the same size.
+  record.bytes_crossed = 2 * step.plan.num_crossing_rows * step.batch.layer->spec.hidden_dim *
+                         static_cast<int64_t>(SizeOf(step.batch.layer->compute_dtype));
+  metrics_->RecordStep(record, step.plan.rows_per_expert);
+}
+
+void Scheduler::CompletePieces(const Step& step) {
+  const SteadyTime now = clock_.Now();
+  std::vector<std::shared_ptr<Request>> finished;
+  {
+    MutexLock lock(&mu_);
+    int64_t begin = 0;
+    for (const Piece& piece : step.batch.pieces) {
+      Request& request = *piece.request;
+      RequestStats& stats = request.stats;
+      ++stats.num_steps;
+      stats.queue_us += MicrosBetween(request.arrival, step.started);
+      stats.gate_us += MicrosBetween(step.started, step.gated);
+      stats.plan_us += MicrosBetween(step.gated, step.planned);
+      stats.step_us += MicrosBetween(step.submitted, now);
+      stats.replays += step.submissions - 1;
+      for (int64_t row = begin; row < begin + piece.num_rows; ++row) stats.rows_crossed += step.plan.crossings[row];
+      request.rows_unfinished -= piece.num_rows;
+      if (request.rows_unfinished == 0) finished.push_back(piece.request);
+      begin += piece.num_rows;
+    }
+    free_slots_.push_back(step.slot);
+    work_.Signal();
+  }
+  for (const auto& request : finished) Complete(*request, absl::OkStatus());
+}
+
+void Scheduler::Fail(const std::shared_ptr<Step>& step, const absl::Status& why) {
+  spdlog::error("step {} failed: {}", step->id.value, why.message());
+  {
+    MutexLock lock(&mu_);
+    for (const Piece& piece : step->batch.pieces) batcher_.Remove(*piece.request);
+    free_slots_.push_back(step->slot);
+    work_.Signal();
+  }
+  for (const Piece& piece : step->batch.pieces) Complete(*piece.request, why);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,146 @@
+// Runs steps: takes batches from the queues, prepares them (rows to the links, gate, plan), submits them to the group,
+// and answers the requests when every rank has finished its part.
+//
+// A step stays here until all ranks have answered under the group's current epoch. When the group breaks, its steps
+// keep their rows and plans, and are submitted again, in order, once the group has re-formed under a new epoch.
+//
+// Threads: one dispatcher thread prepares and submits, so every rank gets the steps in the same order; results come in
+// on the links' threads, the last of which cuts the output up and answers. No lock is held while rows are copied, gated
+// or sent.
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "moe/base/mutex.h"
+#include "moe/plan/step_plan.h"
+#include "moe/tensor/buffer.h"
+#include "server/batcher.h"
+#include "server/link.h"
+#include "server/metrics.h"
+#include "server/request.h"
+
+namespace switchyard {
+
+struct SchedulerOptions {
+  BatcherOptions batcher;
+  int num_ranks = 1;
+  int num_slots = 3;     // steps in flight
+  int gate_threads = 1;  // of the dispatcher's router matmul
+  // A step that failed so often, each time on a freshly formed group, is the fault of its input: it fails for good.
+  int max_submissions = 8;
+};
+
+class Scheduler {
+ public:
+  // `links[r]` are rank r's buffers; `metrics` may be shared. All outlive the scheduler.
+  // `on_group_broken` is told, from any thread, that a step of `epoch` failed on a rank, and why.
+  using GroupBrokenFn = std::function<void(Epoch epoch, int rank, const absl::Status& why)>;
+  Scheduler(const SchedulerOptions& options, std::vector<LinkBuffers*> links, Metrics* metrics, const Clock& clock,
+            GroupBrokenFn on_group_broken);
+  // Fails what is left with UNAVAILABLE.
+  ~Scheduler();
+
+  // Thread-safe, all of the following.
+
+  void Enqueue(std::shared_ptr<Request> request);
+  // Its caller is gone: frees its place in the queue at once and calls `done` with `why` unless that has happened.
+  // Rows already in a step are computed and dropped.
+  void Cancel(const std::shared_ptr<Request>& request, absl::Status why);
+
+  // The group formed under `epoch`; connections[r] leads to rank r. Steps in flight are replayed.
+  void GroupFormed(Epoch epoch, std::vector<std::shared_ptr<LinkConnection>> connections);
+  // Nothing is submitted until a group of a newer epoch forms.
+  void GroupLost(Epoch epoch);
+
+  void OnResult(int rank, const ResultMessage& result, std::span<const std::byte> rows);
+
+  struct Load {
+    int64_t queued_rows = 0;
+    int steps_in_flight = 0;
+  };
+  Load load() const;
+
+ private:
+  struct Group {
+    Epoch epoch;
+    std::vector<std::shared_ptr<LinkConnection>> connections;
+  };
+
+  struct Step {
+    StepId id;
+    Batch batch;
+    int slot = 0;
+    bool gate_reads_link = false;  // rows in the links are of a type the gate takes
+    Routing routing;
+    StepPlan plan;
+    SteadyTime started;    // preparation began
+    SteadyTime gated;      // routing known
+    SteadyTime planned;    // plan known
+    SteadyTime submitted;  // first submission
+    // Guarded by mu_.
+    Epoch epoch;                 // of the last submission
+    std::vector<bool> answered;  // by rank
+    int num_unanswered = 0;
+    int submissions = 0;
+    StepTimes slowest;  // over the ranks
+  };
+
+  // What the dispatcher does next.
+  struct Work {
+    bool stop = false;
+    std::vector<std::shared_ptr<Step>> replays;
+    std::shared_ptr<Step> fresh;
+    std::shared_ptr<const Group> group;
+  };
+
+  void DispatchLoop();
+  Work WaitForWork();
+  std::shared_ptr<Step> TakeStep() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::vector<std::shared_ptr<Step>> TakeReplays(std::vector<std::shared_ptr<Step>>* hopeless)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // Preparation, on the dispatcher thread.
+  absl::Status Prepare(Step& step);
+  void UploadRows(Step& step, const std::vector<int64_t>& home_offsets);
+  absl::Status GateRows(Step& step, const std::vector<int64_t>& home_offsets);
+  void EncodePlans(const Step& step);
+  // Puts a prepared step among those in flight. Null when it has to wait for a group, and goes out with the replays
+  // then.
+  std::shared_ptr<const Group> Register(const std::shared_ptr<Step>& step);
+  void Submit(Step& step, const Group& group);
+
+  // Completion, on whichever thread the last result came in.
+  void Finish(const std::shared_ptr<Step>& step);
+  void CopyOutput(const Step& step);
+  void RecordStep(const Step& step);
+  void CompletePieces(const Step& step);
+  void Fail(const std::shared_ptr<Step>& step, const absl::Status& why);
+
+  const SchedulerOptions options_;
+  const std::vector<LinkBuffers*> links_;
+  Metrics* const metrics_;
+  const Clock& clock_;
+  const GroupBrokenFn on_group_broken_;
+
+  // Dispatcher thread only.
+  HostBuffer gate_rows_;  // rows in fp32 where the link's type does not suit the gate
+
+  mutable Mutex mu_;
+  CondVar work_;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  Batcher batcher_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<const Group> group_ ABSL_GUARDED_BY(mu_);  // null while there is none
+  bool replay_ ABSL_GUARDED_BY(mu_) = false;
+  std::map<StepId, std::shared_ptr<Step>> steps_ ABSL_GUARDED_BY(mu_);  // in flight, oldest first
+  std::vector<int> free_slots_ ABSL_GUARDED_BY(mu_);
+  int64_t next_step_id_ ABSL_GUARDED_BY(mu_) = 1;
+
+  std::thread dispatcher_;
+};
+
+}  // namespace switchyard

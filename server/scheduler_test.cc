@@ -1,0 +1,417 @@
+#include "server/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "absl/synchronization/notification.h"
+#include "moe/plan/plan_codec.h"
+#include "moe/tensor/convert.h"
+
+namespace switchyard {
+namespace {
+
+constexpr int64_t kDim = 4;
+constexpr int kExperts = 6;
+constexpr int kTopK = 2;
+constexpr int64_t kMaxBatchRows = 16;
+
+// Expert e multiplies by e + 1. The row's first element says which experts it goes to.
+int FirstExpert(float value) { return static_cast<int>(value) % kExperts; }
+int SecondExpert(float value) { return (FirstExpert(value) + 1 + static_cast<int>(value) % (kExperts - 1)) % kExperts; }
+float Factor(float value) { return 0.75f * (FirstExpert(value) + 1) + 0.25f * (SecondExpert(value) + 1); }
+
+class ModuloGate final : public Gate {
+ public:
+  bool Accepts(DType dtype) const override { return dtype == DType::kF32; }
+  absl::Status Route(ConstMatrixView rows, int64_t first_row, Routing* routing) override {
+    for (int64_t i = 0; i < rows.num_rows; ++i) {
+      float value;
+      std::memcpy(&value, rows.row(i), sizeof(value));
+      if (value < 0) return absl::InternalError("a row the gate cannot take");
+      int32_t* experts = &routing->expert_idx[(first_row + i) * kTopK];
+      float* weights = &routing->weight[(first_row + i) * kTopK];
+      experts[0] = FirstExpert(value);
+      experts[1] = SecondExpert(value);
+      weights[0] = 0.75f;
+      weights[1] = 0.25f;
+    }
+    return absl::OkStatus();
+  }
+};
+
+// Workers without processes: once every rank has a step, its plans are followed to the letter and every rank answers,
+// on a thread of the group's own.
+class FakeGroup {
+ public:
+  enum class Mode { kServe, kSwallow, kFail };
+
+  FakeGroup(Epoch epoch, Mode mode, std::vector<LinkBuffers*> links, const Placement* placement, Scheduler* scheduler)
+      : epoch_(epoch), mode_(mode), links_(std::move(links)), placement_(placement), scheduler_(scheduler) {
+    thread_ = std::thread([this] { Loop(); });
+  }
+  ~FakeGroup() {
+    {
+      MutexLock lock(&mu_);
+      stop_ = true;
+      changed_.SignalAll();
+    }
+    thread_.join();
+  }
+
+  std::vector<std::shared_ptr<LinkConnection>> connections() {
+    std::vector<std::shared_ptr<LinkConnection>> connections;
+    for (size_t rank = 0; rank < links_.size(); ++rank) {
+      connections.push_back(std::make_shared<Connection>(this, static_cast<int>(rank)));
+    }
+    return connections;
+  }
+
+  int num_submitted() {
+    MutexLock lock(&mu_);
+    return num_submitted_;
+  }
+  void WaitForSubmissions(int count) {
+    MutexLock lock(&mu_);
+    while (num_submitted_ < count) changed_.Wait(&mu_);
+  }
+
+ private:
+  class Connection final : public LinkConnection {
+   public:
+    Connection(FakeGroup* group, int rank) : group_(group), rank_(rank) {}
+    absl::Status Submit(const StepSubmission& step) override {
+      group_->Take(rank_, step.message);
+      return absl::OkStatus();
+    }
+
+   private:
+    FakeGroup* const group_;
+    const int rank_;
+  };
+
+  void Take(int rank, const StepMessage& message) {
+    MutexLock lock(&mu_);
+    EXPECT_EQ(message.epoch, epoch_);
+    if (rank == static_cast<int>(links_.size()) - 1) {
+      ++num_submitted_;
+      if (mode_ != Mode::kSwallow) steps_.push_back(message);
+      changed_.SignalAll();
+    }
+  }
+
+  void Loop() {
+    while (true) {
+      StepMessage step;
+      {
+        MutexLock lock(&mu_);
+        while (steps_.empty() && !stop_) changed_.Wait(&mu_);
+        if (stop_) return;
+        step = steps_.front();
+        steps_.pop_front();
+      }
+      absl::Status status = mode_ == Mode::kFail ? absl::UnavailableError("peer gone") : RunStep(step);
+      for (size_t rank = 0; rank < links_.size(); ++rank) {
+        scheduler_->OnResult(static_cast<int>(rank), {step.epoch, step.step_id, {}, status}, {});
+      }
+    }
+  }
+
+  absl::Status RunStep(const StepMessage& step) {
+    const int num_ranks = static_cast<int>(links_.size());
+    std::vector<RankPlanView> plans;
+    for (int rank = 0; rank < num_ranks; ++rank) {
+      const auto plan = DecodeRankPlan(
+          {links_[rank]->plan(step.slot), links_[rank]->layout().plan_bytes},
+          {num_ranks, static_cast<int>(placement_->experts_of(rank).size()), kMaxBatchRows, kMaxBatchRows});
+      EXPECT_TRUE(plan.ok()) << plan.status();
+      plans.push_back(*plan);
+      std::fill_n(Rows(links_[rank]->output(step.slot)), plan->num_home_rows * kDim, 0.0f);
+    }
+    for (int destination = 0; destination < num_ranks; ++destination) {
+      const RankPlanView& plan = plans[destination];
+      for (int slot = 0; slot < plan.num_slots(); ++slot) {
+        const int expert = placement_->experts_of(destination)[slot];
+        for (int32_t pair = plan.expert_offsets[slot]; pair < plan.expert_offsets[slot + 1]; ++pair) {
+          AddPair(step, plans, destination, plan.pair_rows[pair], plan.pair_weights[pair] * (expert + 1));
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  // Follows one received row back to its home, and adds its part there.
+  void AddPair(const StepMessage& step, const std::vector<RankPlanView>& plans, int destination, int32_t recv_row,
+               float factor) {
+    int source = 0;
+    while (recv_row >= plans[destination].recv_offsets[source + 1]) ++source;
+    const int32_t sent = recv_row - plans[destination].recv_offsets[source];
+    const int32_t home = plans[source].send_rows[plans[source].send_offsets[destination] + sent];
+    const float* in = Rows(links_[source]->input(step.slot)) + home * kDim;
+    float* out = Rows(links_[source]->output(step.slot)) + home * kDim;
+    for (int64_t i = 0; i < kDim; ++i) out[i] += factor * in[i];
+  }
+
+  static float* Rows(std::byte* bytes) { return reinterpret_cast<float*>(bytes); }
+
+  const Epoch epoch_;
+  const Mode mode_;
+  const std::vector<LinkBuffers*> links_;
+  const Placement* const placement_;
+  Scheduler* const scheduler_;
+  Mutex mu_;
+  CondVar changed_;
+  std::deque<StepMessage> steps_ ABSL_GUARDED_BY(mu_);
+  int num_submitted_ ABSL_GUARDED_BY(mu_) = 0;
+  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread thread_;
+};
+
+// A request with its rows, its output, and a notification of its answer.
+struct Call {
+  std::shared_ptr<Request> request = std::make_shared<Request>();
+  std::vector<float> values;
+  absl::Notification answered;
+  absl::Status status;
+
+  void ExpectRightAnswer() {
+    answered.WaitForNotification();
+    ASSERT_TRUE(status.ok()) << status;
+    std::vector<float> output(values.size());
+    ConvertElements(request->dtype, request->output, DType::kF32, reinterpret_cast<std::byte*>(output.data()),
+                    values.size());
+    for (size_t i = 0; i < values.size(); ++i) {
+      const float first = values[i / kDim * kDim];
+      ASSERT_NEAR(output[i], values[i] * Factor(first), 0.02f * std::abs(output[i])) << "element " << i;
+    }
+  }
+};
+
+class SchedulerTest : public testing::Test {
+ protected:
+  void Start(int num_ranks, int max_submissions = 8) {
+    SchedulerOptions options;
+    options.batcher = {1, kMaxBatchRows, std::chrono::microseconds(0)};
+    options.num_ranks = num_ranks;
+    options.num_slots = 2;
+    options.max_submissions = max_submissions;
+    LayerSpec spec;
+    spec.name = "0";
+    spec.hidden_dim = kDim;
+    spec.num_experts = kExperts;
+    spec.gate.top_k = kTopK;
+    std::vector<std::unique_ptr<ServedLayer>> layers;
+    layers.push_back(std::unique_ptr<ServedLayer>(new ServedLayer{
+        LayerId{0}, "m", spec, DType::kF32, Placement::Even(kExperts, num_ranks), std::make_unique<ModuloGate>()}));
+    layer_ = layers[0].get();
+    const size_t row_bytes = kMaxBatchRows * kDim * sizeof(float);
+    const LinkLayout layout = LinkLayout::For(
+        2, row_bytes, MaxEncodedSize(num_ranks, kExperts, kTopK, kMaxBatchRows, kMaxBatchRows), row_bytes);
+    for (int rank = 0; rank < num_ranks; ++rank) {
+      owned_links_.push_back(*LinkBuffers::Create(layout));
+      links_.push_back(owned_links_.back().get());
+    }
+    models_ = std::make_unique<ModelTable>(std::vector<ServedModel>{}, std::move(layers));
+    metrics_ = std::make_unique<Metrics>(*models_);
+    scheduler_ = std::make_unique<Scheduler>(options, links_, metrics_.get(), Clock::Real(),
+                                             [this](Epoch epoch, int, const absl::Status&) {
+                                               scheduler_->GroupLost(epoch);
+                                               MutexLock lock(&mu_);
+                                               broken_.push_back(epoch);
+                                               broken_changed_.SignalAll();
+                                             });
+  }
+
+  std::unique_ptr<FakeGroup> Form(int64_t epoch, FakeGroup::Mode mode) {
+    auto group = std::make_unique<FakeGroup>(Epoch{epoch}, mode, links_, &layer_->placement, scheduler_.get());
+    scheduler_->GroupFormed(Epoch{epoch}, group->connections());
+    return group;
+  }
+
+  void WaitUntilBroken(int64_t epoch) {
+    MutexLock lock(&mu_);
+    while (broken_.empty() || broken_.back() != Epoch{epoch}) broken_changed_.Wait(&mu_);
+  }
+
+  std::unique_ptr<Call> Send(int64_t num_rows, DType dtype = DType::kF32) {
+    auto call = std::make_unique<Call>();
+    for (int64_t i = 0; i < num_rows * kDim; ++i) call->values.push_back(static_cast<float>(random_() % 64));
+    auto bytes = std::make_shared<std::vector<std::byte>>(num_rows * kDim * SizeOf(dtype));
+    ConvertElements(DType::kF32, reinterpret_cast<const std::byte*>(call->values.data()), dtype, bytes->data(),
+                    call->values.size());
+    Enqueue(call.get(), bytes, num_rows, dtype);
+    return call;
+  }
+
+  void Enqueue(Call* call, const std::shared_ptr<std::vector<std::byte>>& bytes, int64_t num_rows, DType dtype) {
+    Request& request = *call->request;
+    request.layer = layer_;
+    request.dtype = dtype;
+    request.num_rows = num_rows;
+    request.arrival = Clock::Real().Now();
+    request.rows = ChunkedRows({std::span<const std::byte>(*bytes)}, bytes);
+    auto output = std::make_shared<std::vector<std::byte>>(bytes->size());
+    request.output = output->data();
+    request.output_owner = output;
+    request.done = [call](absl::Status status) {
+      call->status = std::move(status);
+      call->answered.Notify();
+    };
+    scheduler_->Enqueue(call->request);
+  }
+
+  std::mt19937 random_{3};
+  ServedLayer* layer_ = nullptr;
+  std::unique_ptr<ModelTable> models_;
+  std::unique_ptr<Metrics> metrics_;
+  std::vector<std::unique_ptr<LinkBuffers>> owned_links_;
+  std::vector<LinkBuffers*> links_;
+  std::unique_ptr<Scheduler> scheduler_;
+  Mutex mu_;
+  CondVar broken_changed_;
+  std::vector<Epoch> broken_ ABSL_GUARDED_BY(mu_);
+};
+
+TEST_F(SchedulerTest, AnswersEveryRequestWhateverItIsBatchedWith) {
+  for (int num_ranks : {1, 2, 3}) {
+    Start(num_ranks);
+    const auto group = Form(1, FakeGroup::Mode::kServe);
+    std::vector<std::unique_ptr<Call>> calls;
+    const DType dtypes[] = {DType::kF32, DType::kF64, DType::kF16, DType::kBF16};
+    for (int i = 0; i < 60; ++i) calls.push_back(Send(1 + random_() % 50, dtypes[i % 4]));
+    for (auto& call : calls) call->ExpectRightAnswer();
+    EXPECT_EQ(scheduler_->load().queued_rows, 0);
+    scheduler_.reset();
+    links_.clear();
+    owned_links_.clear();
+  }
+}
+
+TEST_F(SchedulerTest, StepsLostWithAGroupAreReplayedOnTheNext) {
+  Start(2);
+  auto dying = Form(1, FakeGroup::Mode::kSwallow);
+  std::vector<std::unique_ptr<Call>> calls;
+  for (int i = 0; i < 8; ++i) calls.push_back(Send(kMaxBatchRows));
+  dying->WaitForSubmissions(2);  // both slots are full
+  scheduler_->GroupLost(Epoch{1});
+  const auto group = Form(2, FakeGroup::Mode::kServe);
+  for (auto& call : calls) call->ExpectRightAnswer();
+  EXPECT_EQ(dying->num_submitted(), 2);
+  EXPECT_EQ(calls[0]->request->stats.replays, 1);
+  EXPECT_EQ(calls[7]->request->stats.replays, 0);
+}
+
+TEST_F(SchedulerTest, AFailedStepBreaksTheGroupAndIsReplayed) {
+  Start(2);
+  const auto failing = Form(1, FakeGroup::Mode::kFail);
+  const auto call = Send(5);
+  WaitUntilBroken(1);
+  EXPECT_FALSE(call->answered.HasBeenNotified());
+  const auto group = Form(2, FakeGroup::Mode::kServe);
+  call->ExpectRightAnswer();
+}
+
+TEST_F(SchedulerTest, ResultsOfAnOlderEpochAreDropped) {
+  Start(1);
+  const auto swallowing = Form(1, FakeGroup::Mode::kSwallow);
+  const auto call = Send(3);
+  swallowing->WaitForSubmissions(1);
+  scheduler_->GroupLost(Epoch{1});
+  const auto second = Form(2, FakeGroup::Mode::kSwallow);
+  second->WaitForSubmissions(1);
+  scheduler_->OnResult(0, {Epoch{1}, StepId{1}, {}, absl::OkStatus()}, {});
+  EXPECT_FALSE(call->answered.HasBeenNotified());
+  scheduler_->GroupLost(Epoch{2});
+  const auto third = Form(3, FakeGroup::Mode::kServe);
+  call->ExpectRightAnswer();
+}
+
+TEST_F(SchedulerTest, AStepThatBreaksEveryGroupFailsInTheEnd) {
+  Start(1, /*max_submissions=*/3);
+  const auto call = Send(2);
+  std::vector<std::unique_ptr<FakeGroup>> groups;
+  for (int64_t epoch = 1; epoch <= 3; ++epoch) {
+    groups.push_back(Form(epoch, FakeGroup::Mode::kFail));
+    WaitUntilBroken(epoch);
+  }
+  groups.push_back(Form(4, FakeGroup::Mode::kFail));
+  call->answered.WaitForNotification();
+  EXPECT_TRUE(absl::IsInternal(call->status)) << call->status;
+  groups.push_back(Form(5, FakeGroup::Mode::kServe));
+  Send(4)->ExpectRightAnswer();
+}
+
+TEST_F(SchedulerTest, ACancelledRequestLeavesTheQueueAtOnce) {
+  Start(1);
+  const auto call = Send(9);
+  EXPECT_EQ(scheduler_->load().queued_rows, 9);
+  scheduler_->Cancel(call->request, absl::CancelledError("gone"));
+  EXPECT_TRUE(absl::IsCancelled(call->status));
+  EXPECT_EQ(scheduler_->load().queued_rows, 0);
+  const auto group = Form(1, FakeGroup::Mode::kServe);
+  Send(2)->ExpectRightAnswer();
+  EXPECT_EQ(group->num_submitted(), 1) << "the cancelled rows were never dispatched";
+}
+
+TEST_F(SchedulerTest, ARequestCancelledInFlightHarmsNobody) {
+  Start(2);
+  auto swallowing = Form(1, FakeGroup::Mode::kSwallow);
+  const auto gone = Send(kMaxBatchRows);
+  swallowing->WaitForSubmissions(1);
+  scheduler_->Cancel(gone->request, absl::CancelledError("gone"));
+  EXPECT_TRUE(absl::IsCancelled(gone->status));
+  scheduler_->GroupLost(Epoch{1});
+  const auto group = Form(2, FakeGroup::Mode::kServe);
+  Send(3)->ExpectRightAnswer();
+}
+
+TEST_F(SchedulerTest, AGateThatFailsFailsOnlyItsStep) {
+  Start(1);
+  const auto group = Form(1, FakeGroup::Mode::kServe);
+  auto poisoned = std::make_unique<Call>();
+  poisoned->values.assign(kDim, -1.0f);
+  auto bytes = std::make_shared<std::vector<std::byte>>(kDim * sizeof(float));
+  std::memcpy(bytes->data(), poisoned->values.data(), bytes->size());
+  Enqueue(poisoned.get(), bytes, 1, DType::kF32);
+  poisoned->answered.WaitForNotification();
+  EXPECT_TRUE(absl::IsInternal(poisoned->status));
+  Send(3)->ExpectRightAnswer();
+}
+
+TEST_F(SchedulerTest, ShutdownAnswersWhatIsLeft) {
+  Start(1);
+  auto swallowing = Form(1, FakeGroup::Mode::kSwallow);
+  const auto in_flight = Send(kMaxBatchRows);
+  swallowing->WaitForSubmissions(1);
+  const auto queued = Send(1);
+  scheduler_.reset();
+  EXPECT_TRUE(absl::IsUnavailable(in_flight->status));
+  EXPECT_TRUE(absl::IsUnavailable(queued->status));
+}
+
+// Losses at random moments under load from several threads: every request is answered, and rightly.
+TEST_F(SchedulerTest, SurvivesLossesUnderLoad) {
+  Start(3);
+  std::vector<std::unique_ptr<Call>> calls;
+  std::vector<std::unique_ptr<FakeGroup>> groups;
+  for (int64_t epoch = 1; epoch <= 30; ++epoch) {
+    const auto mode = epoch % 3 == 0   ? FakeGroup::Mode::kFail
+                      : epoch % 3 == 1 ? FakeGroup::Mode::kServe
+                                       : FakeGroup::Mode::kSwallow;
+    groups.push_back(Form(epoch, mode));
+    for (int i = 0; i < 10; ++i) calls.push_back(Send(1 + random_() % 40));
+    scheduler_->GroupLost(Epoch{epoch});
+  }
+  groups.push_back(Form(31, FakeGroup::Mode::kServe));
+  for (auto& call : calls) {
+    call->answered.WaitForNotification();
+    if (absl::IsInternal(call->status)) continue;  // replayed too often, which this many losses allow
+    call->ExpectRightAnswer();
+  }
+  scheduler_.reset();
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,52 @@
+#include "server/shm_link.h"
+
+#include <sys/socket.h>
+
+#include "moe/base/logging.h"
+
+namespace switchyard {
+namespace {
+
+class ShmConnection final : public LinkConnection {
+ public:
+  explicit ShmConnection(std::shared_ptr<UniqueFd> socket) : socket_(std::move(socket)) {}
+  absl::Status Submit(const StepSubmission& step) override { return SendStep(socket_->get(), step.message); }
+
+ private:
+  const std::shared_ptr<UniqueFd> socket_;
+};
+
+}  // namespace
+
+ShmLink::ShmLink(int rank, std::shared_ptr<UniqueFd> socket, ResultFn on_result)
+    : rank_(rank),
+      socket_(std::move(socket)),
+      on_result_(std::move(on_result)),
+      connection_(std::make_shared<ShmConnection>(socket_)),
+      reader_([this] { ReadResults(); }) {}
+
+absl::StatusOr<std::unique_ptr<ShmLink>> ShmLink::Start(int rank, UniqueFd socket, const LinkBuffers& buffers,
+                                                        ResultFn on_result) {
+  SY_RETURN_IF_ERROR(SendSetup(socket.get(), buffers.layout(), buffers.memory_fd()));
+  return std::unique_ptr<ShmLink>(
+      new ShmLink(rank, std::make_shared<UniqueFd>(std::move(socket)), std::move(on_result)));
+}
+
+ShmLink::~ShmLink() {
+  shutdown(socket_->get(), SHUT_RDWR);
+  reader_.join();
+}
+
+void ShmLink::ReadResults() {
+  while (true) {
+    const auto result = ReceiveResult(socket_->get());
+    if (absl::IsUnavailable(result.status())) return;  // the worker is gone; the supervisor says so
+    if (!result.ok()) {
+      spdlog::error("rank {}: {}", rank_, result.status().message());
+      continue;
+    }
+    on_result_(rank_, *result, {});
+  }
+}
+
+}  // namespace switchyard

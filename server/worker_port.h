@@ -1,0 +1,29 @@
+// The gRPC server that workers join.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <string>
+
+#include "server/worker_service.h"
+
+namespace switchyard {
+
+// Listens from construction to destruction.
+class WorkerPort {
+ public:
+  static absl::StatusOr<std::unique_ptr<WorkerPort>> Listen(const std::string& host, int port, Group* group);
+  ~WorkerPort();
+
+  int port() const { return port_; }
+
+ private:
+  explicit WorkerPort(Group* group) : service_(group) {}
+
+  WorkerService service_;
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,66 @@
+#include "worker/control_stream.h"
+
+#include <limits>
+
+#include "rpc/grpc_status.h"
+
+namespace switchyard {
+
+ControlStream::ControlStream(worker::WorkerHub::Stub* stub, worker::Hello hello, Inbox* inbox,
+                             std::function<void(Epoch)> on_new_epoch)
+    : inbox_(inbox),
+      on_new_epoch_(std::move(on_new_epoch)),
+      writer_([this](const worker::WorkerMessage* message) { StartWrite(message); }) {
+  context_.set_wait_for_ready(false);
+  stub->async()->Join(&context_, this);
+  // Writes start from other threads too; the hold keeps the stream open until the read side ends it.
+  AddHold();
+  StartRead(&incoming_);
+  StartCall();
+  worker::WorkerMessage first;
+  *first.mutable_hello() = std::move(hello);
+  writer_.Send(std::move(first));
+}
+
+ControlStream::~ControlStream() {
+  context_.TryCancel();
+  MutexLock lock(&mu_);
+  while (!done_) ended_.Wait(&mu_);
+}
+
+void ControlStream::Send(worker::WorkerMessage message) { writer_.Send(std::move(message)); }
+
+void ControlStream::Finish() {
+  writer_.Stop();
+  StartWritesDone();
+}
+
+void ControlStream::OnReadDone(bool ok) {
+  if (!ok) {
+    writer_.Stop();
+    RemoveHold();
+    return;
+  }
+  if (incoming_.has_ping()) {
+    worker::WorkerMessage answer;
+    answer.mutable_pong()->set_number(incoming_.ping().number());
+    writer_.Send(std::move(answer));
+  } else {
+    if (incoming_.has_prepare_group()) on_new_epoch_(Epoch{incoming_.prepare_group().epoch()});
+    inbox_->Push(std::move(incoming_));
+    incoming_.Clear();
+  }
+  StartRead(&incoming_);
+}
+
+void ControlStream::OnWriteDone(bool ok) { writer_.OnWriteDone(ok); }
+
+void ControlStream::OnDone(const grpc::Status& status) {
+  on_new_epoch_(Epoch{std::numeric_limits<int64_t>::max()});
+  inbox_->Close(status.ok() ? absl::UnavailableError("the front closed the stream") : FromGrpcStatus(status));
+  MutexLock lock(&mu_);
+  done_ = true;
+  ended_.SignalAll();
+}
+
+}  // namespace switchyard

@@ -1,0 +1,51 @@
+// The worker's side of the Join stream: answers pings at once on gRPC's threads, hands everything else to the inbox.
+//
+// The start of a new epoch is told to `on_new_epoch` before its message is queued, because the step thread may be
+// blocked in a collective of the old one and has to be woken first; so is the end of the stream, as an epoch beyond all
+// others.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "moe/base/ids.h"
+#include "proto/worker.grpc.pb.h"
+#include "rpc/stream_writer.h"
+#include "worker/inbox.h"
+
+namespace switchyard {
+
+class ControlStream final : public grpc::ClientBidiReactor<worker::WorkerMessage, worker::FrontMessage> {
+ public:
+  // Opens the stream and sends `hello`. `inbox` outlives the stream and is closed with the stream's final status.
+  ControlStream(worker::WorkerHub::Stub* stub, worker::Hello hello, Inbox* inbox,
+                std::function<void(Epoch)> on_new_epoch);
+
+  // Cancels the stream if it still runs, and waits for its end.
+  ~ControlStream() override;
+
+  // Thread-safe.
+  void Send(worker::WorkerMessage message);
+
+  // Half-closes: the front sees an orderly end. Nothing is sent afterwards.
+  void Finish();
+
+ private:
+  void OnReadDone(bool ok) override;
+  void OnWriteDone(bool ok) override;
+  void OnDone(const grpc::Status& status) override;
+
+  Inbox* const inbox_;
+  const std::function<void(Epoch)> on_new_epoch_;
+  grpc::ClientContext context_;
+  StreamWriter<worker::WorkerMessage> writer_;
+  worker::FrontMessage incoming_;  // the read under way
+  Mutex mu_;
+  CondVar ended_;
+  bool done_ ABSL_GUARDED_BY(mu_) = false;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,53 @@
+#include "worker/group_member.h"
+
+namespace switchyard {
+namespace {
+
+absl::Status Superseded(Epoch epoch) {
+  return absl::AbortedError(absl::StrCat("epoch ", epoch.value, " was superseded"));
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> GroupMember::Prepare(Epoch epoch, int rank, int size) {
+  connected_ = false;
+  std::shared_ptr<Communicator> old;
+  {
+    MutexLock lock(&mu_);
+    old = std::move(current_);
+    current_ = nullptr;
+  }
+  old.reset();  // outside the lock: ending a communicator may take a while
+  SY_ASSIGN_OR_RETURN(std::shared_ptr<Communicator> fresh, factory_->Prepare(rank, size));
+  std::string address = fresh->address();
+  MutexLock lock(&mu_);
+  if (newest_ > epoch) return Superseded(epoch);
+  prepared_ = epoch;
+  current_ = std::move(fresh);
+  return address;
+}
+
+absl::Status GroupMember::Connect(Epoch epoch, const std::vector<std::string>& addresses) {
+  {
+    MutexLock lock(&mu_);
+    if (newest_ > epoch || prepared_ != epoch || current_ == nullptr) return Superseded(epoch);
+  }
+  SY_RETURN_IF_ERROR(current_->Connect(addresses));
+  SY_RETURN_IF_ERROR(CheckExchange(*current_));
+  connected_ = true;
+  connected_epoch_ = epoch;
+  return absl::OkStatus();
+}
+
+void GroupMember::Announce(Epoch epoch) {
+  std::shared_ptr<Communicator> old;
+  {
+    MutexLock lock(&mu_);
+    if (epoch <= newest_) return;
+    newest_ = epoch;
+    if (prepared_ < epoch) old = current_;
+  }
+  if (old != nullptr) old->Abort();
+}
+
+}  // namespace switchyard

@@ -1,0 +1,50 @@
+#include "worker/inbox.h"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <memory>
+
+namespace switchyard {
+
+absl::StatusOr<std::unique_ptr<Inbox>> Inbox::Create() {
+  UniqueFd wake_fd(eventfd(0, EFD_CLOEXEC | EFD_SEMAPHORE | EFD_NONBLOCK));
+  if (!wake_fd.valid()) return ErrnoStatus(errno, "eventfd");
+  return std::unique_ptr<Inbox>(new Inbox(std::move(wake_fd)));
+}
+
+void Inbox::Push(worker::FrontMessage message) {
+  {
+    MutexLock lock(&mu_);
+    if (closed_.has_value()) return;
+    messages_.push_back(std::move(message));
+  }
+  eventfd_write(wake_fd_.get(), 1);
+}
+
+void Inbox::Close(absl::Status status) {
+  {
+    MutexLock lock(&mu_);
+    if (closed_.has_value()) return;
+    closed_ = std::move(status);
+  }
+  eventfd_write(wake_fd_.get(), 1);
+}
+
+std::optional<worker::FrontMessage> Inbox::Pop() {
+  MutexLock lock(&mu_);
+  if (messages_.empty()) return std::nullopt;
+  eventfd_t count;
+  eventfd_read(wake_fd_.get(), &count);
+  worker::FrontMessage message = std::move(messages_.front());
+  messages_.pop_front();
+  return message;
+}
+
+std::optional<absl::Status> Inbox::closed() const {
+  MutexLock lock(&mu_);
+  return messages_.empty() ? closed_ : std::nullopt;
+}
+
+}  // namespace switchyard

@@ -1,0 +1,75 @@
+// switchyard_worker: one rank that holds experts and runs steps for a front.
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+
+#include <CLI/CLI.hpp>
+#include <cerrno>
+#include <cstdio>
+
+#include "moe/base/logging.h"
+#include "moe/base/version.h"
+#include "worker/worker.h"
+
+namespace switchyard {
+namespace {
+
+void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
+  app.add_option("--front", options.front, "HOST:PORT of the server's worker port")->required();
+  app.add_option("--device", options.device, "auto, cpu or cuda:N")->capture_default_str();
+  app.add_option("--threads", options.num_threads, "threads of the CPU engine; 0 for every core it may run on")
+      ->capture_default_str();
+  app.add_option("--exchange_host", options.exchange_host,
+                 "address at which the other workers reach this one; loopback unless they are on other hosts")
+      ->capture_default_str();
+  app.add_option("--worker_token_file", options.token_file, "file with the secret that the server asks of workers");
+  app.add_option("--join_timeout_ms", options.join_timeout_ms, "how long to wait for a server that is not up yet")
+      ->capture_default_str();
+  app.add_option("--log_level", logging.level, "trace, debug, info, warn, error or off")->capture_default_str();
+  app.add_option("--log_format", logging.format, "text or json")->capture_default_str();
+  app.add_option("--local_index", options.local_index)->group("");
+  app.add_option("--link_fd", options.link_fd)->group("");
+}
+
+// A descriptor that becomes readable on the signals that ask this process to stop. A worker that a front started leaves
+// Ctrl-C to the front, which drains first.
+absl::StatusOr<UniqueFd> BlockStopSignals(bool started_by_front) {
+  signal(SIGPIPE, SIG_IGN);  // a peer's death shows as an error of the call that meets it
+  if (started_by_front) signal(SIGINT, SIG_IGN);
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  if (!started_by_front) sigaddset(&signals, SIGINT);
+  if (const int error = pthread_sigmask(SIG_BLOCK, &signals, nullptr); error != 0) return ErrnoStatus(error, "sigmask");
+  UniqueFd fd(signalfd(-1, &signals, SFD_CLOEXEC));
+  if (!fd.valid()) return ErrnoStatus(errno, "signalfd");
+  return fd;
+}
+
+absl::Status RunWorker(const WorkerOptions& options, const LoggingOptions& logging) {
+  SY_RETURN_IF_ERROR(SetUpLogging(logging));
+  const bool started_by_front = options.local_index >= 0;
+  // A front that dies without a word must not leave its workers behind.
+  if (started_by_front) prctl(PR_SET_PDEATHSIG, SIGKILL);
+  SY_ASSIGN_OR_RETURN(const UniqueFd stop_fd, BlockStopSignals(started_by_front));
+  SY_ASSIGN_OR_RETURN(auto worker, Worker::Create(options));
+  return worker->Run(stop_fd.get());
+}
+
+}  // namespace
+}  // namespace switchyard
+
+int main(int argc, char** argv) {
+  switchyard::WorkerOptions options;
+  switchyard::LoggingOptions logging;
+  CLI::App app{"switchyard_worker: holds a share of the experts and runs steps for a switchyard_server."};
+  app.set_version_flag("--version", std::string(switchyard::kVersion));
+  app.footer("Example: switchyard_worker --front=127.0.0.1:8003 --device=cpu");
+  switchyard::AddFlags(app, options, logging);
+  CLI11_PARSE(app, argc, argv);
+  logging.process = options.local_index >= 0 ? absl::StrCat("worker ", options.local_index) : "worker";
+  const absl::Status status = switchyard::RunWorker(options, logging);
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "switchyard_worker: %s\n", std::string(status.message()).c_str());
+  return 1;
+}

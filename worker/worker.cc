@@ -1,0 +1,283 @@
+#include "worker/worker.h"
+
+#include <poll.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <fstream>
+#include <sstream>
+
+#include "absl/strings/ascii.h"
+#include "moe/base/clock.h"
+#include "moe/base/logging.h"
+#include "moe/base/version.h"
+#include "moe/plan/plan_codec.h"
+#include "rpc/build_fingerprint.h"
+#include "worker/device.h"
+#include "worker/step_runner.h"
+
+namespace switchyard {
+namespace {
+
+constexpr auto kProgressPeriod = std::chrono::milliseconds(500);
+// The front's own port refuses larger step messages first; this only keeps gRPC's 4 MB default out of the way.
+constexpr int kUnlimitedMessage = -1;
+
+std::string HostName() {
+  char name[256] = {};
+  return gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
+}
+
+absl::StatusOr<std::string> ReadToken(const std::string& path) {
+  if (path.empty()) {
+    const char* inherited = getenv("SWITCHYARD_WORKER_TOKEN");  // set by a front for the workers it starts
+    return std::string(inherited == nullptr ? "" : inherited);
+  }
+  std::ifstream file(path);
+  if (!file) return absl::NotFoundError(absl::StrCat("--worker_token_file=", path, ": cannot be read"));
+  std::stringstream text;
+  text << file.rdbuf();
+  return std::string(absl::StripAsciiWhitespace(text.str()));
+}
+
+std::shared_ptr<grpc::Channel> ConnectToFront(const std::string& front) {
+  grpc::ChannelArguments args;
+  args.SetMaxReceiveMessageSize(kUnlimitedMessage);
+  args.SetMaxSendMessageSize(kUnlimitedMessage);
+  args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  return grpc::CreateCustomChannel(front, grpc::InsecureChannelCredentials(), args);
+}
+
+}  // namespace
+
+Worker::Worker(const WorkerOptions& options, std::string device)
+    : options_(options), device_(std::move(device)), group_(MakeExchange(options, device_)) {}
+
+Worker::~Worker() = default;
+
+absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(const WorkerOptions& options) {
+  if (options.front.empty())
+    return absl::InvalidArgumentError("--front=HOST:PORT of the server's worker port is needed");
+  SY_ASSIGN_OR_RETURN(std::string device, ResolveDevice(options.device));
+  std::unique_ptr<Worker> worker(new Worker(options, std::move(device)));
+  SY_ASSIGN_OR_RETURN(worker->inbox_, Inbox::Create());
+  if (options.link_fd >= 0) SY_RETURN_IF_ERROR(worker->AttachLink());
+  return worker;
+}
+
+absl::Status Worker::AttachLink() {
+  link_socket_ = UniqueFd(options_.link_fd);
+  SY_ASSIGN_OR_RETURN(Setup setup, ReceiveSetup(link_socket_.get()));
+  layout_ = setup.layout;
+  SY_ASSIGN_OR_RETURN(SharedMemory memory, SharedMemory::Attach(std::move(setup.memory_fd), layout_.total_bytes()));
+  link_memory_.emplace(std::move(memory));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<worker::Hello> Worker::MakeHello() const {
+  worker::Hello hello;
+  SY_ASSIGN_OR_RETURN(*hello.mutable_token(), ReadToken(options_.token_file));
+  hello.set_version(std::string(kVersion));
+  hello.set_build(std::string(kBuildFingerprint));
+  hello.set_local_index(options_.local_index);
+  hello.set_pid(getpid());
+  hello.set_host(HostName());
+  hello.set_device(device_);
+  for (const std::string& dtype : ComputeDTypes(device_)) hello.add_compute_dtypes(dtype);
+  hello.set_exchange(ExchangeName(device_));
+  return hello;
+}
+
+absl::Status Worker::JoinFront() {
+  SY_ASSIGN_OR_RETURN(worker::Hello hello, MakeHello());
+  auto channel = ConnectToFront(options_.front);
+  const auto deadline = std::chrono::system_clock::now() + std::chrono::milliseconds(options_.join_timeout_ms);
+  spdlog::info("joining the front at {}", options_.front);
+  if (!channel->WaitForConnected(deadline)) {
+    return absl::UnavailableError(
+        absl::StrCat("no front answered at ", options_.front, " within ", options_.join_timeout_ms, " ms"));
+  }
+  stub_ = worker::WorkerHub::NewStub(channel);
+  control_ = std::make_unique<ControlStream>(stub_.get(), std::move(hello), inbox_.get(),
+                                             [this](Epoch epoch) { group_.Announce(epoch); });
+  return absl::OkStatus();
+}
+
+absl::Status Worker::Run(int stop_fd) {
+  SY_RETURN_IF_ERROR(JoinFront());
+  pollfd polled[] = {{inbox_->wake_fd(), POLLIN, 0}, {stop_fd, POLLIN, 0}, {link_socket_.get(), POLLIN, 0}};
+  while (!drained_) {
+    if (poll(polled, 3, -1) < 0 && errno != EINTR) return ErrnoStatus(errno, "poll");
+    if ((polled[1].revents & POLLIN) != 0) break;
+    if (auto message = inbox_->Pop(); message.has_value()) {
+      SY_RETURN_IF_ERROR(Handle(*message));
+    } else if (auto closed = inbox_->closed(); closed.has_value()) {
+      return Annotate(*closed, absl::StrCat("front at ", options_.front));
+    } else if (polled[2].revents != 0) {
+      SY_RETURN_IF_ERROR(HandleLinkStep());
+    }
+  }
+  control_->Finish();
+  return absl::OkStatus();
+}
+
+absl::Status Worker::Handle(const worker::FrontMessage& message) {
+  switch (message.message_case()) {
+    case worker::FrontMessage::kWelcome:
+      return Load(message.welcome());
+    case worker::FrontMessage::kPrepareGroup:
+      PrepareGroup(Epoch{message.prepare_group().epoch()});
+      return absl::OkStatus();
+    case worker::FrontMessage::kConnectGroup:
+      ConnectGroup(message.connect_group());
+      return absl::OkStatus();
+    case worker::FrontMessage::kStep:
+      HandleStreamStep(message.step());
+      return absl::OkStatus();
+    case worker::FrontMessage::kDrain:
+      drained_ = true;
+      return absl::OkStatus();
+    default:
+      return absl::InternalError("the front sent a message this worker does not know");
+  }
+}
+
+absl::Status Worker::Load(const worker::Welcome& welcome) {
+  rank_ = welcome.rank();
+  num_ranks_ = welcome.num_ranks();
+  max_batch_rows_ = welcome.max_batch_rows();
+  spdlog::info("rank {} of {}: loading", rank_, num_ranks_);
+  const SteadyTime begin = Clock::Real().Now();
+  SteadyTime last_report = begin;
+  auto progress = [&](int64_t done, int64_t total) {
+    const SteadyTime now = Clock::Real().Now();
+    if (done != total && now - last_report < kProgressPeriod) return;
+    last_report = now;
+    spdlog::info("rank {}: loaded {} of {} experts", rank_, done, total);
+    worker::WorkerMessage report;
+    report.mutable_load_progress()->set_experts_done(done);
+    report.mutable_load_progress()->set_experts_total(total);
+    control_->Send(std::move(report));
+  };
+  auto shard = Shard::Load(welcome, MakeEngineFactory(options_, device_), progress);
+  worker::WorkerMessage answer;
+  if (!shard.ok()) {
+    answer.mutable_load_failed()->set_code(static_cast<int>(shard.status().code()));
+    answer.mutable_load_failed()->set_message(std::string(shard.status().message()));
+    control_->Send(std::move(answer));
+    control_->Finish();
+    return Annotate(shard.status(), absl::StrCat("rank ", rank_, " cannot load"));
+  }
+  shard_ = *std::move(shard);
+  answer.mutable_loaded()->set_weight_bytes(shard_->weight_bytes());
+  control_->Send(std::move(answer));
+  spdlog::info("rank {}: {:.1f} MiB of weights in {:.2f} s", rank_, shard_->weight_bytes() / 1048576.0,
+               MicrosBetween(begin, Clock::Real().Now()) / 1e6);
+  return absl::OkStatus();
+}
+
+void Worker::PrepareGroup(Epoch epoch) {
+  worker::WorkerMessage answer;
+  auto address = group_.Prepare(epoch, rank_, num_ranks_);
+  if (address.ok()) {
+    answer.mutable_group_address()->set_epoch(epoch.value);
+    answer.mutable_group_address()->set_address(*std::move(address));
+  } else {
+    answer.mutable_group_failed()->set_epoch(epoch.value);
+    answer.mutable_group_failed()->set_message(std::string(address.status().message()));
+  }
+  control_->Send(std::move(answer));
+}
+
+void Worker::ConnectGroup(const worker::ConnectGroup& message) {
+  const std::vector<std::string> addresses(message.addresses().begin(), message.addresses().end());
+  const absl::Status status = group_.Connect(Epoch{message.epoch()}, addresses);
+  worker::WorkerMessage answer;
+  if (status.ok()) {
+    answer.mutable_group_ready()->set_epoch(message.epoch());
+    spdlog::info("rank {}: in the group of epoch {}", rank_, message.epoch());
+  } else {
+    answer.mutable_group_failed()->set_epoch(message.epoch());
+    answer.mutable_group_failed()->set_message(std::string(status.message()));
+    spdlog::warn("rank {}: could not form the group of epoch {}: {}", rank_, message.epoch(), status.message());
+  }
+  control_->Send(std::move(answer));
+}
+
+bool Worker::IsCurrent(Epoch epoch) const { return group_.communicator() != nullptr && group_.epoch() == epoch; }
+
+absl::Status Worker::HandleLinkStep() {
+  auto received = ReceiveStep(link_socket_.get());
+  // A closed link without a word on the control stream: the front is gone.
+  if (!received.ok()) return Annotate(received.status(), "step link");
+  const StepMessage& step = *received;
+  if (!IsCurrent(step.epoch)) return absl::OkStatus();
+  const Shard::Layer* layer = shard_->FindLayer(step.layer);
+  ResultMessage result{step.epoch, step.step_id, {}, absl::OkStatus()};
+  const size_t row_bytes = layer == nullptr ? 0 : layer->hidden_dim * SizeOf(layer->engine->compute_dtype());
+  if (layer == nullptr || step.slot < 0 || step.slot >= layout_.num_slots || step.num_home_rows < 0 ||
+      step.plan_bytes < 0 || static_cast<uint64_t>(step.plan_bytes) > layout_.plan_bytes ||
+      static_cast<uint64_t>(step.num_home_rows) > layout_.input_bytes / row_bytes) {
+    group_.communicator()->Abort();
+    result.status = absl::InternalError(absl::StrCat("step ", step.step_id.value, " does not fit the link's layout"));
+  } else {
+    std::byte* const memory = link_memory_->data();
+    const size_t num_bytes = step.num_home_rows * row_bytes;
+    result.status = RunStep(step.layer, {memory + layout_.plan_offset(step.slot), static_cast<size_t>(step.plan_bytes)},
+                            {memory + layout_.input_offset(step.slot), num_bytes},
+                            {memory + layout_.output_offset(step.slot), num_bytes}, &result.times);
+  }
+  return SendResult(link_socket_.get(), result);
+}
+
+void Worker::HandleStreamStep(const worker::StepRequest& request) {
+  if (!IsCurrent(Epoch{request.epoch()})) return;
+  worker::WorkerMessage answer;
+  worker::StepResult& result = *answer.mutable_step_result();
+  result.set_epoch(request.epoch());
+  result.set_step_id(request.step_id());
+  std::string& output = *result.mutable_rows();
+  output.resize(request.rows().size());
+  // protobuf keeps bytes in a std::string, whose data malloc aligns to 16: enough for the plan and for every row type.
+  StepTimes times;
+  const absl::Status status =
+      RunStep(LayerId{request.layer_id()}, std::as_bytes(std::span(request.plan())),
+              std::as_bytes(std::span(request.rows())), std::as_writable_bytes(std::span(output)), &times);
+  result.set_code(static_cast<int>(status.code()));
+  result.set_message(std::string(status.message()));
+  if (!status.ok()) output.clear();
+  result.mutable_times()->set_dispatch_us(times.dispatch_us);
+  result.mutable_times()->set_expert_us(times.expert_us);
+  result.mutable_times()->set_combine_us(times.combine_us);
+  control_->Send(std::move(answer));
+}
+
+absl::Status Worker::RunStep(LayerId layer_id, std::span<const std::byte> plan_bytes, std::span<const std::byte> rows,
+                             std::span<std::byte> output, StepTimes* times) {
+  const Shard::Layer* layer = shard_->FindLayer(layer_id);
+  // Whatever is wrong with a step, the peers are already waiting for this rank's rows: abort, so that they stop.
+  auto fail = [&](absl::Status status) {
+    group_.communicator()->Abort();
+    return status;
+  };
+  if (layer == nullptr) return fail(absl::InternalError(absl::StrCat("no layer number ", layer_id.value)));
+  const DType dtype = layer->engine->compute_dtype();
+  const int64_t row_bytes = layer->hidden_dim * static_cast<int64_t>(SizeOf(dtype));
+  const int64_t num_rows = static_cast<int64_t>(rows.size()) / row_bytes;
+  auto plan = DecodeRankPlan(
+      plan_bytes,
+      {.num_ranks = num_ranks_, .num_slots = layer->num_slots, .max_home_rows = num_rows, .max_rows = max_batch_rows_});
+  if (!plan.ok()) return fail(Annotate(plan.status(), "plan"));
+  if (plan->num_home_rows != num_rows || num_rows * row_bytes != static_cast<int64_t>(rows.size())) {
+    return fail(absl::InternalError(
+        absl::StrCat("the plan has ", plan->num_home_rows, " home rows, ", rows.size(), " bytes of rows came")));
+  }
+  StepRunner runner(layer->engine, group_.communicator());
+  return runner.Run(layer->engine_layer, layer->hidden_dim, *plan, {rows.data(), dtype, num_rows, layer->hidden_dim},
+                    {output.data(), dtype, num_rows, layer->hidden_dim}, times);
+}
+
+}  // namespace switchyard
