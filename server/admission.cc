@@ -27,8 +27,8 @@ void Admission::Release(int64_t num_rows, int64_t num_bytes) {
   if (--held_.requests == 0) emptied_.SignalAll();
 }
 
-bool Admission::WaitUntilEmpty(absl::Duration timeout) const {
-  const SteadyTime deadline = Clock::Real().Now() + absl::ToChronoNanoseconds(timeout);
+bool Admission::WaitUntilEmpty(std::chrono::milliseconds timeout) const {
+  const SteadyTime deadline = Clock::Real().Now() + timeout;
   MutexLock lock(&mu_);
   while (held_.requests > 0) {
     const SteadyTime now = Clock::Real().Now();

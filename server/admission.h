@@ -4,6 +4,7 @@
 // nobody else anything. Thread-safe.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 
 #include "moe/base/mutex.h"
@@ -27,7 +28,7 @@ class Admission {
   Held held() const;
 
   // Waits until nothing is held; false when `timeout` passed first.
-  bool WaitUntilEmpty(absl::Duration timeout) const;
+  bool WaitUntilEmpty(std::chrono::milliseconds timeout) const;
 
   // How long a refused caller should wait before it tries again.
   static constexpr int kPushbackMs = 50;

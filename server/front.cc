@@ -116,7 +116,6 @@ void Front::CreateGroup(const std::string& token) {
                        std::chrono::microseconds(options_.max_queue_delay_us)};
   scheduler.num_ranks = num_ranks_;
   scheduler.num_slots = options_.steps_in_flight;
-  scheduler.gate_threads = options_.gate_threads > 0 ? options_.gate_threads : std::max(1, NumCores() / 4);
   scheduler_ = std::make_unique<Scheduler>(
       scheduler, links, metrics_.get(), Clock::Real(),
       [this](Epoch epoch, int rank, const absl::Status& why) { group_->StepFailed(epoch, rank, why); });
@@ -154,6 +153,11 @@ absl::Status Front::StartWorkers(const std::string& token) {
                           absl::StrCat("--log_level=", options_.log_level),
                           absl::StrCat("--log_format=", options_.log_format)};
   supervisor.environment = {absl::StrCat("SWITCHYARD_WORKER_TOKEN=", token)};
+  // libgomp's threads spin between parallel loops. With cores to themselves that is fast; where processes share cores
+  // the spinning takes them from whoever has work.
+  if (getenv("OMP_WAIT_POLICY") == nullptr && threads * num_ranks_ >= NumCores()) {
+    supervisor.environment.emplace_back("OMP_WAIT_POLICY=passive");
+  }
   SY_ASSIGN_OR_RETURN(
       supervisor_,
       Supervisor::Start(
@@ -162,7 +166,8 @@ absl::Status Front::StartWorkers(const std::string& token) {
             group_->LocalWorkerExited(rank, how);
             MutexLock lock(&mu_);
             if (!served_.load() && !load_failure_.has_value()) {
-              load_failure_ = absl::InternalError(absl::StrCat("worker ", rank, " ended before it served: ", how));
+              load_failure_ = absl::InternalError(
+                  absl::StrCat("worker ", rank, " ended before it served: ", how, "; its own message is above"));
             }
           }));
   group_->SetSupervisor(supervisor_.get());
@@ -208,7 +213,7 @@ void Front::Cancel(const std::shared_ptr<Request>& request) {
 void Front::Drain() {
   draining_.store(true);
   spdlog::info("draining: {} requests in flight", held().requests);
-  if (!admission_.WaitUntilEmpty(absl::Milliseconds(options_.drain_timeout_ms))) {
+  if (!admission_.WaitUntilEmpty(std::chrono::milliseconds(options_.drain_timeout_ms))) {
     spdlog::warn("drain timeout: {} requests are given up", held().requests);
   }
   if (supervisor_ != nullptr) supervisor_->StopRestarting();

@@ -133,13 +133,7 @@ void Group::StepFailed(Epoch epoch, int rank, const absl::Status& why) {
 }
 
 void Group::Drain() {
-  PostAndWait([this] {
-    worker::FrontMessage message;
-    message.mutable_drain();
-    for (const auto& rank : membership_.ranks()) {
-      if (rank.channel != nullptr) rank.channel->Send(message);
-    }
-  });
+  PostAndWait([this] { membership_.Drain(); });
 }
 
 // ---- What membership decides ----------------------------------------------------------------------------------------

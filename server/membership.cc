@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "moe/base/logging.h"
-
 namespace switchyard {
 namespace {
 
@@ -123,7 +121,7 @@ void Membership::OnMessage(const WorkerChannel* channel, const worker::WorkerMes
 }
 
 void Membership::TryForm(SteadyTime now) {
-  if (phase_ != Phase::kWaiting || now < form_not_before_) return;
+  if (phase_ != Phase::kWaiting || now < form_not_before_ || draining_) return;
   if (!AllOf([](const Rank& rank) { return rank.state == RankState::kReady; })) return;
   ++epoch_.value;
   phase_ = Phase::kPreparing;
@@ -160,10 +158,14 @@ void Membership::OnReady(Rank& rank, const worker::GroupReady& message) {
 
 void Membership::Break(const std::string& why, SteadyTime retry_at) {
   const bool served = phase_ == Phase::kServing;
-  if (phase_ != Phase::kWaiting) spdlog::warn("group of epoch {} is over: {}", epoch_.value, why);
+  if (phase_ != Phase::kWaiting && !draining_) spdlog::warn("group of epoch {} is over: {}", epoch_.value, why);
   phase_ = Phase::kWaiting;
   form_not_before_ = retry_at;
   if (served) listener_->OnGroupLost(epoch_, why);
+}
+
+spdlog::level::level_enum Membership::LossLevel() const {
+  return draining_ ? spdlog::level::info : spdlog::level::warn;
 }
 
 void Membership::Vacate(int index, const std::string& why, SteadyTime now) {
@@ -173,22 +175,22 @@ void Membership::Vacate(int index, const std::string& why, SteadyTime now) {
   rank.channel = nullptr;
   rank.load_fraction = 0;
   rank.weight_bytes = 0;
-  channel->Close(absl::UnavailableError(why));
+  channel->Close(draining_ ? absl::OkStatus() : absl::UnavailableError(why));
   Break(absl::StrCat("rank ", index, ": ", why), now);
 }
 
 void Membership::Leave(const WorkerChannel* channel, const std::string& why, SteadyTime now) {
   const int index = RankOf(channel);
   if (index < 0) return;
-  spdlog::warn("rank {}: left: {}", index, why);
+  spdlog::log(LossLevel(), "rank {}: left: {}", index, why);
   const int pid = ranks_[index].hello.pid();
   Vacate(index, why, now);
-  listener_->OnWorkerGivenUp(index, pid);
+  if (!draining_) listener_->OnWorkerGivenUp(index, pid);
 }
 
 void Membership::LocalWorkerExited(int index, const std::string& why, SteadyTime now) {
   if (ranks_[index].state == RankState::kAbsent) return;
-  spdlog::warn("rank {}: {}", index, why);
+  spdlog::log(LossLevel(), "rank {}: {}", index, why);
   Vacate(index, why, now);
 }
 
@@ -196,6 +198,15 @@ void Membership::StepFailed(Epoch epoch, int rank, const std::string& why, Stead
   if (phase_ != Phase::kServing || epoch != epoch_) return;
   // Often the first sign of a peer's death: a moment's patience saves a formation with the dead.
   Break(absl::StrCat("a step failed on rank ", rank, ": ", why), now + options_.form_backoff);
+}
+
+void Membership::Drain() {
+  draining_ = true;
+  worker::FrontMessage message;
+  message.mutable_drain();
+  for (const Rank& rank : ranks_) {
+    if (rank.channel != nullptr) rank.channel->Send(message);
+  }
 }
 
 void Membership::Tick(SteadyTime now) {

@@ -18,6 +18,7 @@
 
 #include "moe/base/clock.h"
 #include "moe/base/ids.h"
+#include "moe/base/logging.h"
 #include "moe/base/status.h"
 #include "proto/worker.pb.h"
 
@@ -83,6 +84,9 @@ class Membership {
   void LocalWorkerExited(int rank, const std::string& why, SteadyTime now);
   void StepFailed(Epoch epoch, int rank, const std::string& why, SteadyTime now);
 
+  // Asks every worker to finish. From now on their leaving is as it should be, and nothing forms again.
+  void Drain();
+
   // Pings, gives up the silent, retries formations. Call a few times a second.
   void Tick(SteadyTime now);
 
@@ -100,6 +104,7 @@ class Membership {
   void OnReady(Rank& rank, const worker::GroupReady& message);
   void Break(const std::string& why, SteadyTime retry_at);
   void Vacate(int rank, const std::string& why, SteadyTime now);
+  spdlog::level::level_enum LossLevel() const;
   bool AllOf(const std::function<bool(const Rank&)>& condition) const;
 
   const MembershipOptions options_;
@@ -110,6 +115,7 @@ class Membership {
   SteadyTime form_not_before_;  // backoff after a failed formation
   SteadyTime form_deadline_;    // while preparing or connecting
   int64_t num_pings_ = 0;
+  bool draining_ = false;
 };
 
 }  // namespace switchyard

@@ -1,12 +1,21 @@
 #include "server/model_table.h"
 
 #include <algorithm>
+#include <thread>
 
 #include "absl/strings/str_join.h"
 #include "moe/base/logging.h"
 #include "moe/weights/weight_source.h"
 
 namespace switchyard {
+namespace {
+
+int GateThreads(const ServerOptions& options) {
+  if (options.gate_threads > 0) return options.gate_threads;
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 4);
+}
+
+}  // namespace
 
 absl::StatusOr<DType> ChooseComputeDType(const std::string& wanted, DType checkpoint) {
   DType dtype = checkpoint;
@@ -24,14 +33,16 @@ absl::StatusOr<DType> ChooseComputeDType(const std::string& wanted, DType checkp
 
 absl::StatusOr<std::unique_ptr<ModelTable>> ModelTable::Load(const ServerOptions& options, int num_ranks) {
   auto table = std::make_unique<ModelTable>();
+  SY_ASSIGN_OR_RETURN(std::shared_ptr<LinearContext> gate_context, LinearContext::Create(GateThreads(options)));
   for (const ModelOption& model : options.models) {
-    SY_RETURN_IF_ERROR(Annotate(table->AddModel(model, options.compute_dtype, num_ranks),
+    SY_RETURN_IF_ERROR(Annotate(table->AddModel(model, options.compute_dtype, num_ranks, gate_context),
                                 absl::StrCat("--model=", model.name, "=", model.location)));
   }
   return table;
 }
 
-absl::Status ModelTable::AddModel(const ModelOption& option, const std::string& compute_dtype, int num_ranks) {
+absl::Status ModelTable::AddModel(const ModelOption& option, const std::string& compute_dtype, int num_ranks,
+                                  const std::shared_ptr<LinearContext>& gate_context) {
   SY_ASSIGN_OR_RETURN(auto source, OpenWeightSource(option.location));
   ServedModel model;
   model.name = option.name;
@@ -42,7 +53,7 @@ absl::Status ModelTable::AddModel(const ModelOption& option, const std::string& 
   for (int i = 0; i < static_cast<int>(model.spec.layers.size()); ++i) {
     const LayerSpec& spec = model.spec.layers[i];
     SY_ASSIGN_OR_RETURN(const RouterWeights router, source->ReadRouter(i));
-    SY_ASSIGN_OR_RETURN(auto gate, Gate::Create(spec, router));
+    SY_ASSIGN_OR_RETURN(auto gate, Gate::Create(spec, router, gate_context));
     layers_.push_back(std::make_unique<ServedLayer>(
         ServedLayer{LayerId{static_cast<int32_t>(layers_.size())}, model.name, spec, model.compute_dtype,
                     Placement::Even(spec.num_experts, num_ranks), std::move(gate)}));

@@ -57,7 +57,8 @@ class ModelTable {
   int64_t max_row_bytes() const;
 
  private:
-  absl::Status AddModel(const ModelOption& option, const std::string& compute_dtype, int num_ranks);
+  absl::Status AddModel(const ModelOption& option, const std::string& compute_dtype, int num_ranks,
+                        const std::shared_ptr<LinearContext>& gate_context);
 
   std::vector<ServedModel> models_;
   std::vector<std::unique_ptr<ServedLayer>> layers_;  // by LayerId

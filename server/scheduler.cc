@@ -1,7 +1,5 @@
 #include "server/scheduler.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -104,7 +102,6 @@ Scheduler::Load Scheduler::load() const {
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
 void Scheduler::DispatchLoop() {
-  omp_set_num_threads(options_.gate_threads);
   while (true) {
     Work work = WaitForWork();
     if (work.stop) return;

@@ -29,8 +29,7 @@ namespace switchyard {
 struct SchedulerOptions {
   BatcherOptions batcher;
   int num_ranks = 1;
-  int num_slots = 3;     // steps in flight
-  int gate_threads = 1;  // of the dispatcher's router matmul
+  int num_slots = 3;  // steps in flight
   // A step that failed so often, each time on a freshly formed group, is the fault of its input: it fails for good.
   int max_submissions = 8;
 };

@@ -95,16 +95,17 @@ class FakeGroup {
   void Take(int rank, const StepMessage& message) {
     MutexLock lock(&mu_);
     EXPECT_EQ(message.epoch, epoch_);
-    if (rank == static_cast<int>(links_.size()) - 1) {
-      ++num_submitted_;
-      if (mode_ != Mode::kSwallow) steps_.push_back(message);
-      changed_.SignalAll();
-    }
+    if (rank == 0) incoming_.clear();
+    incoming_.push_back(message);
+    if (rank < static_cast<int>(links_.size()) - 1) return;
+    ++num_submitted_;
+    if (mode_ != Mode::kSwallow) steps_.push_back(incoming_);
+    changed_.SignalAll();
   }
 
   void Loop() {
     while (true) {
-      StepMessage step;
+      std::vector<StepMessage> step;  // by rank
       {
         MutexLock lock(&mu_);
         while (steps_.empty() && !stop_) changed_.Wait(&mu_);
@@ -114,17 +115,18 @@ class FakeGroup {
       }
       absl::Status status = mode_ == Mode::kFail ? absl::UnavailableError("peer gone") : RunStep(step);
       for (size_t rank = 0; rank < links_.size(); ++rank) {
-        scheduler_->OnResult(static_cast<int>(rank), {step.epoch, step.step_id, {}, status}, {});
+        scheduler_->OnResult(static_cast<int>(rank), {step[rank].epoch, step[rank].step_id, {}, status}, {});
       }
     }
   }
 
-  absl::Status RunStep(const StepMessage& step) {
+  absl::Status RunStep(const std::vector<StepMessage>& messages) {
+    const StepMessage& step = messages[0];
     const int num_ranks = static_cast<int>(links_.size());
     std::vector<RankPlanView> plans;
     for (int rank = 0; rank < num_ranks; ++rank) {
       const auto plan = DecodeRankPlan(
-          {links_[rank]->plan(step.slot), links_[rank]->layout().plan_bytes},
+          {links_[rank]->plan(step.slot), static_cast<size_t>(messages[rank].plan_bytes)},
           {num_ranks, static_cast<int>(placement_->experts_of(rank).size()), kMaxBatchRows, kMaxBatchRows});
       EXPECT_TRUE(plan.ok()) << plan.status();
       plans.push_back(*plan);
@@ -163,7 +165,8 @@ class FakeGroup {
   Scheduler* const scheduler_;
   Mutex mu_;
   CondVar changed_;
-  std::deque<StepMessage> steps_ ABSL_GUARDED_BY(mu_);
+  std::vector<StepMessage> incoming_ ABSL_GUARDED_BY(mu_);  // the ranks' parts of the step being submitted
+  std::deque<std::vector<StepMessage>> steps_ ABSL_GUARDED_BY(mu_);
   int num_submitted_ ABSL_GUARDED_BY(mu_) = 0;
   bool stop_ ABSL_GUARDED_BY(mu_) = false;
   std::thread thread_;

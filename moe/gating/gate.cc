@@ -17,7 +17,7 @@ constexpr int64_t kRowsPerTask = 64;     // rows one thread selects for at a tim
 
 class RouterGate final : public Gate {
  public:
-  RouterGate(const LayerSpec& layer, std::unique_ptr<LinearContext> context)
+  RouterGate(const LayerSpec& layer, std::shared_ptr<LinearContext> context)
       : layer_(layer), context_(std::move(context)) {}
 
   absl::Status Pack(const HostMatrix& router);
@@ -32,7 +32,7 @@ class RouterGate final : public Gate {
 
   // Constant after Pack. The linears use the context, so they come after it.
   const LayerSpec layer_;
-  const std::unique_ptr<LinearContext> context_;
+  const std::shared_ptr<LinearContext> context_;
   std::unique_ptr<PackedLinear> fp32_;
   std::unique_ptr<PackedLinear> bf16_;  // null when fp32 alone is accepted
 
@@ -107,9 +107,12 @@ absl::Status CheckSpec(const LayerSpec& layer, const HostMatrix& router) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Gate>> Gate::Create(const LayerSpec& layer, const RouterWeights& router) {
+absl::StatusOr<std::unique_ptr<Gate>> Gate::Create(const LayerSpec& layer, const RouterWeights& router,
+                                                   std::shared_ptr<LinearContext> context) {
   SY_RETURN_IF_ERROR(CheckSpec(layer, router.weight));
-  SY_ASSIGN_OR_RETURN(std::unique_ptr<LinearContext> context, LinearContext::Create(/*num_threads=*/0));
+  if (context == nullptr) {
+    SY_ASSIGN_OR_RETURN(context, LinearContext::Create(/*num_threads=*/0));
+  }
   auto gate = std::make_unique<RouterGate>(layer, std::move(context));
   SY_RETURN_IF_ERROR(Annotate(gate->Pack(router.weight), absl::StrCat("gate of layer ", layer.name)));
   return gate;

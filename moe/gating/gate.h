@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "moe/gating/routing.h"
+#include "moe/linear/linear_context.h"
 #include "moe/tensor/tensor.h"
 #include "moe/weights/layer_spec.h"
 #include "moe/weights/weight_source.h"
@@ -21,8 +22,10 @@ void SelectExperts(const GateSpec& spec, const float* logits, int64_t num_rows, 
 class Gate {
  public:
   // Packs the router once per row type it will see: fp32 always, bf16 too when the checkpoint's router is bf16 (then
-  // products of bf16 rows are exact and half the bytes move).
-  static absl::StatusOr<std::unique_ptr<Gate>> Create(const LayerSpec& layer, const RouterWeights& router);
+  // products of bf16 rows are exact and half the bytes move). Gates that share a `context` share its compiled code and
+  // threads, and then one thread at a time calls any of them; null makes one of its own on all cores.
+  static absl::StatusOr<std::unique_ptr<Gate>> Create(const LayerSpec& layer, const RouterWeights& router,
+                                                      std::shared_ptr<LinearContext> context = nullptr);
   virtual ~Gate() = default;
 
   // Whether rows of this type may be given to Route as they are.

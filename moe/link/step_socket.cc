@@ -152,7 +152,7 @@ absl::Status SendResult(int socket, const ResultMessage& result) {
   wire.times = result.times;
   wire.code = static_cast<int32_t>(result.status.code());
   wire.text_bytes = static_cast<uint32_t>(std::min(result.status.message().size(), kMaxTextBytes));
-  std::memcpy(wire.text, result.status.message().data(), wire.text_bytes);
+  if (wire.text_bytes > 0) std::memcpy(wire.text, result.status.message().data(), wire.text_bytes);
   return SendBytes(socket, &wire, kResultHeaderBytes + wire.text_bytes);
 }
 

@@ -1,5 +1,5 @@
-// Scalar conversions between fp32 and the 16-bit types, on bit patterns. Rounding is to nearest, ties to even; NaN stays
-// NaN and infinities stay infinite.
+// Scalar conversions between fp32 and the 16-bit types, on bit patterns. Rounding is to nearest, ties to even; NaN
+// stays NaN and infinities stay infinite.
 #pragma once
 
 #include <bit>

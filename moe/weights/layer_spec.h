@@ -39,18 +39,18 @@ struct ExpertSpec {
 };
 
 struct LayerSpec {
-  std::string name;             // the transformer's own layer index: "3"
-  int64_t hidden_dim = 0;       // D, width of a row
-  int64_t expert_dim = 0;       // H, inner width of one expert
-  int num_experts = 0;          // E
+  std::string name;        // the transformer's own layer index: "3"
+  int64_t hidden_dim = 0;  // D, width of a row
+  int64_t expert_dim = 0;  // H, inner width of one expert
+  int num_experts = 0;     // E
   GateSpec gate;
   ExpertSpec expert;
 };
 
 // One servable model: its MoE layers in order. Dense layers are not listed.
 struct ModelSpec {
-  std::string family;           // model_type of config.json, or "synthetic"
-  DType dtype = DType::kF32;    // the checkpoint's own element type
+  std::string family;         // model_type of config.json, or "synthetic"
+  DType dtype = DType::kF32;  // the checkpoint's own element type
   std::vector<LayerSpec> layers;
   // Identifies the stored weights: equal on the front and on every worker, or the worker is refused.
   uint64_t fingerprint = 0;

@@ -152,7 +152,7 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
 
-  bool Unexpected(std::string found) {
+  bool Unexpected(const std::string& found) {
     const std::string where = field_.empty() ? "" : absl::StrCat(Quoted(field_), ": ");
     return Fail(absl::StrCat(where, "found ", found, ", expected ", Expected()));
   }

@@ -22,9 +22,9 @@ struct WeightView {
 
 // One expert's tensors. Views stay valid until ReleaseExpert of the same expert, or the source's end.
 struct ExpertWeights {
-  WeightView up;         // [H, D]
-  WeightView gate;       // [H, D], absent unless the layer is gated
-  WeightView down;       // [D, H]
+  WeightView up;              // [H, D]
+  WeightView gate;            // [H, D], absent unless the layer is gated
+  WeightView down;            // [D, H]
   ConstMatrixView up_bias;    // [1, H], data == nullptr unless biased
   ConstMatrixView down_bias;  // [1, D], data == nullptr unless biased
 };

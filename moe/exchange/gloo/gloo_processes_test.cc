@@ -37,27 +37,57 @@ std::optional<std::string> Receive(int fd) {
   return std::string(buffer.data(), received);
 }
 
+// What the ranks of a group exchange until one is killed. Both ends of a pair must be in the middle of sending, of
+// receiving, and between the two.
+struct Traffic {
+  bool ring = false;  // each rank sends only to the next one, instead of everybody to everybody
+  size_t block_bytes = 0;
+
+  std::vector<size_t> SizesTo(int rank) const { return Sizes((rank + 1) % kNumRanks); }
+  std::vector<size_t> SizesFrom(int rank) const { return Sizes((rank + kNumRanks - 1) % kNumRanks); }
+
+ private:
+  std::vector<size_t> Sizes(int ring_peer) const {
+    std::vector<size_t> sizes(kNumRanks, ring ? 0 : block_bytes);
+    sizes[ring_peer] = block_bytes;
+    return sizes;
+  }
+};
+
+std::string Encode(const Traffic& traffic) {
+  return absl::StrCat(traffic.ring ? "ring " : "all ", traffic.block_bytes);
+}
+
+Traffic Decode(const std::string& text) {
+  return {.ring = text[0] == 'r', .block_bytes = std::stoul(text.substr(text.find(' ')))};
+}
+
+std::string ReceiveOrExit(int fd) {
+  std::optional<std::string> message = Receive(fd);
+  if (!message) _exit(0);
+  return *message;
+}
+
 // The child's half: joins a group, says "ready", exchanges until that fails, says how, and starts again.
 absl::Status JoinGroup(Communicator& communicator, int fd) {
   std::vector<std::string> addresses;
-  for (int rank = 0; rank < kNumRanks; ++rank) {
-    std::optional<std::string> address = Receive(fd);
-    if (!address) _exit(0);
-    addresses.push_back(*address);
-  }
+  for (int rank = 0; rank < kNumRanks; ++rank) addresses.push_back(ReceiveOrExit(fd));
   SY_RETURN_IF_ERROR(communicator.Connect(addresses));
   return CheckExchange(communicator);
 }
 
-absl::Status ExchangeUntilFailure(Communicator& communicator, size_t block_bytes) {
-  const std::vector<size_t> sizes(kNumRanks, block_bytes);
-  const std::vector<std::byte> sent(kNumRanks * block_bytes, std::byte(communicator.rank()));
-  std::vector<std::byte> received(kNumRanks * block_bytes);
-  while (true) {
-    SY_RETURN_IF_ERROR(communicator.AllToAllV(sent.data(), sizes, received.data(), sizes, nullptr));
-    for (int peer = 0; peer < kNumRanks; ++peer) {
-      if (received[peer * block_bytes] != std::byte(peer)) return absl::DataLossError("wrong byte");
+absl::Status ExchangeUntilFailure(Communicator& communicator, const Traffic& traffic, int fd) {
+  const std::vector<size_t> send_bytes = traffic.SizesTo(communicator.rank());
+  const std::vector<size_t> recv_bytes = traffic.SizesFrom(communicator.rank());
+  const std::vector<std::byte> sent(kNumRanks * traffic.block_bytes, std::byte(communicator.rank()));
+  std::vector<std::byte> received(kNumRanks * traffic.block_bytes);
+  for (int round = 0;; ++round) {
+    SY_RETURN_IF_ERROR(communicator.AllToAllV(sent.data(), send_bytes, received.data(), recv_bytes, nullptr));
+    size_t at = 0;
+    for (int peer = 0; peer < kNumRanks; at += recv_bytes[peer++]) {
+      if (recv_bytes[peer] > 0 && received[at] != std::byte(peer)) return absl::DataLossError("wrong byte");
     }
+    if (round == 2 && !Send(fd, "running")) _exit(1);
   }
 }
 
@@ -65,13 +95,12 @@ absl::Status ExchangeUntilFailure(Communicator& communicator, size_t block_bytes
   signal(SIGPIPE, SIG_IGN);
   // Where Gloo waits for the dead one to come, only this timeout or Abort() ends the wait.
   const auto factory = CreateGlooFactory({.connect_timeout = std::chrono::seconds(3)});
-  // Small blocks are mostly between transfers when the peer dies, large ones in the middle of one.
-  for (size_t block_bytes = 64;; block_bytes = block_bytes < (4 << 20) ? block_bytes * 16 : 64) {
+  while (true) {
     auto communicator = factory->Prepare(rank, kNumRanks);
     if (!communicator.ok() || !Send(fd, (*communicator)->address())) _exit(1);
+    const Traffic traffic = Decode(ReceiveOrExit(fd));
     absl::Status status = JoinGroup(**communicator, fd);
-    if (!Send(fd, status.ok() ? "ready" : status.ToString())) _exit(1);
-    if (status.ok()) status = ExchangeUntilFailure(**communicator, block_bytes);
+    if (status.ok()) status = ExchangeUntilFailure(**communicator, traffic, fd);
     if (!Send(fd, status.ToString())) _exit(1);
   }
 }
@@ -111,17 +140,22 @@ class GlooProcessesTest : public testing::Test {
     for (Child& child : children_) KillChild(child);
   }
 
-  void FormGroup() {
-    std::vector<std::string> addresses;
-    for (Child& child : children_) {
-      std::optional<std::string> address = Receive(child.channel.get());
-      ASSERT_TRUE(address.has_value());
-      addresses.push_back(*address);
-    }
-    for (Child& child : children_) {
-      for (const std::string& address : addresses) ASSERT_TRUE(Send(child.channel.get(), address));
-    }
-    for (Child& child : children_) ASSERT_EQ(Receive(child.channel.get()), "ready");
+  std::vector<std::string> ReceiveFromAll() {
+    std::vector<std::string> messages;
+    for (Child& child : children_) messages.push_back(Receive(child.channel.get()).value_or("nothing"));
+    return messages;
+  }
+
+  void StartGroup(int rank, const std::vector<std::string>& addresses, const Traffic& traffic) {
+    ASSERT_TRUE(Send(children_[rank].channel.get(), Encode(traffic)));
+    for (const std::string& address : addresses) ASSERT_TRUE(Send(children_[rank].channel.get(), address));
+  }
+
+  // Returns when every rank has made a few exchanges.
+  void FormGroup(const Traffic& traffic) {
+    const std::vector<std::string> addresses = ReceiveFromAll();
+    for (int rank = 0; rank < kNumRanks; ++rank) StartGroup(rank, addresses, traffic);
+    ASSERT_EQ(ReceiveFromAll(), std::vector<std::string>(kNumRanks, "running"));
   }
 
   // Kills one rank; each survivor must report UNAVAILABLE.
@@ -143,29 +177,30 @@ class GlooProcessesTest : public testing::Test {
 };
 
 TEST_F(GlooProcessesTest, SurvivorsOfAKilledRankFormANewGroup) {
-  for (int round = 0; round < 30; ++round) {
-    SCOPED_TRACE(round);
-    ASSERT_NO_FATAL_FAILURE(FormGroup());
-    ASSERT_NO_FATAL_FAILURE(KillAndExpectErrors(/*victim=*/round % kNumRanks));
+  int victim = 0;
+  for (const bool ring : {false, true}) {
+    for (const size_t block_bytes : {64, 4 << 10, 256 << 10, 4 << 20, 16 << 20}) {
+      for (int round = 0; round < 3; ++round, victim = (victim + 1) % kNumRanks) {
+        SCOPED_TRACE(absl::StrCat("ring ", ring, ", ", block_bytes, " bytes, rank ", victim, " killed"));
+        ASSERT_NO_FATAL_FAILURE(FormGroup({.ring = ring, .block_bytes = block_bytes}));
+        ASSERT_NO_FATAL_FAILURE(KillAndExpectErrors(victim));
+      }
+    }
   }
-  ASSERT_NO_FATAL_FAILURE(FormGroup());
+  ASSERT_NO_FATAL_FAILURE(FormGroup({.block_bytes = 1000}));
 }
 
 TEST_F(GlooProcessesTest, RankKilledBeforeItConnectsFailsTheOthers) {
-  std::vector<std::string> addresses;
-  for (Child& child : children_) addresses.push_back(Receive(child.channel.get()).value_or(""));
+  const std::vector<std::string> addresses = ReceiveFromAll();
   KillChild(children_[1]);
-  for (const int rank : {0, 2}) {
-    for (const std::string& address : addresses) ASSERT_TRUE(Send(children_[rank].channel.get(), address));
-  }
+  for (const int rank : {0, 2}) StartGroup(rank, addresses, {.block_bytes = 1000});
   for (const int rank : {0, 2}) {
     const std::optional<std::string> error = Receive(children_[rank].channel.get());
     ASSERT_TRUE(error.has_value()) << "rank " << rank << " hangs";
     EXPECT_EQ(error->find("UNAVAILABLE: "), 0) << *error;
-    Receive(children_[rank].channel.get());  // the same again: there is nothing to exchange
   }
   children_[1] = StartChild(1);
-  ASSERT_NO_FATAL_FAILURE(FormGroup());
+  ASSERT_NO_FATAL_FAILURE(FormGroup({.block_bytes = 1000}));
 }
 
 }  // namespace

@@ -306,8 +306,9 @@ TEST_P(CpuEngineTest, NanStaysInItsRow) {
   const HostMatrix rows = FromDoubles(values, GetParam(), 8, layer.hidden_dim);
   const HostMatrix output = group.Run(rows.view(), RandomRouting(8, 2, layer.num_experts, Skew::kUniform, 1));
   const std::vector<double> got = ToDoubles(output.view());
-  for (size_t i = 0; i < got.size(); ++i)
+  for (size_t i = 0; i < got.size(); ++i) {
     EXPECT_EQ(std::isnan(got[i]), static_cast<int64_t>(i) / layer.hidden_dim == 3);
+  }
 }
 
 TEST_P(CpuEngineTest, LayersAreIndependent) {

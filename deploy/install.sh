@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Installs what building and testing Switchyard needs, as Debian 12 packages. Does nothing when all of it is there.
+set -euo pipefail
+exec </dev/null
+
+PACKAGES=(
+  # Build: Bazel 4.2.3 with the rules it resolves even for C++, compiler, code generators.
+  bazel-bootstrap bazel-rules-java bazel-rules-proto bazel-skylib
+  g++ pkg-config protobuf-compiler protobuf-compiler-grpc
+  # RPC and its own dependencies, named because the link line names them.
+  libgrpc++-dev libprotobuf-dev libabsl-dev libre2-dev libc-ares-dev libssl-dev zlib1g-dev
+  # Logging, metrics, flags, JSON.
+  libspdlog-dev libfmt-dev prometheus-cpp-dev libcivetweb-dev libcli11-dev nlohmann-json3-dev
+  # Matrix products and the exchange between CPU ranks.
+  libdnnl-dev libopenblas-dev libgloo-dev
+  # Tests, benchmarks, style.
+  libgtest-dev libgmock-dev libbenchmark-dev clang-format clang-tidy
+  # Used by the scripts.
+  git curl python3
+)
+
+fail() {
+  echo "deploy/install.sh: $*" >&2
+  exit 1
+}
+
+# Prints the packages that are not installed, one a line.
+missing_packages() {
+  local package
+  for package in "${PACKAGES[@]}"; do
+    [[ $(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || echo "$package"
+  done
+}
+
+as_root() {
+  if ((EUID == 0)); then
+    "$@"
+  elif command -v sudo >/dev/null; then
+    sudo "$@"
+  else
+    fail "installing packages needs root, and there is no sudo: run this script as root once"
+  fi
+}
+
+for tool in dpkg-query apt-get; do
+  command -v "$tool" >/dev/null ||
+    fail "'$tool' is not here: this script is for Debian 12. Elsewhere, install the counterparts of: ${PACKAGES[*]}"
+done
+
+mapfile -t missing < <(missing_packages)
+((${#missing[@]} > 0)) || exit 0
+
+echo "Installing ${#missing[@]} packages: ${missing[*]}"
+as_root apt-get update -qq || echo "apt-get update failed; going on with the package lists there are" >&2
+as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" ||
+  fail "apt-get could not install the packages above; Switchyard is built on Debian 12 (bookworm), this is \
+$(. /etc/os-release 2>/dev/null && echo "${PRETTY_NAME:-unknown}")"

@@ -1,0 +1,129 @@
+// The group's thread with a real scheduler behind it and workers that the test plays.
+#include "server/group.h"
+
+#include <gtest/gtest.h>
+
+#include "absl/synchronization/notification.h"
+
+namespace switchyard {
+namespace {
+
+// Answers what the front sends the way a worker does, from a thread that is not the group's.
+class PlayedWorker final : public WorkerChannel, public std::enable_shared_from_this<PlayedWorker> {
+ public:
+  explicit PlayedWorker(Group* group) : group_(group) {}
+  ~PlayedWorker() override { Stop(); }
+
+  void Join(int pid) {
+    thread_ = std::thread([this] { Loop(); });
+    worker::Hello hello;
+    hello.set_local_index(-1);
+    hello.set_pid(pid);
+    group_->Joined(shared_from_this(), hello);
+  }
+  void Die() {
+    Stop();
+    group_->Left(shared_from_this(), "died");
+  }
+
+  void Send(worker::FrontMessage message) override {
+    MutexLock lock(&mu_);
+    inbox_.push_back(std::move(message));
+    changed_.SignalAll();
+  }
+  void Close(const absl::Status&) override {}
+
+  int welcomes() {
+    MutexLock lock(&mu_);
+    return welcomes_;
+  }
+
+ private:
+  void Stop() {
+    {
+      MutexLock lock(&mu_);
+      stop_ = true;
+      changed_.SignalAll();
+    }
+    if (thread_.joinable()) thread_.join();
+  }
+
+  void Loop() {
+    while (true) {
+      worker::FrontMessage message;
+      {
+        MutexLock lock(&mu_);
+        while (inbox_.empty() && !stop_) changed_.Wait(&mu_);
+        if (stop_) return;
+        message = std::move(inbox_.front());
+        inbox_.pop_front();
+        welcomes_ += message.has_welcome();
+      }
+      Answer(message);
+    }
+  }
+
+  void Answer(const worker::FrontMessage& message) {
+    worker::WorkerMessage answer;
+    if (message.has_welcome()) {
+      answer.mutable_loaded()->set_weight_bytes(1);
+    } else if (message.has_prepare_group()) {
+      answer.mutable_group_address()->set_epoch(message.prepare_group().epoch());
+    } else if (message.has_connect_group()) {
+      answer.mutable_group_ready()->set_epoch(message.connect_group().epoch());
+    } else if (message.has_ping()) {
+      answer.mutable_pong();
+    } else {
+      return;
+    }
+    group_->Said(shared_from_this(), std::move(answer));
+  }
+
+  Group* const group_;
+  Mutex mu_;
+  CondVar changed_;
+  std::deque<worker::FrontMessage> inbox_ ABSL_GUARDED_BY(mu_);
+  bool stop_ ABSL_GUARDED_BY(mu_) = false;
+  int welcomes_ ABSL_GUARDED_BY(mu_) = 0;
+  std::thread thread_;
+};
+
+TEST(Group, ReformsAfterALossAndTellsWhatHappened) {
+  ModelTable models;
+  Metrics metrics(models);
+  auto buffers = *LinkBuffers::Create(LinkLayout::For(1, 64, 64, 64));
+  const std::vector<LinkBuffers*> links = {buffers.get(), buffers.get()};
+  Scheduler scheduler({.batcher = {}, .num_ranks = 2, .num_slots = 1}, links, &metrics, Clock::Real(),
+                      [](Epoch, int, const absl::Status&) {});
+  GroupOptions options;
+  options.membership.num_ranks = 2;
+  options.membership.make_welcome = [](int) { return worker::Welcome(); };
+  options.membership.worker_timeout = std::chrono::seconds(60);
+  options.tick = std::chrono::milliseconds(10);
+  Group group(options, links, &scheduler, &metrics, [](const absl::Status& why) { FAIL() << why; });
+  EXPECT_EQ(group.info().ranks[0].state, "absent");
+
+  auto survivor = std::make_shared<PlayedWorker>(&group), victim = std::make_shared<PlayedWorker>(&group);
+  survivor->Join(1);
+  victim->Join(2);
+  ASSERT_TRUE(group.WaitUntilServing(absl::InfiniteDuration()));
+  EXPECT_EQ(group.info().epoch, Epoch{1});
+  EXPECT_EQ(group.info().ranks[1].state, "serving");
+
+  victim->Die();
+  auto replacement = std::make_shared<PlayedWorker>(&group);
+  replacement->Join(3);
+  while (group.info().epoch != Epoch{2} || !group.info().serving) std::this_thread::yield();
+  EXPECT_EQ(group.info().recoveries, 1);
+  EXPECT_EQ(group.info().ranks[1].pid, 3);
+  EXPECT_EQ(group.info().ranks[1].restarts, 1);
+  EXPECT_EQ(survivor->welcomes(), 1);
+
+  group.StepFailed(Epoch{2}, 0, absl::UnavailableError("peer"));
+  while (group.info().epoch != Epoch{3} || !group.info().serving) std::this_thread::yield();
+  EXPECT_EQ(group.info().recoveries, 2);
+  group.Drain();
+}
+
+}  // namespace
+}  // namespace switchyard
