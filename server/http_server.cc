@@ -40,7 +40,11 @@ class CivetHttpServer final : public HttpServer {
       : metrics_(std::move(metrics)),
         live_([] { return Answer{.body = "live\n"}; }),
         ready_(std::move(ready)),
+        unknown_([] { return Answer{.code = 404, .body = "not here; try /metrics, /livez or /readyz\n"}; }),
         server_(civet_options) {
+    // Everything not named below. Without it CivetServer answers unknown paths itself, and crashes as it has no
+    // document root.
+    server_.addHandler("/", unknown_);
     server_.addHandler("/metrics", metrics_);
     server_.addHandler("/livez", live_);
     server_.addHandler("/readyz", ready_);
@@ -52,7 +56,7 @@ class CivetHttpServer final : public HttpServer {
   }
 
  private:
-  Handler metrics_, live_, ready_;
+  Handler metrics_, live_, ready_, unknown_;
   CivetServer server_;  // ends first, so that no handler runs on a dead object
 };
 

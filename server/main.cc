@@ -85,7 +85,11 @@ int main(int argc, char** argv) {
   switchyard::ServerOptions options;
   CLI::App app;
   switchyard::DefineFlags(app, &options);
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
   const absl::Status status = switchyard::RunServer(options);
   if (status.ok()) return 0;
   std::fprintf(stderr, "switchyard_server: %s\n", std::string(status.message()).c_str());

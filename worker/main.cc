@@ -1,4 +1,5 @@
 // switchyard_worker: one rank that holds experts and runs steps for a front.
+#include <malloc.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -46,8 +47,14 @@ absl::StatusOr<UniqueFd> BlockStopSignals(bool started_by_front) {
   return fd;
 }
 
+// Loading allocates and frees an expert's tensors over and over. glibc would come to keep such blocks in its heap,
+// between packed weights that stay, and a third of the process would be holes; mapped blocks go back when they are
+// freed.
+void KeepLargeBlocksOutOfTheHeap() { mallopt(M_MMAP_THRESHOLD, 1 << 20); }
+
 absl::Status RunWorker(const WorkerOptions& options, const LoggingOptions& logging) {
   SY_RETURN_IF_ERROR(SetUpLogging(logging));
+  KeepLargeBlocksOutOfTheHeap();
   const bool started_by_front = options.local_index >= 0;
   // A front that dies without a word must not leave its workers behind.
   if (started_by_front) prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -66,7 +73,11 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", std::string(switchyard::kVersion));
   app.footer("Example: switchyard_worker --front=127.0.0.1:8003 --device=cpu");
   switchyard::AddFlags(app, options, logging);
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
   logging.process = options.local_index >= 0 ? absl::StrCat("worker ", options.local_index) : "worker";
   const absl::Status status = switchyard::RunWorker(options, logging);
   if (status.ok()) return 0;

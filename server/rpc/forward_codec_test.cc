@@ -1,0 +1,115 @@
+#include "server/rpc/forward_codec.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <random>
+
+namespace switchyard {
+namespace {
+
+// The bytes cut into slices of random sizes, empty ones included.
+grpc::ByteBuffer Cut(const std::string& bytes, std::mt19937& random) {
+  std::vector<grpc::Slice> slices;
+  for (size_t begin = 0; begin < bytes.size();) {
+    const size_t count = std::min<size_t>(bytes.size() - begin, random() % 40);
+    slices.emplace_back(bytes.data() + begin, count);
+    begin += count;
+  }
+  return grpc::ByteBuffer(slices.data(), slices.size());
+}
+
+std::string ReadAll(ChunkedRows rows) {
+  std::string bytes(rows.size_bytes() / 2 * 2, '\0');
+  rows.ReadNext(DType::kBF16, bytes.size() / 2, DType::kBF16, reinterpret_cast<std::byte*>(bytes.data()));
+  return bytes;
+}
+
+v1::ForwardRequest RandomRequest(std::mt19937& random) {
+  v1::ForwardRequest request;
+  request.set_model(std::string(random() % 20, 'm'));
+  request.set_layer(std::to_string(random() % 100));
+  request.set_dtype(static_cast<v1::DataType>(random() % 5));
+  request.set_num_rows(static_cast<int64_t>(random()) - 1000);
+  std::string* rows = request.mutable_rows();
+  for (size_t i = 2 * (random() % 300); i > 0; --i) rows->push_back(static_cast<char>(random()));
+  request.set_return_routing(random() % 2 == 0);
+  return request;
+}
+
+TEST(DecodeForward, AgreesWithProtobufHoweverTheBytesAreCut) {
+  std::mt19937 random(1);
+  for (int round = 0; round < 500; ++round) {
+    const v1::ForwardRequest request = RandomRequest(random);
+    const auto decoded = DecodeForward(Cut(request.SerializeAsString(), random));
+    ASSERT_TRUE(decoded.ok()) << decoded.status();
+    EXPECT_EQ(decoded->model, request.model());
+    EXPECT_EQ(decoded->layer, request.layer());
+    EXPECT_EQ(decoded->dtype, request.dtype());
+    EXPECT_EQ(decoded->num_rows, request.num_rows());
+    EXPECT_EQ(decoded->return_routing, request.return_routing());
+    EXPECT_EQ(ReadAll(decoded->rows), request.rows());
+  }
+}
+
+TEST(DecodeForward, UnknownFieldsAreSkippedAndTheLastOfARepeatedFieldWins) {
+  v1::ForwardRequest request;
+  request.set_model("first");
+  request.set_rows("abcd");
+  std::string bytes = request.SerializeAsString();
+  bytes += std::string("\xfa\x07\x03xyz", 6);  // field 127, three bytes
+  request.set_model("second");
+  request.set_rows("ef");
+  bytes += request.SerializeAsString();
+  std::mt19937 random(2);
+  const auto decoded = DecodeForward(Cut(bytes, random));
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  EXPECT_EQ(decoded->model, "second");
+  EXPECT_EQ(ReadAll(decoded->rows), "ef");
+}
+
+TEST(DecodeForward, EveryTruncationAndMutationIsRefusedOrDecodedWithinItsBytes) {
+  std::mt19937 random(3);
+  const char* wanted = getenv("SWITCHYARD_FUZZ_ITERATIONS");
+  const int iterations = wanted == nullptr ? 100'000 : std::atoi(wanted);
+  int refused = 0;
+  for (int i = 0; i < iterations; ++i) {
+    std::string bytes = RandomRequest(random).SerializeAsString();
+    bytes.resize(std::min<size_t>(bytes.size(), random() % 400));
+    for (int change = random() % 5; change > 0 && !bytes.empty(); --change) {
+      bytes[random() % std::min<size_t>(bytes.size(), 60)] = static_cast<char>(random());
+    }
+    const auto decoded = DecodeForward(Cut(bytes, random));
+    if (!decoded.ok()) {
+      EXPECT_TRUE(absl::IsInvalidArgument(decoded.status())) << decoded.status();
+      ++refused;
+    } else {
+      EXPECT_LE(decoded->rows.size_bytes(), bytes.size());
+      ReadAll(decoded->rows);
+    }
+  }
+  EXPECT_GT(refused, iterations / 20);
+}
+
+TEST(EncodeForward, ProtobufReadsItBack) {
+  v1::ForwardResponse rest;
+  rest.set_dtype(v1::DATA_TYPE_BF16);
+  rest.set_num_rows(3);
+  rest.mutable_routing()->add_expert_ids(7);
+  rest.mutable_stats()->set_gate_us(11);
+  const std::string rows(100'000, 'r');
+  const grpc::ByteBuffer encoded = EncodeForward(rest, grpc::Slice(rows));
+  std::vector<grpc::Slice> slices;
+  ASSERT_TRUE(encoded.Dump(&slices).ok());
+  std::string bytes;
+  for (const grpc::Slice& slice : slices) bytes.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  v1::ForwardResponse parsed;
+  ASSERT_TRUE(parsed.ParseFromString(bytes));
+  EXPECT_EQ(parsed.rows(), rows);
+  EXPECT_EQ(parsed.num_rows(), 3);
+  EXPECT_EQ(parsed.routing().expert_ids(0), 7);
+  EXPECT_EQ(parsed.stats().gate_us(), 11);
+}
+
+}  // namespace
+}  // namespace switchyard

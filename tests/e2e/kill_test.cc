@@ -1,0 +1,172 @@
+// Workers are killed under load: no answer may be wrong and no request lost.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <random>
+#include <thread>
+
+#include "client/compare.h"
+#include "client/tensor_io.h"
+#include "moe/base/clock.h"
+#include "tests/e2e/server_process.h"
+
+namespace switchyard {
+namespace {
+
+constexpr char kModel[] = "tests/testdata/jargon-moe";
+
+// Calls random rows of random layers until told to stop, and checks every answer.
+class Load {
+ public:
+  Load(const ServerProcess& server, int num_callers) {
+    for (int layer = 0; layer < 4; ++layer) {
+      const auto tensor = [&](const char* what) {
+        const std::string key = absl::StrCat("model.layers.", layer, ".mlp.", what);
+        return LoadMatrix({std::string(kModel) + "/golden.safetensors", key}).value();
+      };
+      inputs_.push_back(tensor("input"));
+      outputs_.push_back(tensor("output"));
+    }
+    for (int caller = 0; caller < num_callers; ++caller) {
+      callers_.emplace_back([this, &server, caller] { Run(server, caller); });
+    }
+  }
+  ~Load() { Stop(); }
+
+  void Stop() {
+    stop_.store(true);
+    for (std::thread& caller : callers_) caller.join();
+    callers_.clear();
+  }
+
+  int64_t answered() const { return answered_.load(); }
+  int64_t failed() const { return failed_.load(); }
+  int64_t wrong() const { return wrong_.load(); }
+
+ private:
+  void Run(const ServerProcess& server, int caller) {
+    // One attempt each: the front itself has to hide the loss.
+    const auto client = server.Connect({.timeout = absl::Seconds(60), .max_attempts = 1});
+    std::mt19937 random(caller);
+    while (!stop_.load()) {
+      const int layer = random() % 4;
+      const int64_t begin = random() % 400, count = 1 + random() % 100;
+      const auto result = client->Forward({.model = "m",
+                                           .layer = std::to_string(layer),
+                                           .rows = std::as_const(inputs_[layer]).view().Rows(begin, count)});
+      if (!result.ok()) {
+        ++failed_;
+        ADD_FAILURE() << result.status();
+        continue;
+      }
+      const auto expected = std::as_const(outputs_[layer]).view().Rows(begin, count);
+      if (!Compare(result->rows.view(), expected, {1e-4, 1e-5}).within_tolerance()) ++wrong_;
+      ++answered_;
+    }
+  }
+
+  std::vector<HostMatrix> inputs_, outputs_;
+  std::vector<std::thread> callers_;
+  std::atomic<bool> stop_{false};
+  std::atomic<int64_t> answered_{0}, failed_{0}, wrong_{0};
+};
+
+std::vector<std::string> Flags(int num_workers) {
+  return {absl::StrCat("--model=m=", kModel), absl::StrCat("--local_workers=", num_workers), "--compute_dtype=fp32"};
+}
+
+// Waits until `condition` of the status holds; the microseconds it took.
+template <typename Condition>
+int64_t WaitFor(Client& client, const Condition& condition) {
+  const SteadyTime begin = Clock::Real().Now();
+  while (true) {
+    const auto status = client.GetStatus();
+    if (status.ok() && condition(*status)) return MicrosBetween(begin, Clock::Real().Now());
+    usleep(2000);
+  }
+}
+
+TEST(Kill, TwentyRandomWorkersUnderLoad) {
+  auto server = ServerProcess::Start(Flags(3));
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto client = (*server)->Connect();
+  Load load(**server, 4);
+  std::mt19937 random(20);
+  int64_t slowest_detection_us = 0, slowest_recovery_us = 0;
+  std::vector<int> survivors_before;
+  for (int kill_idx = 0; kill_idx < 20; ++kill_idx) {
+    const int64_t answered = load.answered();
+    WaitFor(*client, [&](const v1::GetStatusResponse&) { return load.answered() > answered + 20; });
+    const auto before = *client->GetStatus();
+    const int victim = random() % 3;
+    ASSERT_EQ(kill(before.ranks(victim).pid(), SIGKILL), 0);
+    slowest_detection_us = std::max(slowest_detection_us, WaitFor(*client, [&](const v1::GetStatusResponse& status) {
+                                      return status.state() == "recovering" || status.epoch() > before.epoch();
+                                    }));
+    slowest_recovery_us = std::max(slowest_recovery_us, WaitFor(*client, [&](const v1::GetStatusResponse& status) {
+                                     return status.state() == "serving" && status.epoch() > before.epoch();
+                                   }));
+    const auto after = *client->GetStatus();
+    for (int rank = 0; rank < 3; ++rank) {
+      EXPECT_EQ(after.ranks(rank).restarts(), before.ranks(rank).restarts() + (rank == victim ? 1 : 0))
+          << "only the victim loads again";
+    }
+  }
+  load.Stop();
+  EXPECT_EQ(load.failed(), 0);
+  EXPECT_EQ(load.wrong(), 0);
+  EXPECT_GE(client->GetStatus()->recoveries(), 20);
+  EXPECT_LT(slowest_detection_us, 1'000'000);
+  std::printf("%ld requests answered over 20 kills; slowest detection %.0f ms, slowest recovery %.0f ms\n",
+              load.answered(), slowest_detection_us / 1e3, slowest_recovery_us / 1e3);
+  EXPECT_EQ((*server)->Stop(), 0);
+}
+
+TEST(Kill, AStoppedWorkerIsReplaced) {
+  auto server = ServerProcess::Start(Flags(2));
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto client = (*server)->Connect();
+  Load load(**server, 2);
+  const auto before = *client->GetStatus();
+  ASSERT_EQ(kill(before.ranks(1).pid(), SIGSTOP), 0);
+  WaitFor(*client, [&](const v1::GetStatusResponse& status) {
+    return status.state() == "serving" && status.epoch() > before.epoch();
+  });
+  EXPECT_NE(client->GetStatus()->ranks(1).pid(), before.ranks(1).pid());
+  load.Stop();
+  EXPECT_EQ(load.wrong(), 0);
+  EXPECT_EQ((*server)->Stop(), 0);
+}
+
+TEST(Drain, SigtermUnderLoadLosesNoAcceptedRequest) {
+  auto server = ServerProcess::Start(Flags(2));
+  ASSERT_TRUE(server.ok()) << server.status();
+  const HostMatrix input = *LoadMatrix({std::string(kModel) + "/golden.safetensors", "model.layers.0.mlp.input"});
+  const auto client = (*server)->Connect({.timeout = absl::Seconds(60), .max_attempts = 1});
+  std::atomic<bool> stop{false};
+  std::atomic<int64_t> answered{0};
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 4; ++i) {
+    callers.emplace_back([&] {
+      while (!stop.load()) {
+        const auto result = client->Forward({.model = "m", .layer = "0", .rows = input.view()});
+        if (result.ok()) {
+          ++answered;
+        } else {
+          // Refused before it was accepted, never cut off in between.
+          EXPECT_TRUE(absl::IsUnavailable(result.status())) << result.status();
+          stop.store(true);
+        }
+      }
+    });
+  }
+  while (answered.load() < 20) usleep(1000);
+  EXPECT_EQ((*server)->Stop(), 0);
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_NE((*server)->process().Log().find("draining"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,65 @@
+// Real processes for end-to-end tests: a front with its workers, or workers that join one, started from the build's own
+// binaries and ended with the object.
+#pragma once
+
+#include <sys/types.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "client/client.h"
+#include "moe/base/status.h"
+
+namespace switchyard {
+
+// A child process whose stderr goes to a file. Killed with the object. One thread at a time.
+class ChildProcess {
+ public:
+  // `program` is relative to the runfiles: "server/switchyard_server".
+  static absl::StatusOr<std::unique_ptr<ChildProcess>> Start(const std::string& program,
+                                                             const std::vector<std::string>& arguments);
+  ~ChildProcess();
+
+  pid_t pid() const { return pid_; }
+  void Signal(int signal) const;
+  // Waits for the end; the exit status, or 128 + the signal that ended it.
+  int Wait();
+  // The next line on its stdout, without the newline; empty at its end.
+  std::string ReadLine();
+  // Everything on its stderr so far.
+  std::string Log() const;
+
+ private:
+  ChildProcess() = default;
+
+  pid_t pid_ = -1;
+  int stdout_fd_ = -1;
+  std::string log_path_;
+};
+
+// A serving front.
+class ServerProcess {
+ public:
+  // Adds --port=0 --http_port=0, and --device=cpu unless there is another, and waits for the READY line. The error
+  // carries the log's end.
+  static absl::StatusOr<std::unique_ptr<ServerProcess>> Start(const std::vector<std::string>& flags);
+  // Takes over a front whose other end (awaited workers) had to be started first.
+  static absl::StatusOr<std::unique_ptr<ServerProcess>> WaitUntilReady(std::unique_ptr<ChildProcess> process);
+
+  ChildProcess& process() { return *process_; }
+  const std::string& grpc_address() const { return grpc_address_; }
+  const std::string& http_address() const { return http_address_; }
+
+  std::unique_ptr<Client> Connect(ClientOptions options = {}) const;
+  // Body of a GET; empty unless the answer is 200.
+  std::string Get(const std::string& path) const;
+  // Sends SIGTERM; the exit status.
+  int Stop();
+
+ private:
+  std::unique_ptr<ChildProcess> process_;
+  std::string grpc_address_, http_address_;
+};
+
+}  // namespace switchyard
