@@ -187,7 +187,9 @@ absl::Status Front::WaitUntilServing(const std::function<bool()>& should_stop) {
   while (!group_->WaitUntilServing(absl::Milliseconds(100))) {
     if (should_stop()) return absl::CancelledError("stopped before the workers were ready");
     MutexLock lock(&mu_);
-    if (load_failure_.has_value()) return *load_failure_;
+    if (!load_failure_.has_value()) continue;
+    if (supervisor_ != nullptr) supervisor_->StopRestarting();
+    return *load_failure_;
   }
   served_.store(true);
   return absl::OkStatus();

@@ -105,7 +105,6 @@ void Group::Joined(std::shared_ptr<WorkerChannel> channel, worker::Hello hello) 
 
 void Group::Said(std::shared_ptr<WorkerChannel> channel, worker::WorkerMessage message) {
   if (message.has_step_result()) {
-    // Only reached over the stream; ranks of stream workers are looked up in the published view.
     Post([this, channel = std::move(channel), message = std::move(message)] {
       const auto& ranks = membership_.ranks();
       for (int rank = 0; rank < static_cast<int>(ranks.size()); ++rank) {

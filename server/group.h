@@ -1,8 +1,9 @@
 // The worker group as the front sees it: membership, links and supervision brought together on one thread.
 //
 // Everything that happens to the group, from whatever thread it is noticed, is posted to the group's thread and handled
-// there in order, so that the state needs no lock. Step results do not pass through here: they go from the links
-// straight to the scheduler.
+// there in order, so that the state needs no lock. Results of steps over shared memory do not pass through here: the
+// link hands them straight to the scheduler. Those over a worker's stream do, for only the group knows the worker's
+// rank.
 #pragma once
 
 #include <deque>

@@ -1,0 +1,117 @@
+"""Turns the JSON of the CPU benchmarks into the text of cpu.md.
+
+    format_cpu.py FOLDER    reads engine.json, service.json, exchange.json and plan.json
+"""
+
+import datetime
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+PACKAGES = ["libdnnl2", "libgrpc++1.51", "libopenblas0-pthread", "libgloo0"]
+
+# Text, counter of the numerator, counter of the denominator, ratio, what is asked of it.
+ENGINE_RATIOS = [
+    ("engine's speed relative to oneDNN alone", "onednn_ms", "engine_ms", "engine_vs_onednn"),
+    ("gate and plan relative to the engine's step", "gate_plan_ms", "engine_ms", "gate_plan_share"),
+]
+SERVICE_RATIOS = [
+    ("service's speed relative to oneDNN alone, fastest", "onednn_ms", "service_ms", "service_vs_onednn"),
+    ("the same, median", "onednn_ms_median", "service_ms_median", "service_vs_onednn_median"),
+]
+
+
+def table(header, rows):
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1)] + rows
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def runs(folder, name):
+    document = json.loads((folder / f"{name}.json").read_text())
+    failed = [run["name"] for run in document["benchmarks"] if run.get("error_occurred")]
+    if failed:
+        sys.exit(f"{name}.json: failed: {', '.join(failed)}")
+    return document["benchmarks"]
+
+
+def load_average(folder):
+    return json.loads((folder / "engine.json").read_text())["context"]["load_avg"][0]
+
+
+def ratio_table(run, ratios):
+    rows = [
+        [f"{text}: `{ratio}`", f"`{above}` {run[above]:.2f}", f"`{below}` {run[below]:.2f}", f"{run[ratio]:.3f}"]
+        for text, above, below, ratio in ratios
+    ]
+    return table(["", "ms", "ms", "ratio"], rows)
+
+
+def cpu_model():
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return "unknown"
+
+
+def versions():
+    found = [subprocess.run(["g++", "--version"], capture_output=True, text=True).stdout.splitlines()[0]]
+    for package in PACKAGES:
+        query = subprocess.run(["dpkg-query", "-W", "-f=${Version}", package], capture_output=True, text=True)
+        if query.returncode == 0:
+            found.append(f"{package} {query.stdout}")
+    return ", ".join(found)
+
+
+def service_figures(run):
+    return table(
+        ["service", "measured"],
+        [
+            ["rows per second, one request of 1024 rows at a time", f"{run['service_rows_per_s']:.0f}"],
+            ["rows per second, two in flight", f"{run['service_rows_per_s_2_in_flight']:.0f}"],
+            ["resident memory of the worker, MiB", f"{run['worker_rss_mib']:.0f}"],
+            ["its bound, weights × 1.15 + 150 MiB", f"{run['worker_rss_bound_mib']:.0f}"],
+            ["resident memory of the front, MiB", f"{run['front_rss_mib']:.0f}"],
+        ],
+    )
+
+
+def time_table(all_runs):
+    rows = []
+    for run in all_runs:
+        microseconds = run["real_time"] * {"ns": 1e-3, "us": 1, "ms": 1e3}[run["time_unit"]]
+        rate = run.get("bytes_per_second")
+        rows.append([f"`{run['name']}`", f"{microseconds:.2f}", f"{rate / 2**30:.2f}" if rate else ""])
+    return table(["benchmark", "µs", "GiB/s"], rows)
+
+
+def main():
+    folder = pathlib.Path(sys.argv[1])
+    engine, service = runs(folder, "engine")[0], runs(folder, "service")[0]
+    print(f"""# CPU
+
+{datetime.date.today()}, {cpu_model()}, {os.cpu_count()} cores, load average {load_average(folder):.1f} before. {versions()}.
+Written by [run_cpu.sh](run_cpu.sh), which repeats it.
+
+The layer has the size of Qwen3-30B-A3B's: width 2048, 128 experts of width 768, top-8, bf16; a step has 1024 rows.
+oneDNN alone is the step's products as bare primitives on packed weights.
+
+## Engine
+
+{ratio_table(engine, ENGINE_RATIOS)}
+## Service
+
+A front with one worker. The products are those of the routing that the service gave the very rows sent.
+
+{ratio_table(service, SERVICE_RATIOS)}
+{service_figures(service)}
+## Exchange between two ranks
+
+{time_table(runs(folder, "exchange"))}
+## Planning
+
+{time_table(runs(folder, "plan"))}""", end="")
+
+
+main()
