@@ -95,7 +95,8 @@ def main():
 Written by [run_cpu.sh](run_cpu.sh), which repeats it.
 
 The layer has the size of Qwen3-30B-A3B's: width 2048, 128 experts of width 768, top-8, bf16; a step has 1024 rows.
-oneDNN alone is the step's products as bare primitives on packed weights.
+oneDNN alone is the step's products as bare primitives on packed weights. Both sides of a ratio ran with
+`OMP_WAIT_POLICY={os.environ.get("OMP_WAIT_POLICY", "")} GOMP_SPINCOUNT={os.environ.get("GOMP_SPINCOUNT", "")}`.
 
 ## Engine
 

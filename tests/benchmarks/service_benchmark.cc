@@ -7,8 +7,11 @@
 //                   on the host only slows; the _median counters say the same of the medians. The memory is what is
 //                   resident at the end, in MiB, and worker_rss_bound_mib what the worker may take for its weights.
 //
-// Starts server/switchyard_server of its runfiles: use `bazel run`.
+// Starts server/switchyard_server of its runfiles: use `bazel run`. The front sets how its workers' OpenMP threads
+// wait, which matters much on a busy host; for a fair ratio set the same for this process, which the server then
+// inherits: OMP_WAIT_POLICY=active GOMP_SPINCOUNT=20000, as docs/benchmarks/run_cpu.sh does.
 #include <benchmark/benchmark.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <fstream>
@@ -45,15 +48,14 @@ std::shared_ptr<const HostMatrix> NormalRows() {
   return rows;
 }
 
-double ResidentMiB(pid_t pid) {
+absl::StatusOr<double> ResidentMiB(pid_t pid) {
   std::ifstream status(absl::StrCat("/proc/", pid, "/status"));
   std::string key;
   while (status >> key) {
     double kib;
     if (key == "VmRSS:" && status >> kib) return kib / 1024;
   }
-  OrDie(absl::NotFoundError(absl::StrCat("process ", pid, ": found no VmRSS")));
-  return 0;
+  return absl::NotFoundError(absl::StrCat("process ", pid, ": found no VmRSS in its status"));
 }
 
 // The serving front, the rows sent to it and the connection.
@@ -61,7 +63,7 @@ class Service {
  public:
   Service() : server_(OrDie(ServerProcess::Start(ServerFlags()))), client_(server_->Connect({.max_attempts = 1})) {}
 
-  void Request() { OrDie(Send(false)); }
+  void Request() { OrEnd(Send(false)); }
 
   // Requests one after the other from each of two threads.
   void TwoInFlight() {
@@ -74,17 +76,18 @@ class Service {
   }
 
   std::vector<int64_t> RowsPerExpert() {
+    const ForwardResult result = OrEnd(Send(true));
     std::vector<int64_t> counts(kBenchExperts);
-    for (const int32_t expert_idx : OrDie(Send(true)).routing.expert_idx) ++counts.at(expert_idx);
+    for (const int32_t expert_idx : result.routing.expert_idx) ++counts[expert_idx];
     return counts;
   }
 
   void CountMemory(benchmark::UserCounters* counters) {
-    const v1::GetStatusResponse status = OrDie(client_->GetStatus());
+    const v1::GetStatusResponse status = OrEnd(client_->GetStatus());
     const v1::Rank& rank = status.ranks(0);
-    (*counters)["worker_rss_mib"] = ResidentMiB(rank.pid());
+    (*counters)["worker_rss_mib"] = OrEnd(ResidentMiB(rank.pid()));
     (*counters)["worker_rss_bound_mib"] = rank.weight_bytes() / kMiB * 1.15 + 150;
-    (*counters)["front_rss_mib"] = ResidentMiB(server_->process().pid());
+    (*counters)["front_rss_mib"] = OrEnd(ResidentMiB(server_->process().pid()));
   }
 
   void Stop() {
@@ -94,6 +97,13 @@ class Service {
   }
 
  private:
+  // As OrDie, but leaves no server behind.
+  template <typename T>
+  T OrEnd(absl::StatusOr<T> result) {
+    if (!result.ok()) server_->process().Signal(SIGTERM);
+    return OrDie(std::move(result));
+  }
+
   absl::StatusOr<ForwardResult> Send(bool return_routing) {
     return client_->Forward(
         {.model = "bench", .layer = "0", .rows = rows_->view(), .rows_owner = rows_, .return_routing = return_routing});
