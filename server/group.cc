@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "absl/synchronization/notification.h"
 #include "moe/base/logging.h"
+#include "moe/base/notification.h"
 #include "server/stream_link.h"
 
 namespace switchyard {
@@ -37,7 +37,7 @@ void Group::Post(std::function<void()> event) {
 }
 
 void Group::PostAndWait(const std::function<void()>& event) {
-  auto done = std::make_shared<absl::Notification>();
+  auto done = std::make_shared<Notification>();
   Post([event, done] {
     event();
     done->Notify();

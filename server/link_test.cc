@@ -8,8 +8,8 @@
 #include <map>
 #include <thread>
 
-#include "absl/synchronization/notification.h"
 #include "moe/base/mutex.h"
+#include "moe/base/notification.h"
 #include "server/shm_link.h"
 #include "server/stream_link.h"
 
@@ -94,7 +94,7 @@ TEST(ShmLink, AWorkerThatDiesLeavesTheRowsToItsReplacement) {
   }
   SocketPair sockets = *MakeSocketPair();
   std::thread worker([&] { PlayWorker(std::move(sockets.worker)); });
-  absl::Notification answered;
+  Notification answered;
   auto link = *ShmLink::Start(0, std::move(sockets.front), *buffers,
                               [&](int, const ResultMessage&, auto) { answered.Notify(); });
   StepSubmission submission;

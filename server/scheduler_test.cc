@@ -6,7 +6,7 @@
 #include <cstring>
 #include <random>
 
-#include "absl/synchronization/notification.h"
+#include "moe/base/notification.h"
 #include "moe/plan/plan_codec.h"
 #include "moe/tensor/convert.h"
 
@@ -176,7 +176,7 @@ class FakeGroup {
 struct Call {
   std::shared_ptr<Request> request = std::make_shared<Request>();
   std::vector<float> values;
-  absl::Notification answered;
+  Notification answered;
   absl::Status status;
 
   void ExpectRightAnswer() {
