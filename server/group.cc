@@ -4,7 +4,9 @@
 
 #include "moe/base/logging.h"
 #include "moe/base/notification.h"
+#include "server/scheduler.h"
 #include "server/stream_link.h"
+#include "server/supervisor.h"
 
 namespace switchyard {
 

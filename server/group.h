@@ -17,11 +17,12 @@
 #include "server/link.h"
 #include "server/membership.h"
 #include "server/metrics.h"
-#include "server/scheduler.h"
 #include "server/shm_link.h"
-#include "server/supervisor.h"
 
 namespace switchyard {
+
+class Scheduler;
+class Supervisor;
 
 struct GroupOptions {
   MembershipOptions membership;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/synchronization/notification.h"
+#include "server/scheduler.h"
 
 namespace switchyard {
 namespace {
