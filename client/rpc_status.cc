@@ -1,12 +1,12 @@
 #include "client/rpc_status.h"
 
 #include "client/client.h"
+#include "rpc/grpc_status.h"
 
 namespace switchyard {
 
 absl::Status FromRpcStatus(const grpc::Status& status) {
-  // The two enumerations share their numbers.
-  absl::Status result(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+  absl::Status result = FromGrpcStatus(status);
   if (!result.ok() && !status.error_details().empty()) {
     result.SetPayload(kStatusDetailsUrl, absl::Cord(status.error_details()));
   }

@@ -5,17 +5,15 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <set>
-#include <sstream>
 #include <thread>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "moe/base/logging.h"
 #include "moe/base/version.h"
 #include "moe/plan/plan_codec.h"
 #include "rpc/build_fingerprint.h"
+#include "rpc/token_file.h"
 
 namespace switchyard {
 namespace {
@@ -38,13 +36,9 @@ std::string RandomToken() {
 absl::StatusOr<std::string> WorkerToken(const ServerOptions& options) {
   if (options.local_workers > 0) return RandomToken();
   if (options.worker_token_file.empty()) return std::string();
-  std::ifstream file(options.worker_token_file);
-  std::stringstream text;
-  text << file.rdbuf();
-  std::string token(absl::StripAsciiWhitespace(text.str()));
-  if (!file || token.empty()) {
-    return absl::NotFoundError(
-        absl::StrCat("--worker_token_file=", options.worker_token_file, ": cannot be read or is empty"));
+  SY_ASSIGN_OR_RETURN(std::string token, ReadTokenFile(options.worker_token_file));
+  if (token.empty()) {
+    return absl::NotFoundError(absl::StrCat("--worker_token_file=", options.worker_token_file, ": is empty"));
   }
   return token;
 }

@@ -5,15 +5,13 @@
 
 #include <cerrno>
 #include <chrono>
-#include <fstream>
-#include <sstream>
 
-#include "absl/strings/ascii.h"
 #include "moe/base/clock.h"
 #include "moe/base/logging.h"
 #include "moe/base/version.h"
 #include "moe/plan/plan_codec.h"
 #include "rpc/build_fingerprint.h"
+#include "rpc/token_file.h"
 #include "worker/device.h"
 #include "worker/step_runner.h"
 
@@ -34,11 +32,7 @@ absl::StatusOr<std::string> ReadToken(const std::string& path) {
     const char* inherited = getenv("SWITCHYARD_WORKER_TOKEN");  // set by a front for the workers it starts
     return std::string(inherited == nullptr ? "" : inherited);
   }
-  std::ifstream file(path);
-  if (!file) return absl::NotFoundError(absl::StrCat("--worker_token_file=", path, ": cannot be read"));
-  std::stringstream text;
-  text << file.rdbuf();
-  return std::string(absl::StripAsciiWhitespace(text.str()));
+  return ReadTokenFile(path);
 }
 
 std::shared_ptr<grpc::Channel> ConnectToFront(const std::string& front) {
