@@ -1,9 +1,10 @@
-"""Where every external repository comes from: Debian packages on disk, never the network.
+"""Where every external repository comes from: Debian packages on disk and CUDA's folder, never the network.
 
 Bazel 4.2.3 resolves a few repositories even for a plain C++ build. Each is either Debian's own copy or a small in-tree
-one, so a build needs nothing but the packages that deploy/install.sh names.
+one, so a build needs nothing but the packages that deploy/install.sh names. CUDA is optional.
 """
 
+load("//bazel:cuda_repository.bzl", "cuda_repository")
 load("//bazel:pkg_config.bzl", "pkg_config_repository")
 
 _BAZEL_RULES = "/usr/share/bazel/rules"
@@ -15,6 +16,8 @@ def switchyard_repositories():
     native.local_repository(name = "rules_java", path = _BAZEL_RULES + "/java")
     native.local_repository(name = "rules_proto", path = _BAZEL_RULES + "/proto")
     native.local_repository(name = "bazel_skylib", path = "/usr/share/bazel/tools/skylib")
+
+    cuda_repository(name = "cuda")
 
     # name = [pkg-config modules], or link flags where a package ships no .pc file.
     pkg_config_repository(

@@ -15,8 +15,8 @@ PACKAGES=(
   libdnnl-dev libopenblas-dev libgloo-dev
   # Tests, benchmarks, style.
   libgtest-dev libgmock-dev libbenchmark-dev clang-format clang-tidy
-  # Used by the scripts.
-  git curl python3
+  # Used by the scripts, and to pack deploy:bundle.
+  git curl python3 patchelf
 )
 
 fail() {

@@ -44,7 +44,15 @@ void DefineServing(CLI::App& app, ServerOptions* options) {
 
 void DefineWorkers(CLI::App& app, ServerOptions* options) {
   app.add_option("--local_workers", options->local_workers, "start and supervise this many workers on this host");
-  app.add_option("--device", options->device, "device of local workers: auto, cpu or cuda")->capture_default_str();
+  app.add_option("--device", options->device,
+                 "device of local workers: auto, cpu, or cuda for a GPU each; cuda:N for one worker on GPU N")
+      ->capture_default_str();
+  app.add_option(
+         "--gpu_memory_limit", options->gpu_memory_limit,
+         "GPU memory of each local worker at most, in bytes or with K, M, G, Ki, Mi, Gi; 0 for all that is free")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->capture_default_str();
+  app.add_flag("--allow_tf32", options->allow_tf32, "let fp32 products on GPUs round their inputs to TF32, for speed");
   app.add_option("--worker_threads", options->worker_threads,
                  "CPU threads of each local worker; 0 shares the cores out evenly")
       ->capture_default_str();

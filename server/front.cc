@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <set>
 #include <thread>
 
 #include "absl/strings/escaping.h"
@@ -59,12 +58,6 @@ std::vector<std::string> ThreadWaiting(int num_threads) {
   if (getenv("OMP_WAIT_POLICY") != nullptr || getenv("GOMP_SPINCOUNT") != nullptr) return {};
   if (num_threads > NumCores()) return {"OMP_WAIT_POLICY=passive"};
   return {"OMP_WAIT_POLICY=active", "GOMP_SPINCOUNT=20000"};
-}
-
-std::vector<std::string> ComputeDTypesNeeded(const ModelTable& models) {
-  std::set<std::string> names;
-  for (const ServedModel& model : models.models()) names.emplace(DTypeName(model.compute_dtype));
-  return {names.begin(), names.end()};
 }
 
 size_t MaxPlanBytes(const ModelTable& models, int num_ranks, int64_t max_home_rows, int64_t max_rows) {
@@ -128,7 +121,9 @@ void Front::CreateGroup(const std::string& token) {
   group.membership.token = token;
   group.membership.version = std::string(kVersion);
   group.membership.build = std::string(kBuildFingerprint);
-  group.membership.compute_dtypes = ComputeDTypesNeeded(*models_);
+  group.membership.check_compute_dtypes = [this](const worker::Hello& hello) {
+    return models_->AgreeOnComputeDTypes({hello.compute_dtypes().begin(), hello.compute_dtypes().end()});
+  };
   group.membership.make_welcome = [this](int rank) {
     return models_->WelcomeFor(rank, num_ranks_, options_.max_batch_rows);
   };
@@ -151,7 +146,11 @@ absl::Status Front::StartWorkers(const std::string& token) {
   supervisor.binary = WorkerBinary(options_);
   const int threads = options_.worker_threads > 0 ? options_.worker_threads : std::max(1, NumCores() / num_ranks_);
   supervisor.arguments = {absl::StrCat("--front=127.0.0.1:", worker_port_->port()),
-                          absl::StrCat("--device=", options_.device), absl::StrCat("--threads=", threads),
+                          absl::StrCat("--num_local_workers=", num_ranks_),
+                          absl::StrCat("--device=", options_.device),
+                          absl::StrCat("--gpu_memory_limit=", options_.gpu_memory_limit),
+                          absl::StrCat("--allow_tf32=", options_.allow_tf32 ? "true" : "false"),
+                          absl::StrCat("--threads=", threads),
                           absl::StrCat("--log_level=", options_.log_level),
                           absl::StrCat("--log_format=", options_.log_format)};
   supervisor.environment = {absl::StrCat("SWITCHYARD_WORKER_TOKEN=", token)};

@@ -29,12 +29,6 @@ absl::Status Membership::CheckHello(const worker::Hello& hello) const {
   }
   if (hello.version() != options_.version) return Refuse("its version", options_.version, hello.version());
   if (hello.build() != options_.build) return Refuse("its build", options_.build, hello.build());
-  for (const std::string& needed : options_.compute_dtypes) {
-    const auto& has = hello.compute_dtypes();
-    if (std::find(has.begin(), has.end(), needed) == has.end()) {
-      return Refuse(absl::StrCat("the engine of its device ", hello.device()), needed, "without that compute type");
-    }
-  }
   for (const Rank& rank : ranks_) {
     if (rank.state != RankState::kAbsent && rank.hello.exchange() != hello.exchange()) {
       return Refuse("its exchange", rank.hello.exchange(), hello.exchange());
@@ -62,6 +56,8 @@ absl::StatusOr<int> Membership::Join(std::shared_ptr<WorkerChannel> channel, con
                                      SteadyTime now) {
   SY_RETURN_IF_ERROR(CheckHello(hello));
   SY_ASSIGN_OR_RETURN(const int index, AssignRank(hello));
+  SY_RETURN_IF_ERROR(Annotate(options_.check_compute_dtypes(hello),
+                              absl::StrCat("worker refused: the engine of its device ", hello.device())));
   if (ranks_[index].state != RankState::kAbsent) Vacate(index, "a new worker took its rank", now);
   Rank& rank = ranks_[index];
   const int joins = rank.joins + 1;
@@ -158,10 +154,22 @@ void Membership::OnReady(Rank& rank, const worker::GroupReady& message) {
 
 void Membership::Break(const std::string& why, SteadyTime retry_at) {
   const bool served = phase_ == Phase::kServing;
-  if (phase_ != Phase::kWaiting && !draining_) spdlog::warn("group of epoch {} is over: {}", epoch_.value, why);
+  if (phase_ != Phase::kWaiting && !draining_) {
+    spdlog::warn("group of epoch {} is over: {}", epoch_.value, why);
+    EndGroup();
+  }
   phase_ = Phase::kWaiting;
   form_not_before_ = retry_at;
   if (served) listener_->OnGroupLost(epoch_, why);
+}
+
+// Survivors that wait for rows of the lost rank stop waiting now, not when the next group forms.
+void Membership::EndGroup() {
+  worker::FrontMessage message;
+  message.mutable_end_group()->set_epoch(epoch_.value);
+  for (const Rank& rank : ranks_) {
+    if (rank.channel != nullptr) rank.channel->Send(message);
+  }
 }
 
 spdlog::level::level_enum Membership::LossLevel() const {

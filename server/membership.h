@@ -39,7 +39,11 @@ struct MembershipOptions {
   std::string token;   // what a worker must bring
   std::string version;
   std::string build;
-  std::vector<std::string> compute_dtypes;  // needed by the models
+  // Whether the models can be computed with what a worker's engine has. Asked last, so that its answer may settle
+  // things.
+  std::function<absl::Status(const worker::Hello& hello)> check_compute_dtypes = [](const worker::Hello&) {
+    return absl::OkStatus();
+  };
   std::function<worker::Welcome(int rank)> make_welcome;
   std::chrono::milliseconds worker_timeout{2500};
   std::chrono::milliseconds form_timeout{15'000};
@@ -103,6 +107,7 @@ class Membership {
   void OnAddress(Rank& rank, const worker::GroupAddress& message);
   void OnReady(Rank& rank, const worker::GroupReady& message);
   void Break(const std::string& why, SteadyTime retry_at);
+  void EndGroup();
   void Vacate(int rank, const std::string& why, SteadyTime now);
   spdlog::level::level_enum LossLevel() const;
   bool AllOf(const std::function<bool(const Rank&)>& condition) const;

@@ -32,7 +32,9 @@ class MembershipTest : public testing::Test, public MembershipListener {
     options.token = "secret";
     options.version = "1";
     options.build = "b";
-    options.compute_dtypes = {"fp32"};
+    options.check_compute_dtypes = [](const worker::Hello& hello) {
+      return hello.compute_dtypes_size() > 0 ? absl::OkStatus() : absl::FailedPreconditionError("has nothing");
+    };
     options.make_welcome = [](int rank) {
       worker::Welcome welcome;
       welcome.set_rank(rank);
@@ -219,10 +221,27 @@ TEST_F(MembershipTest, RefusesStrangersByReason) {
   expect_refused(hello, "its build is 'c'");
   hello = MakeHello();
   hello.clear_compute_dtypes();
-  expect_refused(hello, "fp32");
+  hello.set_device("abacus");
+  expect_refused(hello, "the engine of its device abacus: has nothing");
   expect_refused(MakeHello(0), "another front started it");
   JoinWorker();
   expect_refused(MakeHello(), "taken");
+}
+
+TEST_F(MembershipTest, SurvivorsAreToldAtOnceThatTheirGroupIsOver) {
+  Start(2);
+  const auto first = JoinWorker(), second = JoinWorker();
+  SayLoaded(first);
+  SayLoaded(second);
+  Form({first, second}, 1);
+  EXPECT_EQ(first->CountOf(worker::FrontMessage::kEndGroup), 0);
+  membership_->Leave(second.get(), "gone", clock_.Now());
+  ASSERT_EQ(first->CountOf(worker::FrontMessage::kEndGroup), 1);
+  EXPECT_EQ(first->sent.back().end_group().epoch(), 1);
+  // While there is no group there is none to end.
+  const auto third = JoinWorker();
+  membership_->Leave(third.get(), "gone too", clock_.Now());
+  EXPECT_EQ(first->CountOf(worker::FrontMessage::kEndGroup), 1);
 }
 
 TEST_F(MembershipTest, RanksOfOneGroupUseOneExchange) {

@@ -10,6 +10,9 @@
 namespace switchyard {
 namespace {
 
+// What fp16 becomes on workers that do not have it.
+constexpr DType kWidened = DType::kF32;
+
 int GateThreads(const ServerOptions& options) {
   if (options.gate_threads > 0) return options.gate_threads;
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 4);
@@ -17,31 +20,32 @@ int GateThreads(const ServerOptions& options) {
 
 }  // namespace
 
-absl::StatusOr<DType> ChooseComputeDType(const std::string& wanted, DType checkpoint) {
+absl::StatusOr<ComputeDType> ChooseComputeDType(const ServerOptions& options, DType checkpoint) {
+  const bool is_auto = options.compute_dtype == "auto";
+  const bool on_cpus = options.local_workers > 0 && options.device == "cpu";
   DType dtype = checkpoint;
-  if (wanted != "auto") {
-    auto parsed = ParseDType(wanted);
+  if (!is_auto) {
+    auto parsed = ParseDType(options.compute_dtype);
     if (!parsed.ok()) return Annotate(parsed.status(), "--compute_dtype");
     dtype = *parsed;
   }
-  if (dtype != DType::kF16) return dtype;
-  if (wanted != "auto") {
-    return absl::InvalidArgumentError("--compute_dtype=fp16: the CPU engine computes in fp64, fp32 or bf16");
-  }
-  return DType::kF32;
+  if (dtype != DType::kF16) return ComputeDType{dtype};
+  if (!on_cpus) return ComputeDType{dtype, /*is_settled=*/!is_auto};
+  if (is_auto) return ComputeDType{kWidened};
+  return absl::InvalidArgumentError("--compute_dtype=fp16: the CPU engine computes in fp64, fp32 or bf16");
 }
 
 absl::StatusOr<std::unique_ptr<ModelTable>> ModelTable::Load(const ServerOptions& options, int num_ranks) {
   auto table = std::make_unique<ModelTable>();
   SY_ASSIGN_OR_RETURN(std::shared_ptr<LinearContext> gate_context, LinearContext::Create(GateThreads(options)));
   for (const ModelOption& model : options.models) {
-    SY_RETURN_IF_ERROR(Annotate(table->AddModel(model, options.compute_dtype, num_ranks, gate_context),
+    SY_RETURN_IF_ERROR(Annotate(table->AddModel(model, options, num_ranks, gate_context),
                                 absl::StrCat("--model=", model.name, "=", model.location)));
   }
   return table;
 }
 
-absl::Status ModelTable::AddModel(const ModelOption& option, const std::string& compute_dtype, int num_ranks,
+absl::Status ModelTable::AddModel(const ModelOption& option, const ServerOptions& options, int num_ranks,
                                   const std::shared_ptr<LinearContext>& gate_context) {
   SY_ASSIGN_OR_RETURN(auto source, OpenWeightSource(option.location));
   ServedModel model;
@@ -49,19 +53,41 @@ absl::Status ModelTable::AddModel(const ModelOption& option, const std::string& 
   model.location = option.location;
   model.spec = source->spec();
   model.first_layer = static_cast<int>(layers_.size());
-  SY_ASSIGN_OR_RETURN(model.compute_dtype, ChooseComputeDType(compute_dtype, model.spec.dtype));
+  SY_ASSIGN_OR_RETURN(const ComputeDType compute, ChooseComputeDType(options, model.spec.dtype));
+  model.is_dtype_settled = compute.is_settled;
   for (int i = 0; i < static_cast<int>(model.spec.layers.size()); ++i) {
     const LayerSpec& spec = model.spec.layers[i];
     SY_ASSIGN_OR_RETURN(const RouterWeights router, source->ReadRouter(i));
     SY_ASSIGN_OR_RETURN(auto gate, Gate::Create(spec, router, gate_context));
-    layers_.push_back(std::make_unique<ServedLayer>(
-        ServedLayer{LayerId{static_cast<int32_t>(layers_.size())}, model.name, spec, model.compute_dtype,
-                    Placement::Even(spec.num_experts, num_ranks), std::move(gate)}));
+    layers_.push_back(std::unique_ptr<ServedLayer>(
+        new ServedLayer{LayerId{static_cast<int32_t>(layers_.size())}, model.name, spec, compute.dtype,
+                        Placement::Even(spec.num_experts, num_ranks), std::move(gate)}));
   }
   spdlog::info("model {}: {} with {} MoE layers, {} weights, computing in {}", model.name, model.spec.family,
-               model.spec.layers.size(), DTypeName(model.spec.dtype), DTypeName(model.compute_dtype));
+               model.spec.layers.size(), DTypeName(model.spec.dtype),
+               compute.is_settled ? DTypeName(compute.dtype) : "what the workers have");
   models_.push_back(std::move(model));
   return absl::OkStatus();
+}
+
+absl::Status ModelTable::AgreeOnComputeDTypes(const std::vector<std::string>& available) {
+  const auto has = [&](DType dtype) {
+    return std::find(available.begin(), available.end(), std::string(DTypeName(dtype))) != available.end();
+  };
+  for (ServedModel& model : models_) {
+    if (!model.is_dtype_settled) Settle(model, has(compute_dtype(model)) ? compute_dtype(model) : kWidened);
+    if (has(compute_dtype(model))) continue;
+    return absl::FailedPreconditionError(absl::StrCat("model ", model.name, " is computed in ",
+                                                      std::string(DTypeName(compute_dtype(model))), ", it has ",
+                                                      absl::StrJoin(available, ", ")));
+  }
+  return absl::OkStatus();
+}
+
+void ModelTable::Settle(ServedModel& model, DType compute_dtype) {
+  for (size_t i = 0; i < model.spec.layers.size(); ++i) layers_[model.first_layer + i]->compute_dtype = compute_dtype;
+  model.is_dtype_settled = true;
+  spdlog::info("model {}: computing in {}", model.name, DTypeName(compute_dtype));
 }
 
 absl::StatusOr<ServedLayer*> ModelTable::Find(const std::string& model, const std::string& layer) const {
@@ -92,7 +118,7 @@ worker::Welcome ModelTable::WelcomeFor(int rank, int num_ranks, int64_t max_batc
     share.set_name(model.name);
     share.set_location(model.location);
     share.set_fingerprint(model.spec.fingerprint);
-    share.set_compute_dtype(std::string(DTypeName(model.compute_dtype)));
+    share.set_compute_dtype(std::string(DTypeName(compute_dtype(model))));
     for (size_t i = 0; i < model.spec.layers.size(); ++i) {
       const auto& experts = layers_[model.first_layer + i]->placement.experts_of(rank);
       share.add_layers()->mutable_expert_idx()->Add(experts.begin(), experts.end());
@@ -103,8 +129,11 @@ worker::Welcome ModelTable::WelcomeFor(int rank, int num_ranks, int64_t max_batc
 
 int64_t ModelTable::max_row_bytes() const {
   int64_t widest = 0;
-  for (const auto& layer : layers_) {
-    widest = std::max<int64_t>(widest, layer->spec.hidden_dim * static_cast<int64_t>(SizeOf(layer->compute_dtype)));
+  for (const ServedModel& model : models_) {
+    const DType dtype = model.is_dtype_settled ? compute_dtype(model) : kWidened;
+    for (const LayerSpec& layer : model.spec.layers) {
+      widest = std::max<int64_t>(widest, layer.hidden_dim * static_cast<int64_t>(SizeOf(dtype)));
+    }
   }
   return widest;
 }

@@ -25,8 +25,10 @@ struct ServerOptions {
   // Either this many workers are started and supervised here, …
   int local_workers = 0;
   std::string device = "auto";
-  int worker_threads = 0;     // CPU threads of each; 0 shares the cores out evenly
-  std::string worker_binary;  // empty: beside this program
+  int64_t gpu_memory_limit = 0;  // bytes of GPU memory of each; 0 for all that is free
+  bool allow_tf32 = false;       // fp32 products on GPUs may round their inputs to TF32
+  int worker_threads = 0;        // CPU threads of each; 0 shares the cores out evenly
+  std::string worker_binary;     // empty: beside this program
   // … or this many are awaited on the worker port.
   int await_workers = 0;
   std::string worker_host = "127.0.0.1";

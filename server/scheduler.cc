@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "moe/base/logging.h"
+#include "moe/plan/chunked_plan.h"
 #include "moe/plan/plan_codec.h"
 #include "moe/tensor/convert.h"
 
@@ -198,6 +199,8 @@ absl::Status Scheduler::Prepare(Step& step) {
   SY_RETURN_IF_ERROR(GateRows(step, home_offsets));
   step.gated = clock_.Now();
   step.plan = PlanStep(step.routing, step.batch.layer->placement, std::move(home_offsets));
+  const int num_chunks = ChooseNumChunks(CrossingBytes(step) / options_.num_ranks);
+  for (RankPlan& rank : step.plan.ranks) rank.num_chunks = num_chunks;
   EncodePlans(step);
   step.planned = clock_.Now();
   step.submitted = step.planned;
@@ -254,6 +257,11 @@ absl::Status Scheduler::GateRows(Step& step, const std::vector<int64_t>& home_of
                                          home_offsets[rank], &step.routing));
   }
   return absl::OkStatus();
+}
+
+int64_t Scheduler::CrossingBytes(const Step& step) {
+  const ServedLayer& layer = *step.batch.layer;
+  return step.plan.num_crossing_rows * layer.spec.hidden_dim * static_cast<int64_t>(SizeOf(layer.compute_dtype));
 }
 
 void Scheduler::EncodePlans(const Step& step) {
@@ -355,8 +363,7 @@ void Scheduler::RecordStep(const Step& step) {
   record.times = step.slowest;
   record.rows_crossed = step.plan.num_crossing_rows;
   // A row that crosses comes back as a partial sum of the same size.
-  record.bytes_crossed = 2 * step.plan.num_crossing_rows * step.batch.layer->spec.hidden_dim *
-                         static_cast<int64_t>(SizeOf(step.batch.layer->compute_dtype));
+  record.bytes_crossed = 2 * CrossingBytes(step);
   metrics_->RecordStep(record, step.plan.rows_per_expert);
 }
 

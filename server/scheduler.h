@@ -107,6 +107,8 @@ class Scheduler {
   absl::Status Prepare(Step& step);
   void UploadRows(Step& step, const std::vector<int64_t>& home_offsets);
   absl::Status GateRows(Step& step, const std::vector<int64_t>& home_offsets);
+  // Of the rows that the step dispatches between different ranks.
+  static int64_t CrossingBytes(const Step& step);
   void EncodePlans(const Step& step);
   // Puts a prepared step among those in flight. Null when it has to wait for a group, and goes out with the replays
   // then.

@@ -66,6 +66,21 @@ build_everything() {
   bazel build -c opt --keep_going //... || failed+=("--failed=build: see the errors above")
 }
 
+# Targets that need CUDA exist only where CUDA is.
+note_cuda() {
+  local why
+  why=$(cat "$(bazel info output_base 2>/dev/null)/external/cuda/reason.txt" 2>/dev/null)
+  [[ -z $why ]] || skipped+=("--skipped=CUDA targets: not built, since $why")
+}
+
+# What runs on GPU machines is what the bundle carries.
+check_bundle() {
+  local forgotten
+  forgotten=$(bazel query --noshow_progress --noimplicit_deps \
+    'attr(tags, "\bgpu\b", tests(//...)) except deps(//deploy:bundle)' 2>/dev/null)
+  [[ -z $forgotten ]] || failed+=("--failed=deploy/BUILD: the bundle lacks ${forgotten//$'\n'/ }")
+}
+
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }
 
 # Runs one `bazel test` under a name for the summary.
@@ -103,6 +118,8 @@ echo "all there"
 drop_foreign_links
 check_format
 build_everything
+note_cuda
+check_bundle
 run_all_tests
 run_sanitizers
 heading "Summary"

@@ -144,6 +144,16 @@ def print_cases(title, cases):
         print(f"  {name}{where}: {case.reason}".rstrip(": "))
 
 
+def print_summary(cases):
+    """What was skipped and what failed, then the counts; the exit code."""
+    by_result = {result: [case for case in cases if case.result == result] for result in (PASSED, FAILED, SKIPPED)}
+    print_cases("Skipped", by_result[SKIPPED])
+    print_cases("Failed", by_result[FAILED])
+    print()
+    print(", ".join(f"{len(by_result[result])} {result}" for result in (PASSED, FAILED, SKIPPED)))
+    return 1 if by_result[FAILED] else 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--skipped", action="append", default=[], metavar="TEXT")
@@ -159,12 +169,7 @@ def main():
         print_log_tails(run, events)
         cases += cases_of_run(run, events)
 
-    by_result = {result: [case for case in cases if case.result == result] for result in (PASSED, FAILED, SKIPPED)}
-    print_cases("Skipped", by_result[SKIPPED])
-    print_cases("Failed", by_result[FAILED])
-    print()
-    print(", ".join(f"{len(by_result[result])} {result}" for result in (PASSED, FAILED, SKIPPED)))
-    return 1 if by_result[FAILED] else 0
+    return print_summary(cases)
 
 
 if __name__ == "__main__":

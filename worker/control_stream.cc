@@ -41,7 +41,9 @@ void ControlStream::OnReadDone(bool ok) {
     RemoveHold();
     return;
   }
-  if (incoming_.has_ping()) {
+  if (incoming_.has_end_group()) {
+    on_new_epoch_(Epoch{incoming_.end_group().epoch() + 1});
+  } else if (incoming_.has_ping()) {
     worker::WorkerMessage answer;
     answer.mutable_pong()->set_number(incoming_.ping().number());
     writer_.Send(std::move(answer));

@@ -1,8 +1,8 @@
 // The worker's side of the Join stream: answers pings at once on gRPC's threads, hands everything else to the inbox.
 //
 // The start of a new epoch is told to `on_new_epoch` before its message is queued, because the step thread may be
-// blocked in a collective of the old one and has to be woken first; so is the end of the stream, as an epoch beyond all
-// others.
+// blocked in a collective of the old one and has to be woken first; so is the end of a group, as the epoch after it,
+// and the end of the stream, as an epoch beyond all others.
 #pragma once
 
 #include <grpcpp/grpcpp.h>

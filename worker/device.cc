@@ -1,37 +1,113 @@
 #include "worker/device.h"
 
+#include <charconv>
+#include <optional>
+
 #include "moe/base/logging.h"
 #include "moe/exchange/gloo/gloo_communicator.h"
 #include "moe/experts/cpu/cpu_engine.h"
 
+#ifdef SWITCHYARD_HAS_CUDA
+#include "moe/experts/cuda/cuda_engine.h"
+#include "worker/gpu.h"
+#endif
+
 namespace switchyard {
+namespace {
 
-absl::StatusOr<std::string> ResolveDevice(const std::string& wanted) {
-  if (wanted == "cpu") return wanted;
-  if (wanted == "auto") {
-    spdlog::info("--device=auto: this build has no GPU engine, computing on the CPU");
-    return std::string("cpu");
+constexpr int kCpu = -1;
+
+class Cpu final : public Device {
+ public:
+  explicit Cpu(const WorkerOptions& options) : options_(options) {}
+
+  std::string name() const override { return "cpu"; }
+  std::vector<std::string> compute_dtypes() const override { return {"fp64", "fp32", "bf16"}; }
+  std::string exchange_name() const override { return "gloo"; }
+  absl::StatusOr<std::unique_ptr<ExpertEngine>> MakeEngine(DType compute_dtype) override {
+    return CreateCpuEngine(
+        {.compute_dtype = compute_dtype, .num_threads = options_.num_threads, .compile_at_load = true});
   }
-  if (wanted == "cuda" || wanted.rfind("cuda:", 0) == 0) {
+  std::unique_ptr<CommunicatorFactory> MakeExchange() override {
+    return CreateGlooFactory({.bind_host = options_.exchange_host});
+  }
+
+ private:
+  const WorkerOptions options_;
+};
+
+// N of "cuda:N".
+std::optional<int> NumberOf(const std::string& device) {
+  constexpr size_t kPrefix = 5;
+  int number = 0;
+  const char* const end = device.data() + device.size();
+  if (device.size() <= kPrefix || device.compare(0, kPrefix, "cuda:") != 0) return std::nullopt;
+  const auto [stop, error] = std::from_chars(device.data() + kPrefix, end, number);
+  if (error != std::errc() || stop != end || number < 0) return std::nullopt;
+  return number;
+}
+
+absl::Status NoGpu(const std::string& device, const std::string& why) {
+  return absl::FailedPreconditionError(absl::StrCat(
+      "--device=", device, ": ", why, "; use --device=cpu, or --device=auto to take a GPU where there is one"));
+}
+
+absl::StatusOr<int> ChooseOwnGpu(const WorkerOptions& options, int num_gpus, const std::string& why_none) {
+  if (num_gpus == 0) return NoGpu(options.device, why_none);
+  if (options.num_local_workers > num_gpus) {
+    return absl::FailedPreconditionError(absl::StrCat("--device=cuda: ", options.num_local_workers,
+                                                      " workers need a GPU each, this host has ", num_gpus,
+                                                      "; start at most --local_workers=", num_gpus));
+  }
+  return std::max(options.local_index, 0);
+}
+
+absl::StatusOr<int> ChooseAnyDevice(const WorkerOptions& options, int num_gpus, const std::string& why_none) {
+  if (num_gpus > 0 && options.num_local_workers <= num_gpus) return std::max(options.local_index, 0);
+  // Every worker of the front comes to the same choice: they could not exchange rows otherwise.
+  const std::string why =
+      num_gpus == 0 ? why_none
+                    : absl::StrCat(options.num_local_workers, " workers need a GPU each and this host has ", num_gpus);
+  spdlog::info("--device=auto: {}, computing on the CPU", why);
+  return kCpu;
+}
+
+absl::StatusOr<int> ChooseNumberedGpu(const WorkerOptions& options, int number, int num_gpus,
+                                      const std::string& why_none) {
+  if (num_gpus == 0) return NoGpu(options.device, why_none);
+  if (number >= num_gpus) {
     return absl::FailedPreconditionError(
-        absl::StrCat("--device=", wanted, ": this build has no GPU engine; use --device=cpu or --device=auto"));
+        absl::StrCat("--device=", options.device, ": this host has ", num_gpus, " GPUs, numbered from 0"));
   }
-  return absl::InvalidArgumentError(absl::StrCat("--device=", wanted, ": expected auto, cpu or cuda:N"));
+  if (options.num_local_workers > 1) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("--device=", options.device, ": ", options.num_local_workers,
+                     " workers cannot share one GPU; --device=cuda gives each its own"));
+  }
+  return number;
 }
 
-std::vector<std::string> ComputeDTypes(const std::string&) { return {"fp64", "fp32", "bf16"}; }
+}  // namespace
 
-std::string ExchangeName(const std::string&) { return "gloo"; }
-
-EngineFactory MakeEngineFactory(const WorkerOptions& options, const std::string&) {
-  const int num_threads = options.num_threads;
-  return [num_threads](DType compute_dtype) {
-    return CreateCpuEngine({.compute_dtype = compute_dtype, .num_threads = num_threads, .compile_at_load = true});
-  };
+absl::StatusOr<int> ChooseGpu(const WorkerOptions& options, int num_gpus, const std::string& why_none) {
+  if (options.device == "cpu") return kCpu;
+  if (options.device == "auto") return ChooseAnyDevice(options, num_gpus, why_none);
+  if (options.device == "cuda") return ChooseOwnGpu(options, num_gpus, why_none);
+  if (const auto number = NumberOf(options.device); number.has_value()) {
+    return ChooseNumberedGpu(options, *number, num_gpus, why_none);
+  }
+  return absl::InvalidArgumentError(absl::StrCat("--device=", options.device, ": expected auto, cpu, cuda or cuda:N"));
 }
 
-std::unique_ptr<CommunicatorFactory> MakeExchange(const WorkerOptions& options, const std::string&) {
-  return CreateGlooFactory({.bind_host = options.exchange_host});
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const WorkerOptions& options) {
+#ifdef SWITCHYARD_HAS_CUDA
+  const int num_gpus = options.device == "cpu" ? 0 : NumCudaDevices();
+  SY_ASSIGN_OR_RETURN(const int gpu, ChooseGpu(options, num_gpus, "this host has no GPU or no driver for it"));
+  if (gpu != kCpu) return OpenGpu(gpu, options);
+#else
+  SY_RETURN_IF_ERROR(ChooseGpu(options, /*num_gpus=*/0, "this build has no GPU engine").status());
+#endif
+  return std::make_unique<Cpu>(options);
 }
 
 }  // namespace switchyard

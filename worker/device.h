@@ -1,4 +1,4 @@
-// Which device a worker computes on, and what it brings: engines and an exchange.
+// The device a worker computes on, and what comes with it: engines, an exchange, and memory that it can reach.
 #pragma once
 
 #include <memory>
@@ -8,21 +8,36 @@
 #include "moe/exchange/communicator.h"
 #include "moe/experts/expert_engine.h"
 #include "worker/options.h"
-#include "worker/shard.h"
 
 namespace switchyard {
 
-// Turns "auto" into a device this host and build have, and says in the log which; InvalidArgument or FailedPrecondition
-// for one that they have not.
-absl::StatusOr<std::string> ResolveDevice(const std::string& wanted);
+// Thread-compatible. Engines and communicators end before it.
+class Device {
+ public:
+  virtual ~Device() = default;
 
-// Names of the compute types that the device's engine has.
-std::vector<std::string> ComputeDTypes(const std::string& device);
+  // "cpu" or "cuda:1".
+  virtual std::string name() const = 0;
+  // Names of the compute types that its engines have.
+  virtual std::vector<std::string> compute_dtypes() const = 0;
+  // "gloo" or "nccl"; all ranks of a group must have the same.
+  virtual std::string exchange_name() const = 0;
 
-// "gloo" or "nccl".
-std::string ExchangeName(const std::string& device);
+  virtual absl::StatusOr<std::unique_ptr<ExpertEngine>> MakeEngine(DType compute_dtype) = 0;
+  virtual std::unique_ptr<CommunicatorFactory> MakeExchange() = 0;
 
-EngineFactory MakeEngineFactory(const WorkerOptions& options, const std::string& device);
-std::unique_ptr<CommunicatorFactory> MakeExchange(const WorkerOptions& options, const std::string& device);
+  // Makes memory that outlives the device (whole pages) quick to reach for it. Where that fails the memory can be used
+  // all the same, only slower.
+  virtual absl::Status LockMemory(std::byte* /*data*/, size_t /*num_bytes*/) { return absl::OkStatus(); }
+};
+
+// Opens what WorkerOptions::device asks for. "auto" takes the CPU, and says so in the log, unless this build and host
+// have a GPU for every worker that the front starts. FAILED_PRECONDITION, with what to do, for a GPU that is not there;
+// INVALID_ARGUMENT for a name that is none.
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const WorkerOptions& options);
+
+// The number of the GPU that WorkerOptions::device means where there are `num_gpus`, or -1 for the CPU. Two ranks
+// cannot share a GPU, so the front's worker i gets GPU i. `why_none` says why there is no GPU where there is none.
+absl::StatusOr<int> ChooseGpu(const WorkerOptions& options, int num_gpus, const std::string& why_none);
 
 }  // namespace switchyard

@@ -17,7 +17,13 @@ namespace {
 
 void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
   app.add_option("--front", options.front, "HOST:PORT of the server's worker port")->required();
-  app.add_option("--device", options.device, "auto, cpu or cuda:N")->capture_default_str();
+  app.add_option("--device", options.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
+  app.add_option(
+         "--gpu_memory_limit", options.gpu_memory_limit,
+         "GPU memory for weights and workspace at most, in bytes or with K, M, G, Ki, Mi, Gi; 0 for all that is free")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->capture_default_str();
+  app.add_flag("--allow_tf32", options.allow_tf32, "let fp32 products on a GPU round their inputs to TF32, for speed");
   app.add_option("--threads", options.num_threads, "threads of the CPU engine; 0 for every core it may run on")
       ->capture_default_str();
   app.add_option("--exchange_host", options.exchange_host,
@@ -29,6 +35,7 @@ void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
   app.add_option("--log_level", logging.level, "trace, debug, info, warn, error or off")->capture_default_str();
   app.add_option("--log_format", logging.format, "text or json")->capture_default_str();
   app.add_option("--local_index", options.local_index)->group("");
+  app.add_option("--num_local_workers", options.num_local_workers)->group("");
   app.add_option("--link_fd", options.link_fd)->group("");
 }
 

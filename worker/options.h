@@ -1,6 +1,7 @@
 // Settings of one worker process.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace switchyard {
@@ -8,8 +9,12 @@ namespace switchyard {
 struct WorkerOptions {
   // Address of the front's worker port.
   std::string front;
-  // "cpu", "cuda:N" or "auto".
+  // "cpu", "cuda" (of the front's worker i, GPU i), "cuda:N" or "auto".
   std::string device = "auto";
+  // The most bytes of GPU memory that weights and workspace may take; 0 for all that is free.
+  int64_t gpu_memory_limit = 0;
+  // Whether fp32 products on a GPU may round their inputs to TF32.
+  bool allow_tf32 = false;
   // Address that the other ranks reach this one at for the exchange.
   std::string exchange_host = "127.0.0.1";
   // Threads of the CPU engine; 0 uses every core the process may run on.
@@ -18,8 +23,10 @@ struct WorkerOptions {
   std::string token_file;
   // How long to keep trying to reach a front that is not up yet.
   int join_timeout_ms = 60'000;
-  // Set by a front that started this worker: its number there, and the inherited socket of the shared-memory link.
+  // Set by a front that started this worker: its number there and how many there are, and the inherited socket of the
+  // shared-memory link.
   int local_index = -1;
+  int num_local_workers = 1;
   int link_fd = -1;
 };
 

@@ -1,6 +1,10 @@
 #include "worker/shard.h"
 
+#include <algorithm>
+
+#include "moe/base/logging.h"
 #include "moe/weights/weight_source.h"
+#include "worker/expert_loader.h"
 
 namespace switchyard {
 namespace {
@@ -28,23 +32,31 @@ absl::StatusOr<std::unique_ptr<WeightSource>> OpenSameWeights(const worker::Mode
   return source;
 }
 
-absl::Status LoadLayer(WeightSource& source, int layer_idx, const worker::LayerShare& share, ExpertEngine& engine,
-                       const std::function<void()>& expert_done) {
-  const LayerSpec& spec = source.spec().layers[layer_idx];
-  SY_RETURN_IF_ERROR(engine.AddLayer(spec, share.expert_idx_size()));
-  for (int slot = 0; slot < share.expert_idx_size(); ++slot) {
-    const int expert = share.expert_idx(slot);
-    if (expert < 0 || expert >= spec.num_experts) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("layer ", spec.name, ": expert ", expert, " of ", spec.num_experts, " was assigned"));
+// Declares every layer and lists the experts to load.
+absl::StatusOr<std::vector<ExpertToLoad>> AddLayers(const worker::ModelShare& model, const ModelSpec& spec,
+                                                    ExpertEngine& engine) {
+  std::vector<ExpertToLoad> experts;
+  for (int layer_idx = 0; layer_idx < model.layers_size(); ++layer_idx) {
+    const LayerSpec& layer = spec.layers[layer_idx];
+    const auto& share = model.layers(layer_idx).expert_idx();
+    SY_RETURN_IF_ERROR(engine.AddLayer(layer, share.size()));
+    for (int slot = 0; slot < share.size(); ++slot) {
+      if (share[slot] < 0 || share[slot] >= layer.num_experts) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("layer ", layer.name, ": expert ", share[slot], " of ", layer.num_experts, " was assigned"));
+      }
+      experts.push_back({layer_idx, slot, share[slot]});
     }
-    SY_ASSIGN_OR_RETURN(const ExpertWeights weights, source.ReadExpert(layer_idx, expert));
-    SY_RETURN_IF_ERROR(Annotate(engine.LoadExpert(LayerId{layer_idx}, slot, weights),
-                                absl::StrCat("layer ", spec.name, ", expert ", expert)));
-    source.ReleaseExpert(layer_idx, expert);
-    expert_done();
   }
-  return absl::OkStatus();
+  return experts;
+}
+
+void LogNeeds(const worker::ModelShare& model, const ModelSpec& spec, const std::vector<ExpertToLoad>& experts,
+              DType compute_dtype) {
+  int64_t num_bytes = 0;
+  for (const ExpertToLoad& expert : experts) num_bytes += ExpertBytes(spec.layers[expert.layer_idx], compute_dtype);
+  spdlog::info("model {}: {} experts, {:.1f} MiB of weights in {}", model.name(), experts.size(), num_bytes / 1048576.0,
+               DTypeName(compute_dtype));
 }
 
 }  // namespace
@@ -52,25 +64,36 @@ absl::Status LoadLayer(WeightSource& source, int layer_idx, const worker::LayerS
 absl::StatusOr<std::unique_ptr<Shard>> Shard::Load(const worker::Welcome& welcome, const EngineFactory& make_engine,
                                                    const LoadProgressFn& progress) {
   auto shard = std::make_unique<Shard>();
-  const int64_t total = CountExperts(welcome);
-  int64_t done = 0;
-  progress(done, total);
+  LoadProgress so_far{.experts_total = CountExperts(welcome)};
+  progress(so_far);
+  const auto expert_done = [&](int64_t num_bytes) {
+    ++so_far.experts_done;
+    so_far.bytes_done += num_bytes;
+    progress(so_far);
+  };
   for (const worker::ModelShare& model : welcome.models()) {
-    SY_RETURN_IF_ERROR(Annotate(shard->LoadModel(model, make_engine, [&] { progress(++done, total); }),
+    SY_RETURN_IF_ERROR(Annotate(shard->LoadModel(model, welcome.max_batch_rows(), make_engine, expert_done),
                                 absl::StrCat("model ", model.name())));
   }
   return shard;
 }
 
-absl::Status Shard::LoadModel(const worker::ModelShare& model, const EngineFactory& make_engine,
-                              const std::function<void()>& expert_done) {
+absl::Status Shard::LoadModel(const worker::ModelShare& model, int64_t max_batch_rows, const EngineFactory& make_engine,
+                              const std::function<void(int64_t num_bytes)>& expert_done) {
   SY_ASSIGN_OR_RETURN(const DType compute_dtype, ParseDType(model.compute_dtype()));
   SY_ASSIGN_OR_RETURN(auto source, OpenSameWeights(model));
   SY_ASSIGN_OR_RETURN(auto engine, make_engine(compute_dtype));
+  const ModelSpec& spec = source->spec();
+  SY_ASSIGN_OR_RETURN(const std::vector<ExpertToLoad> experts, AddLayers(model, spec, *engine));
+  LogNeeds(model, spec, experts, compute_dtype);
+  SY_RETURN_IF_ERROR(engine->Reserve(max_batch_rows));
+  SY_RETURN_IF_ERROR(LoadExperts(*source, *engine, experts, [&](const ExpertToLoad& expert) {
+    expert_done(ExpertBytes(spec.layers[expert.layer_idx], compute_dtype));
+  }));
   for (int i = 0; i < model.layers_size(); ++i) {
-    SY_RETURN_IF_ERROR(LoadLayer(*source, i, model.layers(i), *engine, expert_done));
-    const LayerSpec& spec = source->spec().layers[i];
-    layers_.push_back({engine.get(), LayerId{i}, spec.hidden_dim, model.layers(i).expert_idx_size(), spec.gate.top_k});
+    const LayerSpec& layer = spec.layers[i];
+    layers_.push_back(
+        {engine.get(), LayerId{i}, layer.hidden_dim, model.layers(i).expert_idx_size(), layer.gate.top_k});
   }
   engines_.push_back(std::move(engine));
   return absl::OkStatus();
@@ -85,6 +108,20 @@ int64_t Shard::weight_bytes() const {
   int64_t total = 0;
   for (const auto& engine : engines_) total += engine->weight_bytes();
   return total;
+}
+
+absl::Status Shard::CheckDevice() const {
+  for (const auto& engine : engines_) SY_RETURN_IF_ERROR(engine->CheckDevice());
+  return absl::OkStatus();
+}
+
+int Shard::num_lanes() const {
+  int num_lanes = 0;
+  for (const auto& engine : engines_) {
+    if (engine->stream() == nullptr) return 0;
+    num_lanes = num_lanes == 0 ? engine->num_lanes() : std::min(num_lanes, engine->num_lanes());
+  }
+  return num_lanes;
 }
 
 }  // namespace switchyard

@@ -14,8 +14,15 @@ namespace switchyard {
 // Makes an engine of a compute type on the worker's device.
 using EngineFactory = std::function<absl::StatusOr<std::unique_ptr<ExpertEngine>>(DType compute_dtype)>;
 
-// Called now and then from the loading thread.
-using LoadProgressFn = std::function<void(int64_t experts_done, int64_t experts_total)>;
+// Bytes are those of the weights in the compute type.
+struct LoadProgress {
+  int64_t experts_done = 0;
+  int64_t experts_total = 0;
+  int64_t bytes_done = 0;
+};
+
+// Called after every expert, by one of the loading threads at a time.
+using LoadProgressFn = std::function<void(const LoadProgress&)>;
 
 // Not thread-safe.
 class Shard {
@@ -30,7 +37,8 @@ class Shard {
   };
 
   // Opens every model's weights, checks that they are the ones the front saw (fingerprint), and loads this rank's
-  // experts. Errors name the model, layer and expert.
+  // experts, having made room first for them and for steps of the group's largest size. Errors name the model, layer
+  // and expert, or the bytes that are missing.
   static absl::StatusOr<std::unique_ptr<Shard>> Load(const worker::Welcome& welcome, const EngineFactory& make_engine,
                                                      const LoadProgressFn& progress);
 
@@ -38,9 +46,15 @@ class Shard {
   const Layer* FindLayer(LayerId layer) const;
   int64_t weight_bytes() const;
 
+  // Not OK once the device is lost to this process.
+  absl::Status CheckDevice() const;
+
+  // Lanes that every engine has; 0 when they compute on the host.
+  int num_lanes() const;
+
  private:
-  absl::Status LoadModel(const worker::ModelShare& model, const EngineFactory& make_engine,
-                         const std::function<void()>& expert_done);
+  absl::Status LoadModel(const worker::ModelShare& model, int64_t max_batch_rows, const EngineFactory& make_engine,
+                         const std::function<void(int64_t num_bytes)>& expert_done);
 
   std::vector<std::unique_ptr<ExpertEngine>> engines_;
   std::vector<Layer> layers_;  // by LayerId, over all models in the front's order

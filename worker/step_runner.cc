@@ -8,13 +8,11 @@ namespace switchyard {
 namespace {
 
 // Bytes for each rank, from offsets in rows.
-std::vector<size_t> ByteCounts(std::span<const int32_t> offsets, size_t row_bytes) {
-  std::vector<size_t> counts;
-  counts.reserve(offsets.size());
+void CountBytes(std::span<const int32_t> offsets, size_t row_bytes, std::vector<size_t>* counts) {
+  counts->clear();
   for (size_t peer = 0; peer + 1 < offsets.size(); ++peer) {
-    counts.push_back(static_cast<size_t>(offsets[peer + 1] - offsets[peer]) * row_bytes);
+    counts->push_back(static_cast<size_t>(offsets[peer + 1] - offsets[peer]) * row_bytes);
   }
-  return counts;
 }
 
 // Adds the time since it was made, or last read, to a counter.
@@ -42,92 +40,150 @@ absl::Status CheckMatrix(absl::string_view name, ConstMatrixView matrix, int64_t
                                                  ShapeOf(matrix.num_rows, matrix.num_cols, matrix.dtype)));
 }
 
+absl::Status CheckShapes(const Step& step) {
+  const RankPlanView& plan = step.plan;
+  if (plan.num_ranks != step.communicator->size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the plan is for ", plan.num_ranks, " ranks, the group has ", step.communicator->size()));
+  }
+  const DType dtype = step.engine->compute_dtype();
+  SY_RETURN_IF_ERROR(CheckMatrix("home rows", step.home_rows, plan.num_home_rows, step.hidden_dim, dtype));
+  return CheckMatrix("output rows", step.output, plan.num_home_rows, step.hidden_dim, dtype);
+}
+
+// Send rows are distinct and in order, so as many of them as there are home rows are the home rows.
+bool ExchangesNothing(const Step& step) {
+  return step.communicator->size() == 1 && step.plan.num_send_rows() == step.plan.num_home_rows &&
+         step.plan.num_recv_rows() == step.plan.num_home_rows;
+}
+
+absl::StatusOr<MatrixView> ScratchRows(const Step& step, ExpertEngine::Scratch purpose, int64_t num_rows) {
+  MatrixView rows{nullptr, step.engine->compute_dtype(), num_rows, step.hidden_dim};
+  SY_ASSIGN_OR_RETURN(rows.data, step.engine->ScratchBytes(purpose, rows.size_bytes()));
+  return rows;
+}
+
+DeviceStream ExchangeStream(const ExpertEngine& engine) {
+  return engine.exchange_stream() != nullptr ? engine.exchange_stream() : engine.stream();
+}
+
+absl::Status Order(ExpertEngine& engine, DeviceStream earlier, DeviceStream later) {
+  return earlier == later ? absl::OkStatus() : engine.Order(earlier, later);
+}
+
 }  // namespace
 
-absl::Status StepRunner::Run(LayerId layer, int64_t hidden_dim, const RankPlanView& plan, ConstMatrixView home_rows,
-                             MatrixView output, StepTimes* times) {
+absl::Status StepRunner::Run(const Step& step, StepTimes* times) {
+  const absl::Status begun = Begin(step, /*lane=*/0, times);
+  const absl::Status finished = Finish(*step.engine, *step.communicator, /*lane=*/0);
+  return begun.ok() ? finished : begun;
+}
+
+absl::Status StepRunner::Begin(const Step& step, int lane, StepTimes* times) {
   *times = {};
-  absl::Status shapes = CheckShapes(hidden_dim, plan, home_rows, output);
-  const absl::StatusOr<ConstMatrixView> returned =
-      shapes.ok() ? ReturnedSums(layer, plan, home_rows, times) : absl::StatusOr<ConstMatrixView>(shapes);
-  if (!returned.ok()) {
-    communicator_->Abort();
-    return returned.status();
+  absl::Status begun = Enqueue(step, lane, times);
+  // Ends the step without rows, so that Finish waits for what was enqueued, which may read the home rows. That this
+  // fails too says nothing new.
+  if (!begun.ok()) (void)step.engine->EndStep(lane, ConstMatrixView{}, MatrixView{});
+  return begun;
+}
+
+absl::Status StepRunner::Enqueue(const Step& step, int lane, StepTimes* times) {
+  const absl::Status shapes = CheckShapes(step);
+  const absl::StatusOr<Sums> sums = shapes.ok() ? ComputeSums(step, lane, times) : absl::StatusOr<Sums>(shapes);
+  if (!sums.ok()) {
+    step.communicator->Abort();
+    return sums.status();
   }
   LapTimer timer;
-  SY_RETURN_IF_ERROR(engine_->Combine(plan, *returned, output));
+  if (sums->returned.has_value()) {
+    SY_RETURN_IF_ERROR(step.engine->Combine(chunks_.whole(), *sums->returned, sums->output));
+  }
+  SY_RETURN_IF_ERROR(step.engine->EndStep(lane, sums->output, step.output));
   timer.AddTo(times->combine_us);
   return absl::OkStatus();
 }
 
-absl::StatusOr<ConstMatrixView> StepRunner::ReturnedSums(LayerId layer, const RankPlanView& plan,
-                                                         ConstMatrixView home_rows, StepTimes* times) {
-  if (ExchangesNothing(plan)) {
-    LapTimer timer;
-    SY_ASSIGN_OR_RETURN(const ConstMatrixView sums, ComputePartialSums(layer, plan, home_rows));
-    timer.AddTo(times->expert_us);
-    return sums;
-  }
+absl::Status StepRunner::Finish(ExpertEngine& engine, Communicator& communicator, int lane) {
+  absl::Status finished = engine.WaitStep(lane);
+  // An exchange whose peer is gone ends on a device too, without its bytes.
+  if (finished.ok()) finished = communicator.Health();
+  if (!finished.ok()) communicator.Abort();
+  return finished;
+}
+
+absl::StatusOr<StepRunner::Sums> StepRunner::ComputeSums(const Step& step, int lane, StepTimes* times) {
   LapTimer timer;
-  SY_ASSIGN_OR_RETURN(const ConstMatrixView received, Dispatch(plan, home_rows));
-  timer.AddTo(times->dispatch_us);
-  SY_ASSIGN_OR_RETURN(const ConstMatrixView partial_sums, ComputePartialSums(layer, plan, received));
-  timer.AddTo(times->expert_us);
-  SY_ASSIGN_OR_RETURN(const ConstMatrixView returned, ReturnSums(plan, partial_sums));
-  timer.AddTo(times->combine_us);
-  return returned;
-}
-
-absl::StatusOr<ConstMatrixView> StepRunner::Dispatch(const RankPlanView& plan, ConstMatrixView home_rows) {
-  SY_ASSIGN_OR_RETURN(const MatrixView send,
-                      ScratchRows(ExpertEngine::Scratch::kSend, plan.num_send_rows(), home_rows.num_cols));
-  SY_RETURN_IF_ERROR(engine_->GatherSendRows(plan, home_rows, send));
-  SY_ASSIGN_OR_RETURN(const MatrixView received,
-                      ScratchRows(ExpertEngine::Scratch::kReceive, plan.num_recv_rows(), home_rows.num_cols));
-  SY_RETURN_IF_ERROR(communicator_->AllToAllV(send.data, ByteCounts(plan.send_offsets, send.row_bytes()), received.data,
-                                              ByteCounts(plan.recv_offsets, send.row_bytes()), engine_->stream()));
-  return received;
-}
-
-absl::StatusOr<ConstMatrixView> StepRunner::ComputePartialSums(LayerId layer, const RankPlanView& plan,
-                                                               ConstMatrixView received) {
-  SY_ASSIGN_OR_RETURN(const MatrixView partial_sums,
-                      ScratchRows(ExpertEngine::Scratch::kPartial, plan.num_recv_rows(), received.num_cols));
-  SY_RETURN_IF_ERROR(engine_->RunExperts(layer, plan, received, partial_sums));
-  return partial_sums;
-}
-
-absl::StatusOr<ConstMatrixView> StepRunner::ReturnSums(const RankPlanView& plan, ConstMatrixView partial_sums) {
-  SY_ASSIGN_OR_RETURN(const MatrixView returned,
-                      ScratchRows(ExpertEngine::Scratch::kReturned, plan.num_send_rows(), partial_sums.num_cols));
-  SY_RETURN_IF_ERROR(communicator_->AllToAllV(partial_sums.data, ByteCounts(plan.recv_offsets, returned.row_bytes()),
-                                              returned.data, ByteCounts(plan.send_offsets, returned.row_bytes()),
-                                              engine_->stream()));
-  return returned;
-}
-
-absl::Status StepRunner::CheckShapes(int64_t hidden_dim, const RankPlanView& plan, ConstMatrixView home_rows,
-                                     ConstMatrixView output) const {
-  if (plan.num_ranks != communicator_->size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the plan is for ", plan.num_ranks, " ranks, the group has ", communicator_->size()));
+  ExpertEngine& engine = *step.engine;
+  SY_ASSIGN_OR_RETURN(const ConstMatrixView home_rows, engine.BeginStep(lane, step.home_rows));
+  SY_ASSIGN_OR_RETURN(const MatrixView output, engine.StepOutput(lane, step.output));
+  if (ExchangesNothing(step)) {
+    SY_RETURN_IF_ERROR(engine.RunExperts(step.layer, step.plan, home_rows, output));
+    timer.AddTo(times->expert_us);
+    return Sums{output, std::nullopt};
   }
-  const DType dtype = engine_->compute_dtype();
-  SY_RETURN_IF_ERROR(CheckMatrix("home rows", home_rows, plan.num_home_rows, hidden_dim, dtype));
-  return CheckMatrix("output rows", output, plan.num_home_rows, hidden_dim, dtype);
+  chunks_.Split(step.plan, IsAsynchronous(engine) ? step.plan.num_chunks : 1);
+  const int64_t num_send_rows = step.plan.num_send_rows(), num_recv_rows = step.plan.num_recv_rows();
+  Buffers rows;
+  SY_ASSIGN_OR_RETURN(rows.send, ScratchRows(step, ExpertEngine::Scratch::kSend, num_send_rows));
+  SY_ASSIGN_OR_RETURN(rows.received, ScratchRows(step, ExpertEngine::Scratch::kReceive, num_recv_rows));
+  SY_ASSIGN_OR_RETURN(rows.partial_sums, ScratchRows(step, ExpertEngine::Scratch::kPartial, num_recv_rows));
+  SY_ASSIGN_OR_RETURN(rows.returned, ScratchRows(step, ExpertEngine::Scratch::kReturned, num_send_rows));
+  SY_RETURN_IF_ERROR(engine.GatherSendRows(chunks_.whole(), home_rows, rows.send));
+  timer.AddTo(times->dispatch_us);
+  SY_RETURN_IF_ERROR(ExchangeAndCompute(step, rows, times));
+  return Sums{output, rows.returned};
 }
 
-// Send rows are distinct and in order, so as many of them as there are home rows are the home rows.
-bool StepRunner::ExchangesNothing(const RankPlanView& plan) const {
-  return communicator_->size() == 1 && plan.num_send_rows() == plan.num_home_rows &&
-         plan.num_recv_rows() == plan.num_home_rows;
+absl::Status StepRunner::ExchangeAndCompute(const Step& step, const Buffers& rows, StepTimes* times) {
+  ExpertEngine& engine = *step.engine;
+  DeviceStream compute = engine.stream(), exchange = ExchangeStream(engine);
+  const int num_chunks = chunks_.num_chunks();
+  LapTimer timer;
+  SY_RETURN_IF_ERROR(Order(engine, compute, exchange));
+  SY_RETURN_IF_ERROR(Dispatch(step, 0, rows));
+  SY_RETURN_IF_ERROR(Order(engine, exchange, compute));
+  if (num_chunks > 1) SY_RETURN_IF_ERROR(Dispatch(step, 1, rows));
+  timer.AddTo(times->dispatch_us);
+  for (int chunk = 0; chunk < num_chunks; ++chunk) {
+    SY_RETURN_IF_ERROR(RunExperts(step, chunk, rows));
+    timer.AddTo(times->expert_us);
+    // Before anything else is put on the exchange's stream: the next chunk's experts wait for what is there now.
+    if (chunk + 1 < num_chunks) SY_RETURN_IF_ERROR(Order(engine, exchange, compute));
+    if (chunk + 2 < num_chunks) SY_RETURN_IF_ERROR(Dispatch(step, chunk + 2, rows));
+    timer.AddTo(times->dispatch_us);
+    SY_RETURN_IF_ERROR(Order(engine, compute, exchange));
+    SY_RETURN_IF_ERROR(Return(step, chunk, rows));
+    timer.AddTo(times->combine_us);
+  }
+  return Order(engine, exchange, compute);
 }
 
-absl::StatusOr<MatrixView> StepRunner::ScratchRows(ExpertEngine::Scratch purpose, int64_t num_rows,
-                                                   int64_t hidden_dim) {
-  MatrixView rows{nullptr, engine_->compute_dtype(), num_rows, hidden_dim};
-  SY_ASSIGN_OR_RETURN(rows.data, engine_->ScratchBytes(purpose, rows.size_bytes()));
-  return rows;
+absl::Status StepRunner::Dispatch(const Step& step, int chunk, const Buffers& rows) {
+  const RankPlanView& plan = chunks_.chunk(chunk);
+  CountBytes(plan.send_offsets, rows.send.row_bytes(), &send_bytes_);
+  CountBytes(plan.recv_offsets, rows.send.row_bytes(), &recv_bytes_);
+  return step.communicator->AllToAllV(rows.send.Rows(chunks_.first_send_row(chunk), plan.num_send_rows()).data,
+                                      send_bytes_,
+                                      rows.received.Rows(chunks_.first_recv_row(chunk), plan.num_recv_rows()).data,
+                                      recv_bytes_, ExchangeStream(*step.engine));
+}
+
+absl::Status StepRunner::RunExperts(const Step& step, int chunk, const Buffers& rows) {
+  const RankPlanView& plan = chunks_.chunk(chunk);
+  const int64_t begin = chunks_.first_recv_row(chunk), count = plan.num_recv_rows();
+  return step.engine->RunExperts(step.layer, plan, rows.received.Rows(begin, count),
+                                 rows.partial_sums.Rows(begin, count));
+}
+
+absl::Status StepRunner::Return(const Step& step, int chunk, const Buffers& rows) {
+  const RankPlanView& plan = chunks_.chunk(chunk);
+  CountBytes(plan.recv_offsets, rows.send.row_bytes(), &send_bytes_);
+  CountBytes(plan.send_offsets, rows.send.row_bytes(), &recv_bytes_);
+  return step.communicator->AllToAllV(rows.partial_sums.Rows(chunks_.first_recv_row(chunk), plan.num_recv_rows()).data,
+                                      send_bytes_,
+                                      rows.returned.Rows(chunks_.first_send_row(chunk), plan.num_send_rows()).data,
+                                      recv_bytes_, ExchangeStream(*step.engine));
 }
 
 }  // namespace switchyard

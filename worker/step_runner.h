@@ -2,15 +2,19 @@
 //
 // The phases are those that moe/experts/expert_engine.h documents; the plan gives every byte count, so nothing is asked
 // of the peers. A group of one rank that sends itself every home row exchanges nothing and copies nothing: the experts
-// read the home rows in place.
+// read the home rows and write the output rows in place.
+//
+// On a device the exchange has a stream of its own, and a step that the plan cuts into chunks (chunked_plan.h) computes
+// one while others are on their way. Dispatches run two ahead; with four chunks the streams hold
+//   exchange   d0 d1 d2    r0 d3  r1 r2 r3               d = dispatch, r = return
+//   experts       e0    e1    e2     e3    combine       each e after its d, each r after its e, combine after all
 //
 // When something fails on this rank before its last exchange, the communicator is aborted, for the peers would
 // otherwise wait for rows that never come. An error of the exchange itself has ended the communicator already.
-//
-// Thread-safety: one thread at a time.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "moe/base/ids.h"
@@ -18,38 +22,62 @@
 #include "moe/exchange/communicator.h"
 #include "moe/experts/expert_engine.h"
 #include "moe/link/step_socket.h"
+#include "moe/plan/chunked_plan.h"
 #include "moe/plan/step_plan.h"
 #include "moe/tensor/tensor.h"
 
 namespace switchyard {
 
+// This rank's share of a step. Views and pointers are the caller's.
+struct Step {
+  ExpertEngine* engine = nullptr;
+  Communicator* communicator = nullptr;
+  LayerId layer;  // the engine's own number for it
+  int64_t hidden_dim = 0;
+  RankPlanView plan;
+  // [num_home_rows, D] of the engine's compute type, in host memory.
+  ConstMatrixView home_rows;
+  MatrixView output;
+};
+
+// Whether an engine only enqueues its work.
+inline bool IsAsynchronous(const ExpertEngine& engine) { return engine.stream() != nullptr; }
+
+// Keeps memory from step to step. Thread-safety: one thread at a time, except Finish.
 class StepRunner {
  public:
-  // Both must outlive the runner.
-  StepRunner(ExpertEngine* engine, Communicator* communicator) : engine_(engine), communicator_(communicator) {}
+  // Begin and Finish. Every rank of the group calls it with its share of the same step. `times` (not null): see Begin.
+  absl::Status Run(const Step& step, StepTimes* times);
 
-  // Computes `output` [num_home_rows, D] from `home_rows` [num_home_rows, D], both of the engine's compute type and in
-  // memory the engine can reach. Every rank of the group calls it with its share of the same step.
-  // `times` (not null) is what passed on this host: on a device whose work is only enqueued here, the time to enqueue
-  // it.
-  absl::Status Run(LayerId layer, int64_t hidden_dim, const RankPlanView& plan, ConstMatrixView home_rows,
-                   MatrixView output, StepTimes* times);
+  // Enqueues the whole step in a lane of the engine. The plan may go afterwards; rows, output and communicator
+  // stay until Finish, which must follow even if this fails. On a host engine the step is then done.
+  // `times` is what passed on this host: on a device whose work is only enqueued here, the time to enqueue it.
+  absl::Status Begin(const Step& step, int lane, StepTimes* times);
+
+  // Waits until the output rows of the step in `lane` are there. Another thread may call it, in the order of Begin.
+  static absl::Status Finish(ExpertEngine& engine, Communicator& communicator, int lane);
 
  private:
-  // Partial sums of this rank's home rows, one per row sent.
-  absl::StatusOr<ConstMatrixView> ReturnedSums(LayerId layer, const RankPlanView& plan, ConstMatrixView home_rows,
-                                               StepTimes* times);
-  absl::StatusOr<ConstMatrixView> Dispatch(const RankPlanView& plan, ConstMatrixView home_rows);
-  absl::StatusOr<ConstMatrixView> ComputePartialSums(LayerId layer, const RankPlanView& plan, ConstMatrixView received);
-  absl::StatusOr<ConstMatrixView> ReturnSums(const RankPlanView& plan, ConstMatrixView partial_sums);
+  // Output rows in the making.
+  struct Sums {
+    MatrixView output;                        // where the engine wants them
+    std::optional<ConstMatrixView> returned;  // partial sums to be combined there; none when the output is complete
+  };
+  // Rows of a step, chunk after chunk.
+  struct Buffers {
+    MatrixView send, received, partial_sums, returned;
+  };
 
-  absl::Status CheckShapes(int64_t hidden_dim, const RankPlanView& plan, ConstMatrixView home_rows,
-                           ConstMatrixView output) const;
-  bool ExchangesNothing(const RankPlanView& plan) const;
-  absl::StatusOr<MatrixView> ScratchRows(ExpertEngine::Scratch purpose, int64_t num_rows, int64_t hidden_dim);
+  absl::Status Enqueue(const Step& step, int lane, StepTimes* times);
+  absl::StatusOr<Sums> ComputeSums(const Step& step, int lane, StepTimes* times);
+  absl::Status ExchangeAndCompute(const Step& step, const Buffers& rows, StepTimes* times);
+  absl::Status Dispatch(const Step& step, int chunk, const Buffers& rows);
+  absl::Status RunExperts(const Step& step, int chunk, const Buffers& rows);
+  absl::Status Return(const Step& step, int chunk, const Buffers& rows);
 
-  ExpertEngine* const engine_;
-  Communicator* const communicator_;
+  // Kept from step to step for its memory.
+  ChunkedPlan chunks_;
+  std::vector<size_t> send_bytes_, recv_bytes_;  // by rank
 };
 
 }  // namespace switchyard

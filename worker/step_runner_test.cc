@@ -3,80 +3,73 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <random>
-
 #include "moe/exchange/in_process.h"
 #include "moe/exchange/testing.h"
-#include "moe/experts/cpu/cpu_engine.h"
-#include "moe/experts/reference.h"
 #include "moe/plan/testing.h"
 #include "moe/tensor/buffer.h"
-#include "moe/weights/weight_source.h"
+#include "worker/testing.h"
 
 namespace switchyard {
 namespace {
 
 using testing::HasSubstr;
 
-// A small layer with its weights, and rows to compute.
 class StepRunnerTest : public testing::Test {
  protected:
-  void SetUp() override {
-    auto source =
-        OpenWeightSource("synthetic:dim=24,hidden=40,experts=6,topk=2,act=silu,glu=1,bias=0,dtype=fp32,seed=3");
-    ASSERT_TRUE(source.ok()) << source.status();
-    source_ = std::move(*source);
-    for (int expert = 0; expert < layer().num_experts; ++expert) experts_.push_back(*source_->ReadExpert(0, expert));
-  }
-
-  const LayerSpec& layer() const { return source_->spec().layers[0]; }
-
-  // An engine with the experts of one rank.
-  std::unique_ptr<ExpertEngine> Engine(const Placement& placement, int rank) const {
-    auto engine = CreateCpuEngine({.compute_dtype = DType::kF32, .num_threads = 1});
-    EXPECT_TRUE(engine.ok()) << engine.status();
-    const std::vector<int>& experts = placement.experts_of(rank);
-    EXPECT_TRUE((*engine)->AddLayer(layer(), experts.size()).ok());
-    for (size_t slot = 0; slot < experts.size(); ++slot) {
-      EXPECT_TRUE((*engine)->LoadExpert(LayerId{0}, slot, experts_[experts[slot]]).ok());
-    }
-    return std::move(*engine);
-  }
-
-  HostMatrix RandomRows(int64_t num_rows, uint32_t seed) const {
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    HostMatrix rows = HostMatrix::Allocate(DType::kF32, num_rows, layer().hidden_dim);
-    for (int64_t i = 0; i < num_rows * layer().hidden_dim; ++i) rows.view().as<float>()[i] = normal(random);
-    return rows;
+  // This rank's share of a step of the test's layer.
+  Step ShareOf(const StepPlan& plan, int rank, MatrixView rows, MatrixView output) const {
+    const int64_t begin = plan.home_offsets[rank], count = plan.home_offsets[rank + 1] - begin;
+    return {.layer = LayerId{0},
+            .hidden_dim = layer_.spec().hidden_dim,
+            .plan = plan.ranks[rank].view(),
+            .home_rows = rows.Rows(begin, count),
+            .output = output.Rows(begin, count)};
   }
 
   // Runs a step on a group of engines and compares every output row with the reference.
   void RunAndCompare(const Routing& routing, const Placement& placement, uint32_t seed) {
     const int num_ranks = placement.num_ranks();
-    HostMatrix rows = RandomRows(routing.num_rows, seed);
-    HostMatrix output = HostMatrix::Allocate(DType::kF32, routing.num_rows, layer().hidden_dim);
+    HostMatrix rows = layer_.RandomRows(routing.num_rows, seed);
+    HostMatrix output = layer_.RandomRows(routing.num_rows, seed + 1000);
     const StepPlan plan = PlanStep(routing, placement, HomeOffsets(routing.num_rows, num_ranks));
     const auto factory = CreateInProcessFactory();
     const auto group = FormGroup(*factory, num_ranks);
     OnEveryRank(num_ranks, [&](int rank) {
-      const auto engine = Engine(placement, rank);
-      const int64_t begin = plan.home_offsets[rank], count = plan.home_offsets[rank + 1] - begin;
+      const auto engine = layer_.MakeEngine(placement, rank);
+      Step step = ShareOf(plan, rank, rows.view(), output.view());
+      step.engine = engine.get();
+      step.communicator = group[rank].get();
       StepTimes times;
-      const absl::Status done = StepRunner(engine.get(), group[rank].get())
-                                    .Run(LayerId{0}, layer().hidden_dim, plan.ranks[rank].view(),
-                                         rows.view().Rows(begin, count), output.view().Rows(begin, count), &times);
+      const absl::Status done = StepRunner().Run(step, &times);
       EXPECT_TRUE(done.ok()) << done;
     });
-    const std::vector<double> expected = ReferenceExperts(layer(), experts_, rows.view(), routing);
-    for (size_t i = 0; i < expected.size(); ++i) {
-      ASSERT_NEAR(output.view().as<float>()[i], expected[i], 1e-4 * (1 + std::abs(expected[i]))) << "element " << i;
-    }
+    layer_.ExpectReference(rows.view(), routing, output.view());
   }
 
-  std::unique_ptr<WeightSource> source_;
-  std::vector<ExpertWeights> experts_;
+  // The same on asynchronous engines, cut into chunks.
+  void RunInChunksAndCompare(const Routing& routing, const Placement& placement, int num_chunks) {
+    const int num_ranks = placement.num_ranks();
+    HostMatrix rows = layer_.RandomRows(routing.num_rows, 7);
+    HostMatrix output = layer_.RandomRows(routing.num_rows, 8);
+    StepPlan plan = PlanStep(routing, placement, HomeOffsets(routing.num_rows, num_ranks));
+    for (RankPlan& rank : plan.ranks) rank.num_chunks = num_chunks;
+    const auto factory = CreateInProcessFactory();
+    const auto group = FormGroup(*factory, num_ranks);
+    OnEveryRank(num_ranks, [&](int rank) {
+      FakeDeviceCommunicator communicator(group[rank].get());
+      FakeDeviceEngine engine(layer_.MakeEngine(placement, rank), rows.view().size_bytes() * num_ranks);
+      Step step = ShareOf(plan, rank, rows.view(), output.view());
+      step.engine = &engine;
+      step.communicator = &communicator;
+      StepTimes times;
+      const absl::Status done = StepRunner().Run(step, &times);
+      EXPECT_TRUE(done.ok()) << done;
+      EXPECT_EQ(communicator.num_exchanges(), num_ranks == 1 ? 0 : 2 * num_chunks);
+    });
+    layer_.ExpectReference(rows.view(), routing, output.view());
+  }
+
+  const TestLayer layer_;
 };
 
 TEST_F(StepRunnerTest, AgreesWithReferenceOnOneToFourRanks) {
@@ -98,6 +91,36 @@ TEST_F(StepRunnerTest, DroppedRowsComeOutZero) {
   }
 }
 
+TEST_F(StepRunnerTest, ChunksOnAsynchronousEnginesAgreeWithReference) {
+  for (const int num_ranks : {1, 2, 3}) {
+    for (const int num_chunks : {1, 2, 3, 4, 8}) {
+      for (const int64_t num_rows : {1, 5, 64}) {
+        SCOPED_TRACE(absl::StrCat(num_rows, " rows on ", num_ranks, " ranks in ", num_chunks, " chunks"));
+        RunInChunksAndCompare(RandomRouting(num_rows, 2, 6, num_chunks), Placement::Even(6, num_ranks), num_chunks);
+      }
+    }
+  }
+}
+
+TEST_F(StepRunnerTest, HostEnginesTakeEveryStepInOneChunk) {
+  const Routing routing = RandomRouting(20, 2, 6, 1);
+  const Placement placement = Placement::Even(6, 2);
+  StepPlan plan = PlanStep(routing, placement, HomeOffsets(20, 2));
+  for (RankPlan& rank : plan.ranks) rank.num_chunks = 4;
+  HostMatrix rows = layer_.RandomRows(20, 1), output = layer_.RandomRows(20, 2);
+  const auto factory = CreateInProcessFactory();
+  const auto group = FormGroup(*factory, 2);
+  OnEveryRank(2, [&](int rank) {
+    const auto engine = layer_.MakeEngine(placement, rank);
+    Step step = ShareOf(plan, rank, rows.view(), output.view());
+    step.engine = engine.get();
+    step.communicator = group[rank].get();
+    StepTimes times;
+    EXPECT_TRUE(StepRunner().Run(step, &times).ok());
+  });
+  layer_.ExpectReference(rows.view(), routing, output.view());
+}
+
 // Fails in one phase, counts the others.
 class FailingEngine final : public ExpertEngine {
  public:
@@ -109,6 +132,7 @@ class FailingEngine final : public ExpertEngine {
   absl::Status LoadExpert(LayerId, int, const ExpertWeights&) override { return absl::OkStatus(); }
   int64_t weight_bytes() const override { return 0; }
   absl::StatusOr<std::byte*> ScratchBytes(Scratch purpose, size_t num_bytes) override {
+    ++num_copies;
     SY_RETURN_IF_ERROR(Enter(Phase::kScratch));
     HostBuffer& buffer = buffers_[static_cast<int>(purpose)];
     buffer.EnsureSize(num_bytes);
@@ -116,15 +140,18 @@ class FailingEngine final : public ExpertEngine {
   }
   DeviceStream stream() const override { return nullptr; }
   absl::Status GatherSendRows(const RankPlanView&, ConstMatrixView, MatrixView) override {
-    ++num_gathers;
+    ++num_copies;
     return Enter(Phase::kGather);
   }
   absl::Status RunExperts(LayerId, const RankPlanView&, ConstMatrixView, MatrixView) override {
     return Enter(Phase::kExperts);
   }
-  absl::Status Combine(const RankPlanView&, ConstMatrixView, MatrixView) override { return Enter(Phase::kCombine); }
+  absl::Status Combine(const RankPlanView&, ConstMatrixView, MatrixView) override {
+    ++num_copies;
+    return Enter(Phase::kCombine);
+  }
 
-  int num_gathers = 0;
+  int num_copies = 0;  // calls that move rows, or ask for room to move them to
 
  private:
   absl::Status Enter(Phase phase) const {
@@ -147,8 +174,14 @@ std::vector<absl::Status> RunFailing(FailingEngine::Phase phase, int64_t output_
     HostMatrix rows = HostMatrix::Allocate(DType::kF32, 4, 16);
     HostMatrix output = HostMatrix::Allocate(DType::kF32, 4, rank == 0 ? output_cols : 16);
     StepTimes times;
-    statuses[rank] = StepRunner(&engine, group[rank].get())
-                         .Run(LayerId{0}, 16, plan.ranks[rank].view(), rows.view(), output.view(), &times);
+    statuses[rank] = StepRunner().Run({.engine = &engine,
+                                       .communicator = group[rank].get(),
+                                       .layer = LayerId{0},
+                                       .hidden_dim = 16,
+                                       .plan = plan.ranks[rank].view(),
+                                       .home_rows = rows.view(),
+                                       .output = output.view()},
+                                      &times);
   });
   return statuses;
 }
@@ -182,8 +215,14 @@ TEST(StepRunnerFailureTest, PlanForAnotherGroupIsRefused) {
   FailingEngine engine(FailingEngine::Phase::kNone);
   HostMatrix rows = HostMatrix::Allocate(DType::kF32, 4, 16);
   StepTimes times;
-  const absl::Status refused =
-      StepRunner(&engine, group[0].get()).Run(LayerId{0}, 16, plan.ranks[0].view(), rows.view(), rows.view(), &times);
+  const absl::Status refused = StepRunner().Run({.engine = &engine,
+                                                 .communicator = group[0].get(),
+                                                 .layer = LayerId{0},
+                                                 .hidden_dim = 16,
+                                                 .plan = plan.ranks[0].view(),
+                                                 .home_rows = rows.view(),
+                                                 .output = rows.view()},
+                                                &times);
   EXPECT_THAT(refused.message(), HasSubstr("for 2 ranks, the group has 1"));
 }
 
@@ -195,10 +234,17 @@ TEST(StepRunnerFailureTest, LoneRankThatSendsAllRowsCopiesNone) {
   FailingEngine engine(FailingEngine::Phase::kNone);
   HostMatrix rows = HostMatrix::Allocate(DType::kF32, 4, 16), output = HostMatrix::Allocate(DType::kF32, 4, 16);
   StepTimes times;
-  EXPECT_TRUE(StepRunner(&engine, group[0].get())
-                  .Run(LayerId{0}, 16, plan.ranks[0].view(), rows.view(), output.view(), &times)
+  EXPECT_TRUE(StepRunner()
+                  .Run({.engine = &engine,
+                        .communicator = group[0].get(),
+                        .layer = LayerId{0},
+                        .hidden_dim = 16,
+                        .plan = plan.ranks[0].view(),
+                        .home_rows = rows.view(),
+                        .output = output.view()},
+                       &times)
                   .ok());
-  EXPECT_EQ(engine.num_gathers, 0);
+  EXPECT_EQ(engine.num_copies, 0);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <chrono>
+#include <limits>
 
 #include "moe/base/clock.h"
 #include "moe/base/logging.h"
@@ -12,8 +13,6 @@
 #include "moe/plan/plan_codec.h"
 #include "rpc/build_fingerprint.h"
 #include "rpc/token_file.h"
-#include "worker/device.h"
-#include "worker/step_runner.h"
 
 namespace switchyard {
 namespace {
@@ -35,6 +34,13 @@ absl::StatusOr<std::string> ReadToken(const std::string& path) {
   return ReadTokenFile(path);
 }
 
+void LogProgress(int rank, const LoadProgress& so_far, std::chrono::steady_clock::duration elapsed) {
+  const double seconds = std::chrono::duration<double>(elapsed).count();
+  const double mib = so_far.bytes_done / 1048576.0;
+  spdlog::info("rank {}: loaded {} of {} experts, {:.1f} MiB at {:.1f} MiB/s", rank, so_far.experts_done,
+               so_far.experts_total, mib, seconds > 0 ? mib / seconds : 0.0);
+}
+
 std::shared_ptr<grpc::Channel> ConnectToFront(const std::string& front) {
   grpc::ChannelArguments args;
   args.SetMaxReceiveMessageSize(kUnlimitedMessage);
@@ -45,17 +51,37 @@ std::shared_ptr<grpc::Channel> ConnectToFront(const std::string& front) {
   return grpc::CreateCustomChannel(front, grpc::InsecureChannelCredentials(), args);
 }
 
+// A step that came over the stream, with its rows in and out.
+struct StreamStep {
+  worker::StepRequest request;
+  worker::WorkerMessage answer;
+};
+
+void FillResult(const absl::Status& status, const StepTimes& times, worker::StepResult* result) {
+  result->set_code(static_cast<int>(status.code()));
+  result->set_message(std::string(status.message()));
+  if (!status.ok()) result->clear_rows();
+  result->mutable_times()->set_dispatch_us(times.dispatch_us);
+  result->mutable_times()->set_expert_us(times.expert_us);
+  result->mutable_times()->set_combine_us(times.combine_us);
+}
+
 }  // namespace
 
-Worker::Worker(const WorkerOptions& options, std::string device)
-    : options_(options), device_(std::move(device)), group_(MakeExchange(options, device_)) {}
+Worker::Worker(const WorkerOptions& options, std::unique_ptr<Device> device)
+    : options_(options), device_(std::move(device)), group_(device_->MakeExchange()) {}
 
-Worker::~Worker() = default;
+Worker::~Worker() {
+  // Steps that wait for a peer end, and are reported while there still is a stream to report them on.
+  group_.Announce(Epoch{std::numeric_limits<int64_t>::max()});
+  steps_.reset();
+}
 
 absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(const WorkerOptions& options) {
-  if (options.front.empty())
+  if (options.front.empty()) {
     return absl::InvalidArgumentError("--front=HOST:PORT of the server's worker port is needed");
-  SY_ASSIGN_OR_RETURN(std::string device, ResolveDevice(options.device));
+  }
+  SY_ASSIGN_OR_RETURN(auto device, OpenDevice(options));
   std::unique_ptr<Worker> worker(new Worker(options, std::move(device)));
   SY_ASSIGN_OR_RETURN(worker->inbox_, Inbox::Create());
   if (options.link_fd >= 0) SY_RETURN_IF_ERROR(worker->AttachLink());
@@ -68,6 +94,9 @@ absl::Status Worker::AttachLink() {
   layout_ = setup.layout;
   SY_ASSIGN_OR_RETURN(SharedMemory memory, SharedMemory::Attach(std::move(setup.memory_fd), layout_.total_bytes()));
   link_memory_.emplace(std::move(memory));
+  if (absl::Status locked = device_->LockMemory(link_memory_->data(), link_memory_->size()); !locked.ok()) {
+    spdlog::warn("the link's memory stays pageable, which makes steps slower: {}", locked.message());
+  }
   return absl::OkStatus();
 }
 
@@ -79,9 +108,9 @@ absl::StatusOr<worker::Hello> Worker::MakeHello() const {
   hello.set_local_index(options_.local_index);
   hello.set_pid(getpid());
   hello.set_host(HostName());
-  hello.set_device(device_);
-  for (const std::string& dtype : ComputeDTypes(device_)) hello.add_compute_dtypes(dtype);
-  hello.set_exchange(ExchangeName(device_));
+  hello.set_device(device_->name());
+  for (const std::string& dtype : device_->compute_dtypes()) hello.add_compute_dtypes(dtype);
+  hello.set_exchange(device_->exchange_name());
   return hello;
 }
 
@@ -102,34 +131,39 @@ absl::Status Worker::JoinFront() {
 
 absl::Status Worker::Run(int stop_fd) {
   SY_RETURN_IF_ERROR(JoinFront());
+  SY_RETURN_IF_ERROR(Serve(stop_fd));
+  if (steps_ != nullptr) steps_->Drain();
+  control_->Finish();
+  return absl::OkStatus();
+}
+
+absl::Status Worker::Serve(int stop_fd) {
   pollfd polled[] = {{inbox_->wake_fd(), POLLIN, 0}, {stop_fd, POLLIN, 0}, {link_socket_.get(), POLLIN, 0}};
   while (!drained_) {
     if (poll(polled, 3, -1) < 0 && errno != EINTR) return ErrnoStatus(errno, "poll");
+    SY_RETURN_IF_ERROR(DeviceStatus());
     if ((polled[1].revents & POLLIN) != 0) break;
     if (auto message = inbox_->Pop(); message.has_value()) {
-      SY_RETURN_IF_ERROR(Handle(*message));
+      SY_RETURN_IF_ERROR(Handle(*std::move(message)));
     } else if (auto closed = inbox_->closed(); closed.has_value()) {
       return Annotate(*closed, absl::StrCat("front at ", options_.front));
     } else if (polled[2].revents != 0) {
       SY_RETURN_IF_ERROR(HandleLinkStep());
     }
   }
-  control_->Finish();
   return absl::OkStatus();
 }
 
-absl::Status Worker::Handle(const worker::FrontMessage& message) {
+absl::Status Worker::Handle(worker::FrontMessage message) {
   switch (message.message_case()) {
     case worker::FrontMessage::kWelcome:
       return Load(message.welcome());
     case worker::FrontMessage::kPrepareGroup:
-      PrepareGroup(Epoch{message.prepare_group().epoch()});
-      return absl::OkStatus();
+      return PrepareGroup(Epoch{message.prepare_group().epoch()});
     case worker::FrontMessage::kConnectGroup:
-      ConnectGroup(message.connect_group());
-      return absl::OkStatus();
+      return ConnectGroup(message.connect_group());
     case worker::FrontMessage::kStep:
-      HandleStreamStep(message.step());
+      HandleStreamStep(std::move(*message.mutable_step()));
       return absl::OkStatus();
     case worker::FrontMessage::kDrain:
       drained_ = true;
@@ -146,17 +180,18 @@ absl::Status Worker::Load(const worker::Welcome& welcome) {
   spdlog::info("rank {} of {}: loading", rank_, num_ranks_);
   const SteadyTime begin = Clock::Real().Now();
   SteadyTime last_report = begin;
-  auto progress = [&](int64_t done, int64_t total) {
+  auto progress = [&](const LoadProgress& so_far) {
     const SteadyTime now = Clock::Real().Now();
-    if (done != total && now - last_report < kProgressPeriod) return;
+    if (so_far.experts_done != so_far.experts_total && now - last_report < kProgressPeriod) return;
     last_report = now;
-    spdlog::info("rank {}: loaded {} of {} experts", rank_, done, total);
+    LogProgress(rank_, so_far, now - begin);
     worker::WorkerMessage report;
-    report.mutable_load_progress()->set_experts_done(done);
-    report.mutable_load_progress()->set_experts_total(total);
+    report.mutable_load_progress()->set_experts_done(so_far.experts_done);
+    report.mutable_load_progress()->set_experts_total(so_far.experts_total);
     control_->Send(std::move(report));
   };
-  auto shard = Shard::Load(welcome, MakeEngineFactory(options_, device_), progress);
+  auto shard = Shard::Load(
+      welcome, [this](DType dtype) { return device_->MakeEngine(dtype); }, progress);
   worker::WorkerMessage answer;
   if (!shard.ok()) {
     answer.mutable_load_failed()->set_code(static_cast<int>(shard.status().code()));
@@ -166,6 +201,7 @@ absl::Status Worker::Load(const worker::Welcome& welcome) {
     return Annotate(shard.status(), absl::StrCat("rank ", rank_, " cannot load"));
   }
   shard_ = *std::move(shard);
+  steps_ = std::make_unique<StepPipeline>(shard_->num_lanes(), [this](const absl::Status& why) { OnDeviceLost(why); });
   answer.mutable_loaded()->set_weight_bytes(shard_->weight_bytes());
   control_->Send(std::move(answer));
   spdlog::info("rank {}: {:.1f} MiB of weights in {:.2f} s", rank_, shard_->weight_bytes() / 1048576.0,
@@ -173,20 +209,24 @@ absl::Status Worker::Load(const worker::Welcome& welcome) {
   return absl::OkStatus();
 }
 
-void Worker::PrepareGroup(Epoch epoch) {
+absl::Status Worker::PrepareGroup(Epoch epoch) {
+  // Steps of the epoch before end with errors where they have not ended: its communicator was aborted when this one was
+  // announced.
+  steps_->Drain();
   worker::WorkerMessage answer;
-  auto address = group_.Prepare(epoch, rank_, num_ranks_);
+  const auto address = group_.Prepare(epoch, rank_, num_ranks_);
   if (address.ok()) {
     answer.mutable_group_address()->set_epoch(epoch.value);
-    answer.mutable_group_address()->set_address(*std::move(address));
+    answer.mutable_group_address()->set_address(*address);
   } else {
     answer.mutable_group_failed()->set_epoch(epoch.value);
     answer.mutable_group_failed()->set_message(std::string(address.status().message()));
   }
   control_->Send(std::move(answer));
+  return address.ok() ? absl::OkStatus() : CheckDevice();
 }
 
-void Worker::ConnectGroup(const worker::ConnectGroup& message) {
+absl::Status Worker::ConnectGroup(const worker::ConnectGroup& message) {
   const std::vector<std::string> addresses(message.addresses().begin(), message.addresses().end());
   const absl::Status status = group_.Connect(Epoch{message.epoch()}, addresses);
   worker::WorkerMessage answer;
@@ -199,9 +239,30 @@ void Worker::ConnectGroup(const worker::ConnectGroup& message) {
     spdlog::warn("rank {}: could not form the group of epoch {}: {}", rank_, message.epoch(), status.message());
   }
   control_->Send(std::move(answer));
+  return status.ok() ? absl::OkStatus() : CheckDevice();
+}
+
+// Not OK when trying again is in vain.
+absl::Status Worker::CheckDevice() const {
+  return Annotate(shard_->CheckDevice(), absl::StrCat("device ", device_->name()));
 }
 
 bool Worker::IsCurrent(Epoch epoch) const { return group_.communicator() != nullptr && group_.epoch() == epoch; }
+
+void Worker::OnDeviceLost(const absl::Status& why) {
+  {
+    MutexLock lock(&mu_);
+    if (device_status_.ok()) device_status_ = Annotate(why, absl::StrCat("device ", device_->name()));
+  }
+  inbox_->Close(why);  // wakes the step thread
+}
+
+absl::Status Worker::DeviceStatus() const {
+  MutexLock lock(&mu_);
+  return device_status_;
+}
+
+// ---- Steps ----------------------------------------------------------------------------------------------------------
 
 absl::Status Worker::HandleLinkStep() {
   auto received = ReceiveStep(link_socket_.get());
@@ -209,69 +270,83 @@ absl::Status Worker::HandleLinkStep() {
   if (!received.ok()) return Annotate(received.status(), "step link");
   const StepMessage& step = *received;
   if (!IsCurrent(step.epoch)) return absl::OkStatus();
+  auto done = [this, epoch = step.epoch, id = step.step_id](const absl::Status& status, const StepTimes& times) {
+    SendLinkResult({epoch, id, times, status});
+  };
   const Shard::Layer* layer = shard_->FindLayer(step.layer);
-  ResultMessage result{step.epoch, step.step_id, {}, absl::OkStatus()};
   const size_t row_bytes = layer == nullptr ? 0 : layer->hidden_dim * SizeOf(layer->engine->compute_dtype());
   if (layer == nullptr || step.slot < 0 || step.slot >= layout_.num_slots || step.num_home_rows < 0 ||
       step.plan_bytes < 0 || static_cast<uint64_t>(step.plan_bytes) > layout_.plan_bytes ||
       static_cast<uint64_t>(step.num_home_rows) > layout_.input_bytes / row_bytes) {
     group_.communicator()->Abort();
-    result.status = absl::InternalError(absl::StrCat("step ", step.step_id.value, " does not fit the link's layout"));
-  } else {
-    std::byte* const memory = link_memory_->data();
-    const size_t num_bytes = step.num_home_rows * row_bytes;
-    result.status = RunStep(step.layer, {memory + layout_.plan_offset(step.slot), static_cast<size_t>(step.plan_bytes)},
-                            {memory + layout_.input_offset(step.slot), num_bytes},
-                            {memory + layout_.output_offset(step.slot), num_bytes}, &result.times);
+    steps_->Refuse(absl::InternalError(absl::StrCat("step ", step.step_id.value, " does not fit the link's layout")),
+                   std::move(done));
+    return absl::OkStatus();
   }
-  return SendResult(link_socket_.get(), result);
+  std::byte* const memory = link_memory_->data();
+  const size_t num_bytes = step.num_home_rows * row_bytes;
+  RunStep(step.layer, {memory + layout_.plan_offset(step.slot), static_cast<size_t>(step.plan_bytes)},
+          {memory + layout_.input_offset(step.slot), num_bytes}, {memory + layout_.output_offset(step.slot), num_bytes},
+          std::move(done));
+  return absl::OkStatus();
 }
 
-void Worker::HandleStreamStep(const worker::StepRequest& request) {
+// A front that is gone is noticed by the step thread, which finds its end of the link closed.
+void Worker::SendLinkResult(const ResultMessage& result) {
+  if (absl::Status sent = SendResult(link_socket_.get(), result); !sent.ok()) {
+    spdlog::warn("rank {}: step {} is done and cannot be reported: {}", rank_, result.step_id.value, sent.message());
+  }
+}
+
+void Worker::HandleStreamStep(worker::StepRequest request) {
   if (!IsCurrent(Epoch{request.epoch()})) return;
-  worker::WorkerMessage answer;
-  worker::StepResult& result = *answer.mutable_step_result();
-  result.set_epoch(request.epoch());
-  result.set_step_id(request.step_id());
+  auto step = std::make_shared<StreamStep>();
+  step->request = std::move(request);
+  worker::StepResult& result = *step->answer.mutable_step_result();
+  result.set_epoch(step->request.epoch());
+  result.set_step_id(step->request.step_id());
   std::string& output = *result.mutable_rows();
-  output.resize(request.rows().size());
+  output.resize(step->request.rows().size());
   // protobuf keeps bytes in a std::string, whose data malloc aligns to 16: enough for the plan and for every row type.
-  StepTimes times;
-  const absl::Status status =
-      RunStep(LayerId{request.layer_id()}, std::as_bytes(std::span(request.plan())),
-              std::as_bytes(std::span(request.rows())), std::as_writable_bytes(std::span(output)), &times);
-  result.set_code(static_cast<int>(status.code()));
-  result.set_message(std::string(status.message()));
-  if (!status.ok()) output.clear();
-  result.mutable_times()->set_dispatch_us(times.dispatch_us);
-  result.mutable_times()->set_expert_us(times.expert_us);
-  result.mutable_times()->set_combine_us(times.combine_us);
-  control_->Send(std::move(answer));
+  RunStep(LayerId{step->request.layer_id()}, std::as_bytes(std::span(step->request.plan())),
+          std::as_bytes(std::span(step->request.rows())), std::as_writable_bytes(std::span(output)),
+          [this, step](const absl::Status& status, const StepTimes& times) {
+            FillResult(status, times, step->answer.mutable_step_result());
+            control_->Send(std::move(step->answer));
+          });
 }
 
-absl::Status Worker::RunStep(LayerId layer_id, std::span<const std::byte> plan_bytes, std::span<const std::byte> rows,
-                             std::span<std::byte> output, StepTimes* times) {
+void Worker::RunStep(LayerId layer, std::span<const std::byte> plan, std::span<const std::byte> rows,
+                     std::span<std::byte> output, StepDoneFn done) {
+  const auto step = MakeStep(layer, plan, rows, output);
+  if (step.ok()) return steps_->Submit(*step, std::move(done));
+  // The peers are already waiting for this rank's rows.
+  group_.communicator()->Abort();
+  steps_->Refuse(step.status(), std::move(done));
+}
+
+absl::StatusOr<Step> Worker::MakeStep(LayerId layer_id, std::span<const std::byte> plan_bytes,
+                                      std::span<const std::byte> rows, std::span<std::byte> output) const {
   const Shard::Layer* layer = shard_->FindLayer(layer_id);
-  // Whatever is wrong with a step, the peers are already waiting for this rank's rows: abort, so that they stop.
-  auto fail = [&](absl::Status status) {
-    group_.communicator()->Abort();
-    return status;
-  };
-  if (layer == nullptr) return fail(absl::InternalError(absl::StrCat("no layer number ", layer_id.value)));
+  if (layer == nullptr) return absl::InternalError(absl::StrCat("no layer number ", layer_id.value));
   const DType dtype = layer->engine->compute_dtype();
   const int64_t row_bytes = layer->hidden_dim * static_cast<int64_t>(SizeOf(dtype));
   const int64_t num_rows = static_cast<int64_t>(rows.size()) / row_bytes;
   auto plan = DecodeRankPlan(
       plan_bytes,
       {.num_ranks = num_ranks_, .num_slots = layer->num_slots, .max_home_rows = num_rows, .max_rows = max_batch_rows_});
-  if (!plan.ok()) return fail(Annotate(plan.status(), "plan"));
+  if (!plan.ok()) return Annotate(plan.status(), "plan");
   if (plan->num_home_rows != num_rows || num_rows * row_bytes != static_cast<int64_t>(rows.size())) {
-    return fail(absl::InternalError(
-        absl::StrCat("the plan has ", plan->num_home_rows, " home rows, ", rows.size(), " bytes of rows came")));
+    return absl::InternalError(
+        absl::StrCat("the plan has ", plan->num_home_rows, " home rows, ", rows.size(), " bytes of rows came"));
   }
-  StepRunner runner(layer->engine, group_.communicator());
-  return runner.Run(layer->engine_layer, layer->hidden_dim, *plan, {rows.data(), dtype, num_rows, layer->hidden_dim},
-                    {output.data(), dtype, num_rows, layer->hidden_dim}, times);
+  return Step{.engine = layer->engine,
+              .communicator = group_.communicator(),
+              .layer = layer->engine_layer,
+              .hidden_dim = layer->hidden_dim,
+              .plan = *plan,
+              .home_rows = {rows.data(), dtype, num_rows, layer->hidden_dim},
+              .output = {output.data(), dtype, num_rows, layer->hidden_dim}};
 }
 
 }  // namespace switchyard

@@ -54,7 +54,7 @@ absl::Status CheckRound(Communicator& communicator, size_t base) {
   size_t recv_total = 0;
   for (const size_t size : recv_sizes) recv_total += size;
   std::vector<std::byte> received(recv_total);
-  SY_RETURN_IF_ERROR(communicator.AllToAllV(sent.data(), send_sizes, received.data(), recv_sizes, /*stream=*/nullptr));
+  SY_RETURN_IF_ERROR(communicator.HostAllToAllV(sent.data(), send_sizes, received.data(), recv_sizes));
   return CheckReceived(communicator.rank(), recv_sizes, base, received);
 }
 

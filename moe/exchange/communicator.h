@@ -9,8 +9,8 @@
 //   SY_RETURN_IF_ERROR(comm->Connect(addresses));
 //   SY_RETURN_IF_ERROR(comm->AllToAllV(send, send_bytes, recv, recv_bytes, stream));
 //
-// Thread-safety: one thread calls everything except Abort(), which any thread may call at any time, also twice; it
-// makes a blocked call return promptly with an error.
+// Thread-safety: one thread calls everything except Health() and Abort(), which any thread may call at any time.
+// Abort() may come twice; it makes a blocked call return promptly with an error.
 #pragma once
 
 #include <chrono>
@@ -44,8 +44,20 @@ class Communicator {
   // Sends send_bytes[r] bytes to every rank r and receives recv_bytes[r] from it. Blocks lie one after another, in rank
   // order, in `send` and `recv`. Counts may be zero and include this rank's own, which is copied. Both sides must agree
   // on every count. The buffers must not overlap. UNAVAILABLE names the peer where it is known; ABORTED after Abort().
+  // Device communicators take device memory and only enqueue the exchange.
   virtual absl::Status AllToAllV(const std::byte* send, std::span<const size_t> send_bytes, std::byte* recv,
                                  std::span<const size_t> recv_bytes, DeviceStream stream) = 0;
+
+  // The same of host memory on any communicator, finished on return: for checks, not for steps.
+  virtual absl::Status HostAllToAllV(const std::byte* send, std::span<const size_t> send_bytes, std::byte* recv,
+                                     std::span<const size_t> recv_bytes) {
+    return AllToAllV(send, send_bytes, recv, recv_bytes, /*stream=*/nullptr);
+  }
+
+  // What ended a device communicator, if anything did. Its exchanges that were on their way then end too, as far as the
+  // device can tell, without having moved their bytes. So whoever waited for work that was enqueued after an exchange
+  // asks here before using the result: OK means that the bytes are there. From any thread.
+  virtual absl::Status Health() { return absl::OkStatus(); }
 
   virtual void Abort() = 0;
 };

@@ -9,7 +9,21 @@
 // Rows, partial sums and outputs are of the engine's compute type; sums over experts and ranks are accumulated in fp32
 // (fp64 when that is the compute type). A home row no rank computes (all its choices dropped) comes out zero.
 //
-// Thread-safety: one thread at a time.
+// Life of an engine: AddLayer for every layer, Reserve once, LoadExpert for every slot, then steps.
+//
+// Host and device. A host engine's calls have done their work when they return. A device engine only enqueues it, in
+// order, on stream(); several steps may be on their way, each in a *lane*, and a step is wrapped so that its rows find
+// their way between host memory and the device:
+//   BeginStep(lane, home rows in host memory)  → home rows that the phases above may read
+//   StepOutput(lane, output in host memory)    → where RunExperts or Combine may write output rows
+//   …the phases…
+//   EndStep(lane, that, output in host memory) the output rows' way back
+//   WaitStep(lane)                             blocks until they are there; the first error of anything enqueued since
+// Plans are copied before a call returns; host rows must stay as they are until WaitStep. A step that failed on the way
+// ends with EndStep of no rows, and is waited for all the same.
+//
+// Thread-safety: one thread at a time, except LoadExpert, which load_threads() threads may call at once for different
+// slots, and WaitStep, which one other thread may call meanwhile.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +48,13 @@ class ExpertEngine {
   // Declares a layer with room for `num_slots` experts. Layers come in LayerId order from 0.
   virtual absl::Status AddLayer(const LayerSpec& spec, int num_slots) = 0;
 
+  // Makes room for the weights of all layers added and for steps of up to `max_rows` (the argument) rows in the whole
+  // group. RESOURCE_EXHAUSTED with the bytes needed and free when the device cannot hold them: better now than in a
+  // step.
+  virtual absl::Status Reserve(int64_t /*max_rows*/) { return absl::OkStatus(); }
+
+  virtual int load_threads() const { return 1; }
+
   // Converts and packs one expert into the engine's own layout; the views are not used afterwards.
   virtual absl::Status LoadExpert(LayerId layer, int slot, const ExpertWeights& weights) = 0;
 
@@ -47,6 +68,25 @@ class ExpertEngine {
 
   // Where device work is ordered; nullptr for host engines.
   virtual DeviceStream stream() const = 0;
+
+  // Where the exchange is ordered, so that it can overlap with compute; nullptr for host engines.
+  virtual DeviceStream exchange_stream() const { return nullptr; }
+
+  // Whatever is enqueued on `later` from now on starts after everything on `earlier`.
+  virtual absl::Status Order(DeviceStream /*earlier*/, DeviceStream /*later*/) { return absl::OkStatus(); }
+
+  // Steps that can be on their way at once.
+  virtual int num_lanes() const { return 1; }
+
+  virtual absl::StatusOr<ConstMatrixView> BeginStep(int /*lane*/, ConstMatrixView home_rows) { return home_rows; }
+  virtual absl::StatusOr<MatrixView> StepOutput(int /*lane*/, MatrixView output) { return output; }
+  virtual absl::Status EndStep(int /*lane*/, ConstMatrixView /*step_output*/, MatrixView /*output*/) {
+    return absl::OkStatus();
+  }
+  virtual absl::Status WaitStep(int /*lane*/) { return absl::OkStatus(); }
+
+  // Not OK once the device is lost to this process: only a new process can use it again.
+  virtual absl::Status CheckDevice() { return absl::OkStatus(); }
 
   virtual absl::Status GatherSendRows(const RankPlanView& plan, ConstMatrixView home_rows, MatrixView send_rows) = 0;
   virtual absl::Status RunExperts(LayerId layer, const RankPlanView& plan, ConstMatrixView received,

@@ -1,6 +1,7 @@
-// Time of planning a step, and of encoding and decoding one rank's share.
+// Time of planning a step, and of encoding, decoding and cutting up one rank's share.
 #include <benchmark/benchmark.h>
 
+#include "moe/plan/chunked_plan.h"
 #include "moe/plan/plan_codec.h"
 #include "moe/plan/step_plan.h"
 #include "moe/plan/testing.h"
@@ -61,6 +62,17 @@ void BM_DecodeRankPlan(benchmark::State& state) {
   }
 }
 BENCHMARK(BM_DecodeRankPlan)->Apply(StepSizes)->Unit(benchmark::kMicrosecond);
+
+void BM_SplitIntoChunks(benchmark::State& state) {
+  const RankShare share(state);
+  ChunkedPlan chunks;
+  for (auto _ : state) {
+    chunks.Split(share.plan(), 4);
+    benchmark::ClobberMemory();
+  }
+  state.counters["pairs"] = static_cast<double>(share.plan().num_pairs());
+}
+BENCHMARK(BM_SplitIntoChunks)->Apply(StepSizes)->Args({16384, 8, 128, 2})->Unit(benchmark::kMicrosecond);
 
 }  // namespace
 }  // namespace switchyard

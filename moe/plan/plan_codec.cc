@@ -12,7 +12,7 @@ namespace {
 // The arrays are used in place, so the host must be of the layout's own byte order.
 static_assert(std::endian::native == std::endian::little);
 
-constexpr int32_t kMagic = 0x31505953;  // "SYP1" in memory
+constexpr int32_t kMagic = 0x32505953;  // "SYP2" in memory
 
 struct Header {
   int32_t magic;
@@ -22,7 +22,7 @@ struct Header {
   int32_t num_send_rows;
   int32_t num_recv_rows;
   int32_t num_pairs;
-  int32_t reserved;  // zero
+  int32_t num_chunks;
 };
 static_assert(sizeof(Header) == 32);
 
@@ -67,7 +67,7 @@ absl::Status CheckCount(absl::string_view field, int64_t value, int64_t min, int
 
 absl::Status CheckHeader(const Header& header, const PlanLimits& limits) {
   if (header.magic != kMagic) return Wrong("magic", absl::StrCat("expected ", kMagic, ", got ", header.magic));
-  if (header.reserved != 0) return Wrong("reserved", absl::StrCat("expected 0, got ", header.reserved));
+  SY_RETURN_IF_ERROR(CheckCount("num_chunks", header.num_chunks, 1, kMaxChunks));
   SY_RETURN_IF_ERROR(CheckCount("num_ranks", header.num_ranks, limits.num_ranks, limits.num_ranks));
   SY_RETURN_IF_ERROR(CheckCount("num_slots", header.num_slots, limits.num_slots, limits.num_slots));
   SY_RETURN_IF_ERROR(CheckCount("num_home_rows", header.num_home_rows, 0, limits.max_home_rows));
@@ -121,6 +121,7 @@ RankPlanView ViewArrays(const Header& header, const std::byte* arrays) {
   RankPlanView plan;
   plan.num_ranks = header.num_ranks;
   plan.num_home_rows = header.num_home_rows;
+  plan.num_chunks = header.num_chunks;
   plan.send_offsets = reader.Take<int32_t>(header.num_ranks + 1);
   plan.recv_offsets = reader.Take<int32_t>(header.num_ranks + 1);
   plan.expert_offsets = reader.Take<int32_t>(header.num_slots + 1);
@@ -159,7 +160,7 @@ void EncodeRankPlan(const RankPlanView& plan, std::byte* out) {
                       .num_send_rows = static_cast<int32_t>(plan.num_send_rows()),
                       .num_recv_rows = static_cast<int32_t>(plan.num_recv_rows()),
                       .num_pairs = static_cast<int32_t>(plan.num_pairs()),
-                      .reserved = 0};
+                      .num_chunks = plan.num_chunks};
   std::memcpy(out, &header, sizeof(header));
   out = Append(plan.send_offsets, out + sizeof(header));
   out = Append(plan.recv_offsets, out);

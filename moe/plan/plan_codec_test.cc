@@ -40,6 +40,7 @@ std::vector<T> Copy(std::span<const T> values) {
 void ExpectEqual(const RankPlanView& a, const RankPlanView& b) {
   EXPECT_EQ(a.num_ranks, b.num_ranks);
   EXPECT_EQ(a.num_home_rows, b.num_home_rows);
+  EXPECT_EQ(a.num_chunks, b.num_chunks);
   EXPECT_EQ(Copy(a.send_offsets), Copy(b.send_offsets));
   EXPECT_EQ(Copy(a.send_rows), Copy(b.send_rows));
   EXPECT_EQ(Copy(a.recv_offsets), Copy(b.recv_offsets));
@@ -67,7 +68,7 @@ bool SegmentsHold(std::span<const int32_t> offsets, std::span<const int32_t> ind
 bool InvariantsHold(const RankPlanView& plan, const PlanLimits& limits) {
   return plan.num_ranks == limits.num_ranks && plan.num_slots() == limits.num_slots && plan.num_home_rows >= 0 &&
          plan.num_home_rows <= limits.max_home_rows && plan.num_recv_rows() <= limits.max_rows &&
-         plan.pair_weights.size() == plan.pair_rows.size() &&
+         plan.num_chunks >= 1 && plan.num_chunks <= kMaxChunks && plan.pair_weights.size() == plan.pair_rows.size() &&
          OffsetsHold(plan.send_offsets, limits.num_ranks, plan.num_send_rows()) &&
          OffsetsHold(plan.recv_offsets, limits.num_ranks, plan.num_recv_rows()) &&
          OffsetsHold(plan.expert_offsets, limits.num_slots, plan.num_pairs()) &&
@@ -104,13 +105,14 @@ TEST(PlanCodecTest, RoundTrip) {
 // The layout of docs/link.md, byte by byte.
 TEST(PlanCodecTest, LayoutIsTheDocumentedOne) {
   const RankPlan plan{.num_home_rows = 2,
+                      .num_chunks = 4,
                       .send_offsets = {0, 1, 3},
                       .send_rows = {1, 0, 1},
                       .recv_offsets = {0, 1, 2},
                       .expert_offsets = {0, 2},
                       .pair_rows = {0, 1},
                       .pair_weights = {1.0f, 0.5f}};
-  const std::vector<int32_t> expected = {0x31505953, 2, 1, 2, 3, 2,          2,         0,  // header
+  const std::vector<int32_t> expected = {0x32505953, 2, 1, 2, 3, 2,          2,         4,  // header
                                          0,          1, 3, 0, 1, 2,          0,         2,  // offsets
                                          1,          0, 1, 0, 1, 0x3f800000, 0x3f000000};   // rows, pairs, weights
   EXPECT_EQ(Encode(plan.view()), expected);
@@ -155,6 +157,21 @@ TEST(PlanCodecTest, LimitsAreEnforced) {
   EXPECT_THAT(message([](PlanLimits& limits) { --limits.num_slots; }), HasSubstr("num_slots"));
   EXPECT_THAT(message([](PlanLimits& limits) { limits.max_home_rows = 7; }), HasSubstr("num_home_rows"));
   EXPECT_THAT(message([](PlanLimits& limits) { limits.max_rows = 3; }), HasSubstr("num_recv_rows"));
+}
+
+TEST(PlanCodecTest, EveryNumberOfChunksArrivesAndNoOther) {
+  const Sample sample;
+  RankPlanView plan = sample.plan();
+  for (plan.num_chunks = -1; plan.num_chunks <= kMaxChunks + 1; ++plan.num_chunks) {
+    const std::vector<int32_t> words = Encode(plan);
+    const auto decoded = Decode(words, sample.limits);
+    if (plan.num_chunks >= 1 && plan.num_chunks <= kMaxChunks) {
+      ASSERT_TRUE(decoded.ok()) << decoded.status();
+      EXPECT_EQ(decoded->num_chunks, plan.num_chunks);
+    } else {
+      EXPECT_THAT(decoded.status().message(), HasSubstr("num_chunks: expected 1 to 8"));
+    }
+  }
 }
 
 TEST(PlanCodecTest, ReceivedRowWithoutExpertIsRefused) {

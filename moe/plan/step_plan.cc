@@ -131,6 +131,7 @@ void FillPlans(const Routing& routing, const Placement& placement, const std::ve
 RankPlanView RankPlan::view() const {
   return {.num_ranks = static_cast<int>(send_offsets.size()) - 1,
           .num_home_rows = num_home_rows,
+          .num_chunks = num_chunks,
           .send_offsets = send_offsets,
           .send_rows = send_rows,
           .recv_offsets = recv_offsets,

@@ -18,10 +18,15 @@
 
 namespace switchyard {
 
+inline constexpr int kMaxChunks = 8;
+
 // What one rank needs to know of a step. All offsets start with 0 and never decrease; views do not own.
 struct RankPlanView {
   int num_ranks = 0;
   int64_t num_home_rows = 0;
+  // Parts in which a device that can overlap them exchanges and computes the rows (chunked_plan.h), 1 to kMaxChunks and
+  // the same on every rank of a step. Offsets and rows here are those of the undivided step.
+  int num_chunks = 1;
   // Rows to send: send_rows[send_offsets[d] .. send_offsets[d+1]) are home row indices for destination d, increasing.
   std::span<const int32_t> send_offsets;  // [num_ranks + 1]
   std::span<const int32_t> send_rows;     // [send_offsets.back()]
@@ -41,6 +46,7 @@ struct RankPlanView {
 // Owns what a RankPlanView shows.
 struct RankPlan {
   int64_t num_home_rows = 0;
+  int num_chunks = 1;
   std::vector<int32_t> send_offsets, send_rows, recv_offsets, expert_offsets, pair_rows;
   std::vector<float> pair_weights;
 
@@ -59,8 +65,8 @@ struct StepPlan {
 std::vector<int64_t> HomeOffsets(int64_t num_rows, int num_ranks);
 
 // Plans a step. Pure: equal arguments give equal plans. `home_offsets` as from HomeOffsets (any non-decreasing split of
-// the rows works). Every expert index of `routing` must lie in the placement; a negative one means that this choice was
-// dropped (capacity) and is skipped.
+// the rows works). Every plan has one chunk; whoever wants more sets it on all ranks. Every expert index of `routing`
+// must lie in the placement; a negative one means that this choice was dropped (capacity) and is skipped.
 StepPlan PlanStep(const Routing& routing, const Placement& placement, std::vector<int64_t> home_offsets);
 
 }  // namespace switchyard

@@ -196,7 +196,7 @@ grpc::ServerUnaryReactor* SwitchyardService::ListModels(grpc::CallbackServerCont
     model.set_name(served.name);
     model.set_family(served.spec.family);
     model.set_checkpoint_dtype(ToWire(served.spec.dtype));
-    model.set_compute_dtype(ToWire(served.compute_dtype));
+    model.set_compute_dtype(ToWire(front_->models().compute_dtype(served)));
     for (const LayerSpec& spec : served.spec.layers) {
       v1::Layer& layer = *model.add_layers();
       layer.set_name(spec.name);

@@ -227,7 +227,7 @@ TEST(BadStart, FlagsAreNamed) {
   ExpectStartFails({"--model=nonsense", "--local_workers=1"}, "expected NAME=DIR");
   ExpectStartFails({model, "--local_workers=1", "--compute_dtype=int8"}, "unknown element type 'int8'");
   ExpectStartFails({model, "--local_workers=1", "--compute_dtype=fp16"}, "fp64, fp32 or bf16");
-  ExpectStartFails({model, "--local_workers=1", "--device=cuda"}, "this build has no GPU engine");
+  ExpectStartFails({model, "--local_workers=1", "--device=cuda:99"}, "--device=cuda:99: this ");
   ExpectStartFails({model, "--local_workers=1", "--worker_binary=/no/worker"}, "worker program /no/worker");
   ExpectStartFails({"--model=m=/no/such/folder", "--local_workers=1"}, "/no/such/folder");
   ExpectStartFails({model, "--await_workers=1", "--worker_host=0.0.0.0"}, "--worker_token_file is needed");

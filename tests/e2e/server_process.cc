@@ -97,12 +97,13 @@ std::string ChildProcess::Log() const {
   return text.str();
 }
 
-absl::StatusOr<std::unique_ptr<ServerProcess>> ServerProcess::Start(const std::vector<std::string>& flags) {
+absl::StatusOr<std::unique_ptr<ServerProcess>> ServerProcess::Start(const std::vector<std::string>& flags,
+                                                                    const std::string& program) {
   std::vector<std::string> all = {"--port=0", "--http_port=0"};
   all.insert(all.end(), flags.begin(), flags.end());
   const auto is_device = [](const std::string& flag) { return flag.rfind("--device=", 0) == 0; };
   if (std::none_of(flags.begin(), flags.end(), is_device)) all.emplace_back("--device=cpu");
-  SY_ASSIGN_OR_RETURN(auto process, ChildProcess::Start("server/switchyard_server", all));
+  SY_ASSIGN_OR_RETURN(auto process, ChildProcess::Start(program, all));
   return WaitUntilReady(std::move(process));
 }
 

@@ -16,7 +16,7 @@ namespace switchyard {
 // A child process whose stderr goes to a file. Killed with the object. One thread at a time.
 class ChildProcess {
  public:
-  // `program` is relative to the runfiles: "server/switchyard_server".
+  // `program` is a path, relative to the runfiles in tests that Bazel runs.
   static absl::StatusOr<std::unique_ptr<ChildProcess>> Start(const std::string& program,
                                                              const std::vector<std::string>& arguments);
   ~ChildProcess();
@@ -38,12 +38,16 @@ class ChildProcess {
   std::string log_path_;
 };
 
+// In the runfiles.
+inline constexpr char kServerProgram[] = "server/switchyard_server";
+
 // A serving front.
 class ServerProcess {
  public:
   // Adds --port=0 --http_port=0, and --device=cpu unless there is another, and waits for the READY line. The error
   // carries the log's end.
-  static absl::StatusOr<std::unique_ptr<ServerProcess>> Start(const std::vector<std::string>& flags);
+  static absl::StatusOr<std::unique_ptr<ServerProcess>> Start(const std::vector<std::string>& flags,
+                                                              const std::string& program = kServerProgram);
   // Takes over a front whose other end (awaited workers) had to be started first.
   static absl::StatusOr<std::unique_ptr<ServerProcess>> WaitUntilReady(std::unique_ptr<ChildProcess> process);
 

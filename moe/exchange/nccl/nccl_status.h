@@ -1,0 +1,16 @@
+// The bridge from NCCL's errors to Status: the call that failed, NCCL's name for the error and the last line it logged
+// about it.
+#pragma once
+
+#include <nccl.h>
+
+#include "moe/base/status.h"
+
+namespace switchyard {
+
+// OK for ncclSuccess, and for ncclInProgress, which is how a nonblocking call begins. UNAVAILABLE when a peer or the
+// way to it failed, FAILED_PRECONDITION when NCCL refuses the set-up, INVALID_ARGUMENT, otherwise INTERNAL.
+// `comm` may be null.
+absl::Status NcclStatus(ncclResult_t result, absl::string_view call, ncclComm_t comm);
+
+}  // namespace switchyard

@@ -1,0 +1,120 @@
+// One GPU as the engines of a worker share it: streams, lanes, workspace and the account of its memory.
+//
+// Streams. Compute is the one on which rows are scattered, multiplied and added; the exchange, uploads and downloads
+// have their own, so that those of one step overlap with the compute of another.
+//
+// Lanes. A step in flight owns a lane: device copies of its rows in and out, and an arena for the tables that its
+// kernels read, which are written into page-locked memory and copied over.
+//
+// Workspace. Buffers that one step after another uses, in compute-stream order; sized at load for the largest step.
+//
+// Thread-safety: as moe/experts/expert_engine.h says of engines, whose calls these are.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "moe/base/status.h"
+#include "moe/cuda/memory.h"
+#include "moe/cuda/stream.h"
+#include "moe/experts/cuda/cuda_engine.h"
+#include "moe/tensor/tensor.h"
+
+struct cublasContext;
+
+namespace switchyard {
+
+// Buffers that all steps share.
+enum class Workspace : uint8_t {
+  kSend = 0,  // the first four are ExpertEngine::Scratch
+  kReceive = 1,
+  kPartial = 2,
+  kReturned = 3,
+  kGrouped = 4,   // grouped rows
+  kProducts = 5,  // products before their activation, where that is a pass of its own
+  kHidden = 6,    // activated
+  kOutputs = 7,   // the experts' outputs, one row per pair
+};
+inline constexpr int kNumWorkspaces = 8;
+
+// What an engine needs so that no step allocates.
+struct DeviceNeeds {
+  int64_t weight_bytes = 0;
+  std::array<int64_t, kNumWorkspaces> workspace_bytes{};
+  int64_t row_bytes = 0;    // of the rows of the largest step
+  int64_t table_bytes = 0;  // of its tables
+};
+
+class CudaDevice {
+ public:
+  static constexpr int kNumLanes = 3;
+
+  static absl::StatusOr<std::shared_ptr<CudaDevice>> Open(const CudaDeviceOptions& options);
+  ~CudaDevice();
+
+  // Makes the device current for the calling thread.
+  absl::Status MakeCurrent() const;
+  bool has_wgmma() const { return has_wgmma_; }
+  int num_multiprocessors() const { return num_multiprocessors_; }
+
+  cudaStream_t compute() const { return compute_.get(); }
+  cudaStream_t exchange() const { return exchange_.get(); }
+  cublasContext* cublas() const { return cublas_; }
+
+  // Whatever is enqueued on `later` from now on starts after everything on `earlier`.
+  absl::Status Order(cudaStream_t earlier, cudaStream_t later);
+
+  // Makes sure that the needs of one more engine fit and grows workspace and lanes; the weights are the caller's to
+  // allocate. RESOURCE_EXHAUSTED names what is needed and what is free. Only while no step is in flight.
+  absl::Status Reserve(const DeviceNeeds& needs);
+
+  // The first `num_bytes` of a workspace; INVALID_ARGUMENT beyond what was reserved.
+  absl::StatusOr<std::byte*> Get(Workspace purpose, size_t num_bytes) const;
+  size_t Size(Workspace purpose) const { return workspaces_[static_cast<size_t>(purpose)].size(); }
+
+  // --- A step's way through a lane, as moe/experts/expert_engine.h has it.
+  absl::StatusOr<ConstMatrixView> BeginStep(int lane, ConstMatrixView home_rows);
+  absl::StatusOr<MatrixView> StepOutput(int lane, MatrixView output);
+  absl::Status EndStep(int lane, ConstMatrixView step_output, MatrixView output);
+  absl::Status WaitStep(int lane);
+
+  // Room for a table of the step begun last, to be written before UploadTables.
+  absl::StatusOr<std::byte*> NewTable(size_t num_bytes);
+  // Where a table of NewTable will be on the device.
+  const std::byte* OnDevice(const std::byte* table) const;
+  // Copies the tables made since the last call to the device, before whatever is enqueued on compute() from now on.
+  absl::Status UploadTables();
+
+ private:
+  struct Lane {
+    DeviceBuffer rows_in;
+    DeviceBuffer rows_out;
+    PinnedBuffer host_tables;
+    DeviceBuffer device_tables;
+    CudaEvent done;
+    size_t table_end = 0;
+    size_t uploaded = 0;
+  };
+
+  explicit CudaDevice(const CudaDeviceOptions& options) : options_(options) {}
+  absl::Status Initialize();
+  absl::Status CheckFits(const DeviceNeeds& needs, int64_t growth) const;
+  absl::Status GrowLane(Lane& lane, const DeviceNeeds& needs);
+
+  const CudaDeviceOptions options_;
+  // Constant after Open.
+  bool has_wgmma_ = false;
+  int num_multiprocessors_ = 0;
+  cublasContext* cublas_ = nullptr;
+  CudaStream compute_, exchange_, upload_, download_;
+  CudaEvent order_;
+
+  int64_t used_bytes_ = 0;
+  std::array<DeviceBuffer, kNumWorkspaces> workspaces_;
+  std::array<Lane, kNumLanes> lanes_;
+  int current_lane_ = 0;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,80 @@
+#include "moe/experts/cuda/gemm_choice.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "moe/experts/cuda/step_tables.h"
+
+namespace switchyard {
+namespace {
+
+// What an H200 does in a clock cycle. Measured on one with all of its multiprocessors at work; only ratios matter.
+constexpr double kMemoryBytesPerCycle = 2400;  // of all
+constexpr double kL2BytesPerCycle = 36;        // into one multiprocessor
+constexpr double kCyclesPerRow = 4;      // of a product of two block rows of weights with one block column of rows
+constexpr double kMinBlockCycles = 150;  // of one block column, however few the rows
+constexpr double kUnitCycles = 1500;     // to begin and to write out a unit of work
+// How much of the shorter of two things done at once is not hidden behind the longer.
+constexpr double kUnhidden = 0.25;
+
+// With so many units of work per multiprocessor the last ones to finish no longer matter.
+constexpr int kEnoughUnits = 4;
+// Shorter sums take longer to write out than to compute.
+constexpr int kMinSplitBlocks = 16;
+constexpr int kMaxSplits = 8;
+
+constexpr double kBlockBytes = kBlockElements * 2.0;
+
+double BothCycles(double a, double b) { return std::max(a, b) + kUnhidden * std::min(a, b); }
+
+double UnitCycles(const GemmTileSize& size, int tile_rows, int k_blocks) {
+  const double row_bytes = static_cast<double>(RoundUp(tile_rows, size.box_rows)) * kBlockDim * 2 / size.cluster;
+  const double l2 = (2 * kBlockBytes + row_bytes) / kL2BytesPerCycle;
+  return k_blocks * std::max({kCyclesPerRow * tile_rows, l2, kMinBlockCycles}) + kUnitCycles;
+}
+
+double StepCycles(GemmTile tile, std::span<const int32_t> offsets, int m_blocks, int k_blocks,
+                  int num_multiprocessors) {
+  const GemmTileSize size = SizeOf(tile);
+  const double m_units = static_cast<double>(CeilDiv(m_blocks, size.m_blocks));
+  const double places = std::max(1, num_multiprocessors / size.cluster);
+  double units = 0, all_cycles = 0, longest = 0, active = 0;
+  for (size_t slot = 0; slot + 1 < offsets.size(); ++slot) {
+    const int rows = offsets[slot + 1] - offsets[slot];
+    if (rows == 0) continue;
+    const double tiles = static_cast<double>(CeilDiv(rows, size.max_rows));
+    const double cycles = UnitCycles(size, RowsPerTile(rows, size.max_rows), k_blocks);
+    units += tiles * m_units;
+    all_cycles += tiles * m_units * cycles;
+    longest = std::max(longest, cycles);
+    active += 1;
+  }
+  const double rounds = units / places;
+  const double compute = rounds >= kEnoughUnits ? all_cycles / places : std::ceil(rounds) * longest;
+  return BothCycles(compute, active * m_blocks * k_blocks * kBlockBytes / kMemoryBytesPerCycle);
+}
+
+}  // namespace
+
+GemmTile ChooseTile(std::span<const int32_t> expert_offsets, int m_blocks, int k_blocks, int num_multiprocessors) {
+  GemmTile best = GemmTile::kRows16;
+  double best_cycles = 0;
+  for (int i = 0; i < kNumGemmTiles; ++i) {
+    const auto tile = static_cast<GemmTile>(i);
+    const double cycles = StepCycles(tile, expert_offsets, m_blocks, k_blocks, num_multiprocessors);
+    if (i == 0 || cycles < best_cycles) {
+      best = tile;
+      best_cycles = cycles;
+    }
+  }
+  return best;
+}
+
+int ChooseSplits(GemmTile tile, int num_tiles, int m_blocks, int k_blocks, int num_multiprocessors) {
+  const int64_t units = num_tiles * CeilDiv(m_blocks, SizeOf(tile).m_blocks);
+  if (units == 0 || units >= 2 * num_multiprocessors) return 1;
+  const int64_t wanted = CeilDiv(kEnoughUnits * num_multiprocessors, units);
+  return static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(wanted, k_blocks / kMinSplitBlocks), 1, kMaxSplits));
+}
+
+}  // namespace switchyard

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Runs every GPU test of the bundle: from the unpacked bundle or, after `bazel build -c opt //deploy:bundle`, from the
+# source tree. Needs python3, CUDA 13 and NCCL; what needs more GPUs or tools than there are is skipped, and the reason
+# given.
+# Ends with `N passed, N failed, N skipped` alone on a line; the exit code is 0 when nothing failed.
+#
+#   tests/gpu/run.sh                      everything
+#   tests/gpu/run.sh --only=unit,golden   some parts: unit, golden, kill, sanitizer
+#   tests/gpu/run.sh --help               all flags
+set -euo pipefail
+exec </dev/null
+# shellcheck source=tests/gpu/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+python3 "$root/tests/gpu/run_tests.py" --root="$root" "$@"

@@ -1,0 +1,116 @@
+#include "worker/expert_loader.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <set>
+#include <thread>
+#include <unordered_set>
+
+#include "moe/base/mutex.h"
+
+namespace switchyard {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr int kNumExperts = 40;
+
+// Notes what was loaded, and by whom; fails at one expert if told so.
+class RecordingEngine final : public ExpertEngine {
+ public:
+  explicit RecordingEngine(int load_threads, int failing_slot = -1)
+      : load_threads_(load_threads), failing_slot_(failing_slot) {}
+
+  DType compute_dtype() const override { return DType::kF32; }
+  absl::Status AddLayer(const LayerSpec&, int) override { return absl::OkStatus(); }
+  int load_threads() const override { return load_threads_; }
+  absl::Status LoadExpert(LayerId, int slot, const ExpertWeights& weights) override {
+    MutexLock lock(&mu_);
+    if (slot == failing_slot_) return absl::ResourceExhaustedError("full");
+    // The views have to hold until this returns, whatever other threads read and release meanwhile.
+    first_elements_[slot] = weights.up.matrix.as<float>()[0];
+    ++num_loads_;
+    // Until as many threads as there should be are in here, nobody leaves.
+    threads_.insert(std::this_thread::get_id());
+    changed_.SignalAll();
+    while (static_cast<int>(threads_.size()) < load_threads_) changed_.Wait(&mu_);
+    return absl::OkStatus();
+  }
+  int64_t weight_bytes() const override { return 0; }
+  absl::StatusOr<std::byte*> ScratchBytes(Scratch, size_t) override { return nullptr; }
+  DeviceStream stream() const override { return nullptr; }
+  absl::Status GatherSendRows(const RankPlanView&, ConstMatrixView, MatrixView) override { return absl::OkStatus(); }
+  absl::Status RunExperts(LayerId, const RankPlanView&, ConstMatrixView, MatrixView) override {
+    return absl::OkStatus();
+  }
+  absl::Status Combine(const RankPlanView&, ConstMatrixView, MatrixView) override { return absl::OkStatus(); }
+
+  int num_loads() {
+    MutexLock lock(&mu_);
+    return num_loads_;
+  }
+  size_t num_threads() {
+    MutexLock lock(&mu_);
+    return threads_.size();
+  }
+  float first_element(int slot) {
+    MutexLock lock(&mu_);
+    return first_elements_[slot];
+  }
+
+ private:
+  const int load_threads_;
+  const int failing_slot_;
+  Mutex mu_;
+  CondVar changed_;
+  int num_loads_ ABSL_GUARDED_BY(mu_) = 0;
+  std::unordered_set<std::thread::id> threads_ ABSL_GUARDED_BY(mu_);
+  float first_elements_[kNumExperts] ABSL_GUARDED_BY(mu_) = {};
+};
+
+std::unique_ptr<WeightSource> Source() {
+  return OpenWeightSource("synthetic:dim=8,hidden=8,experts=40,topk=2,act=silu,glu=1,bias=0,dtype=fp32").value();
+}
+
+std::vector<ExpertToLoad> AllExperts() {
+  std::vector<ExpertToLoad> experts;
+  for (int i = 0; i < kNumExperts; ++i) experts.push_back({0, i, kNumExperts - 1 - i});
+  return experts;
+}
+
+TEST(ExpertLoaderTest, EveryExpertReachesItsSlotWithHoweverManyThreads) {
+  for (const int num_threads : {1, 2, 7}) {
+    const auto source = Source();
+    RecordingEngine engine(num_threads);
+    std::set<int> told;
+    const absl::Status loaded =
+        LoadExperts(*source, engine, AllExperts(), [&](const ExpertToLoad& expert) { told.insert(expert.slot); });
+    ASSERT_TRUE(loaded.ok()) << loaded;
+    EXPECT_EQ(engine.num_loads(), kNumExperts);
+    EXPECT_EQ(static_cast<int>(engine.num_threads()), num_threads);
+    EXPECT_EQ(told.size(), kNumExperts);
+    for (int slot = 0; slot < kNumExperts; ++slot) {
+      const auto weights = source->ReadExpert(0, kNumExperts - 1 - slot);
+      EXPECT_EQ(engine.first_element(slot), weights->up.matrix.as<float>()[0]);
+    }
+  }
+}
+
+TEST(ExpertLoaderTest, TheFirstErrorStopsEveryThread) {
+  const auto source = Source();
+  RecordingEngine engine(/*load_threads=*/1, /*failing_slot=*/5);
+  const absl::Status loaded = LoadExperts(*source, engine, AllExperts(), [](const ExpertToLoad&) {});
+  EXPECT_EQ(loaded.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(loaded.message(), HasSubstr("layer 0, expert 34: full"));
+  EXPECT_EQ(engine.num_loads(), 5);
+}
+
+TEST(ExpertLoaderTest, NothingToLoadIsFine) {
+  const auto source = Source();
+  RecordingEngine engine(4);
+  EXPECT_TRUE(LoadExperts(*source, engine, {}, [](const ExpertToLoad&) {}).ok());
+}
+
+}  // namespace
+}  // namespace switchyard

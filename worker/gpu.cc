@@ -1,0 +1,86 @@
+#include "worker/gpu.h"
+
+#include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <netinet/in.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "moe/base/logging.h"
+#include "moe/base/unique_fd.h"
+#include "moe/cuda/memory.h"
+#include "moe/exchange/nccl/nccl_communicator.h"
+#include "moe/experts/cuda/cuda_engine.h"
+
+namespace switchyard {
+namespace {
+
+// Whether `address` is `host`, an IPv4 or IPv6 address as text.
+bool IsAddress(const sockaddr* address, const std::string& host) {
+  char text[INET6_ADDRSTRLEN] = {};
+  const void* bytes = nullptr;
+  if (address == nullptr) return false;
+  if (address->sa_family == AF_INET) bytes = &reinterpret_cast<const sockaddr_in*>(address)->sin_addr;
+  if (address->sa_family == AF_INET6) bytes = &reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr;
+  return bytes != nullptr && inet_ntop(address->sa_family, bytes, text, sizeof(text)) != nullptr && host == text;
+}
+
+// What NCCL takes for --exchange_host: the interface that has this address, or that is called so.
+absl::StatusOr<std::string> InterfaceOf(const std::string& exchange_host) {
+  const std::string host = exchange_host == "localhost" ? "127.0.0.1" : exchange_host;
+  ifaddrs* all = nullptr;
+  if (getifaddrs(&all) != 0) return ErrnoStatus(errno, "getifaddrs");
+  std::string found;
+  for (const ifaddrs* each = all; each != nullptr && found.empty(); each = each->ifa_next) {
+    if (host == each->ifa_name || IsAddress(each->ifa_addr, host)) found = each->ifa_name;
+  }
+  freeifaddrs(all);
+  if (!found.empty()) return "=" + found;
+  return absl::InvalidArgumentError(
+      absl::StrCat("--exchange_host=", exchange_host, ": this host has no interface of that address or name"));
+}
+
+class Gpu final : public Device {
+ public:
+  Gpu(int number, const WorkerOptions& options, std::shared_ptr<CudaDevice> device, std::string interface)
+      : number_(number), options_(options), device_(std::move(device)), interface_(std::move(interface)) {}
+
+  std::string name() const override { return absl::StrCat("cuda:", number_); }
+  std::vector<std::string> compute_dtypes() const override { return {"fp64", "fp32", "fp16", "bf16"}; }
+  std::string exchange_name() const override { return "nccl"; }
+
+  absl::StatusOr<std::unique_ptr<ExpertEngine>> MakeEngine(DType compute_dtype) override {
+    return CreateCudaEngine(device_, {.compute_dtype = compute_dtype, .allow_tf32 = options_.allow_tf32});
+  }
+  std::unique_ptr<CommunicatorFactory> MakeExchange() override {
+    NcclOptions nccl;
+    nccl.device_idx = number_;
+    nccl.socket_interface = interface_;
+    return CreateNcclFactory(std::move(nccl));
+  }
+  absl::Status LockMemory(std::byte* data, size_t num_bytes) override {
+    SY_ASSIGN_OR_RETURN(PinnedRegion region, PinnedRegion::Lock(data, num_bytes));
+    locked_.push_back(std::move(region));
+    return absl::OkStatus();
+  }
+
+ private:
+  const int number_;
+  const WorkerOptions options_;
+  const std::shared_ptr<CudaDevice> device_;
+  const std::string interface_;
+  std::vector<PinnedRegion> locked_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Device>> OpenGpu(int number, const WorkerOptions& options) {
+  SY_ASSIGN_OR_RETURN(std::string interface, InterfaceOf(options.exchange_host));
+  SY_ASSIGN_OR_RETURN(auto device, OpenCudaDevice({.device_idx = number, .memory_limit = options.gpu_memory_limit}));
+  spdlog::info("computing on GPU {}", number);
+  return std::make_unique<Gpu>(number, options, std::move(device), std::move(interface));
+}
+
+}  // namespace switchyard

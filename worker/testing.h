@@ -1,0 +1,137 @@
+// For tests of steps: a small layer with its reference, and a device made of threads.
+#pragma once
+
+#include <array>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "moe/base/mutex.h"
+#include "moe/base/notification.h"
+#include "moe/exchange/communicator.h"
+#include "moe/experts/expert_engine.h"
+#include "moe/gating/routing.h"
+#include "moe/plan/placement.h"
+#include "moe/tensor/buffer.h"
+#include "moe/weights/weight_source.h"
+
+namespace switchyard {
+
+// Six gated experts of width 40 for rows of 24 fp32.
+class TestLayer {
+ public:
+  TestLayer();
+
+  const LayerSpec& spec() const { return source_->spec().layers[0]; }
+  // A CPU engine with the experts of one rank, as layer 0.
+  std::unique_ptr<ExpertEngine> MakeEngine(const Placement& placement, int rank) const;
+  HostMatrix RandomRows(int64_t num_rows, uint32_t seed) const;
+  // Fails the test at the first element that is not the reference's.
+  void ExpectReference(ConstMatrixView rows, const Routing& routing, ConstMatrixView output) const;
+
+ private:
+  std::unique_ptr<WeightSource> source_;
+  std::vector<ExpertWeights> experts_;
+};
+
+// Runs what is enqueued, in order, on a thread of its own. Thread-safe.
+class FakeStream {
+ public:
+  FakeStream();
+  ~FakeStream();  // runs what is left
+
+  void Enqueue(std::function<void()> work);
+  DeviceStream handle() { return reinterpret_cast<DeviceStream>(this); }
+  static FakeStream& Of(DeviceStream handle) { return *reinterpret_cast<FakeStream*>(handle); }
+
+ private:
+  void Loop();
+
+  Mutex mu_;
+  CondVar changed_;
+  std::deque<std::function<void()>> work_ ABSL_GUARDED_BY(mu_);
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::thread thread_;
+};
+
+// A host engine behind two streams and two lanes: asynchronous the way a GPU is, rows copied in and out included.
+class FakeDeviceEngine final : public ExpertEngine {
+ public:
+  static constexpr int kNumLanes = 2;
+
+  // Scratch buffers hold `scratch_bytes` each, once and for all.
+  FakeDeviceEngine(std::unique_ptr<ExpertEngine> host, size_t scratch_bytes);
+
+  // From now on RunExperts fails with this when it is enqueued, or when it runs.
+  void FailEnqueueing(absl::Status why) { enqueue_failure_ = std::move(why); }
+  void FailRunning(absl::Status why) { run_failure_ = std::move(why); }
+  // What CheckDevice says.
+  void LoseDevice(absl::Status why) { device_status_ = std::move(why); }
+
+  DType compute_dtype() const override { return host_->compute_dtype(); }
+  absl::Status AddLayer(const LayerSpec& spec, int num_slots) override { return host_->AddLayer(spec, num_slots); }
+  absl::Status LoadExpert(LayerId layer, int slot, const ExpertWeights& weights) override {
+    return host_->LoadExpert(layer, slot, weights);
+  }
+  int64_t weight_bytes() const override { return host_->weight_bytes(); }
+  absl::StatusOr<std::byte*> ScratchBytes(Scratch purpose, size_t num_bytes) override;
+  DeviceStream stream() const override { return compute_->handle(); }
+  DeviceStream exchange_stream() const override { return exchange_->handle(); }
+  absl::Status Order(DeviceStream earlier, DeviceStream later) override;
+  int num_lanes() const override { return kNumLanes; }
+  absl::StatusOr<ConstMatrixView> BeginStep(int lane, ConstMatrixView home_rows) override;
+  absl::StatusOr<MatrixView> StepOutput(int lane, MatrixView output) override;
+  absl::Status EndStep(int lane, ConstMatrixView step_output, MatrixView output) override;
+  absl::Status WaitStep(int lane) override;
+  absl::Status CheckDevice() override { return device_status_; }
+  absl::Status GatherSendRows(const RankPlanView& plan, ConstMatrixView home_rows, MatrixView send_rows) override;
+  absl::Status RunExperts(LayerId layer, const RankPlanView& plan, ConstMatrixView received,
+                          MatrixView partial_sums) override;
+  absl::Status Combine(const RankPlanView& plan, ConstMatrixView returned, MatrixView output) override;
+
+ private:
+  struct Lane {
+    HostBuffer rows_in, rows_out;
+    std::shared_ptr<Notification> done;  // null when no step was ended in this lane since it was begun
+    absl::Status status;                 // of what ran; written by the compute stream, read after `done`
+  };
+
+  // Runs on the compute stream unless something of the step failed before.
+  void Enqueue(std::function<absl::Status()> work);
+
+  const std::unique_ptr<ExpertEngine> host_;
+  std::array<std::vector<std::byte>, 4> scratch_;
+  std::array<Lane, kNumLanes> lanes_;
+  int lane_ = 0;  // of the step being enqueued
+  absl::Status enqueue_failure_, run_failure_, device_status_;
+  // Last, so that what is left runs while the rest is there.
+  const std::unique_ptr<FakeStream> exchange_ = std::make_unique<FakeStream>();
+  const std::unique_ptr<FakeStream> compute_ = std::make_unique<FakeStream>();
+};
+
+// A host communicator whose exchanges run on the stream they are given. Outlives what was enqueued.
+class FakeDeviceCommunicator final : public Communicator {
+ public:
+  explicit FakeDeviceCommunicator(Communicator* host) : host_(host) {}
+
+  int rank() const override { return host_->rank(); }
+  int size() const override { return host_->size(); }
+  const std::string& address() const override { return host_->address(); }
+  absl::Status Connect(std::span<const std::string> addresses) override { return host_->Connect(addresses); }
+  absl::Status AllToAllV(const std::byte* send, std::span<const size_t> send_bytes, std::byte* recv,
+                         std::span<const size_t> recv_bytes, DeviceStream stream) override;
+  absl::Status Health() override;
+  void Abort() override { host_->Abort(); }
+
+  int num_exchanges() const { return num_exchanges_; }
+
+ private:
+  Communicator* const host_;
+  int num_exchanges_ = 0;  // enqueued
+  Mutex mu_;
+  absl::Status health_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace switchyard
