@@ -44,10 +44,14 @@ absl::StatusOr<std::string> InterfaceOf(const std::string& exchange_host) {
 
 class Gpu final : public Device {
  public:
-  Gpu(int number, const WorkerOptions& options, std::shared_ptr<CudaDevice> device, std::string interface)
-      : number_(number), options_(options), device_(std::move(device)), interface_(std::move(interface)) {}
+  Gpu(const CudaDeviceOptions& device_options, const WorkerOptions& options, std::shared_ptr<CudaDevice> device,
+      std::string interface)
+      : device_options_(device_options),
+        options_(options),
+        device_(std::move(device)),
+        interface_(std::move(interface)) {}
 
-  std::string name() const override { return absl::StrCat("cuda:", number_); }
+  std::string name() const override { return absl::StrCat("cuda:", device_options_.device_idx); }
   std::vector<std::string> compute_dtypes() const override { return {"fp64", "fp32", "fp16", "bf16"}; }
   std::string exchange_name() const override { return "nccl"; }
 
@@ -56,7 +60,8 @@ class Gpu final : public Device {
   }
   std::unique_ptr<CommunicatorFactory> MakeExchange() override {
     NcclOptions nccl;
-    nccl.device_idx = number_;
+    nccl.device_idx = device_options_.device_idx;
+    nccl.max_ctas = device_options_.exchange_multiprocessors;
     nccl.socket_interface = interface_;
     return CreateNcclFactory(std::move(nccl));
   }
@@ -67,7 +72,7 @@ class Gpu final : public Device {
   }
 
  private:
-  const int number_;
+  const CudaDeviceOptions device_options_;
   const WorkerOptions options_;
   const std::shared_ptr<CudaDevice> device_;
   const std::string interface_;
@@ -78,9 +83,10 @@ class Gpu final : public Device {
 
 absl::StatusOr<std::unique_ptr<Device>> OpenGpu(int number, const WorkerOptions& options) {
   SY_ASSIGN_OR_RETURN(std::string interface, InterfaceOf(options.exchange_host));
-  SY_ASSIGN_OR_RETURN(auto device, OpenCudaDevice({.device_idx = number, .memory_limit = options.gpu_memory_limit}));
+  const CudaDeviceOptions device_options{.device_idx = number, .memory_limit = options.gpu_memory_limit};
+  SY_ASSIGN_OR_RETURN(auto device, OpenCudaDevice(device_options));
   spdlog::info("computing on GPU {}", number);
-  return std::make_unique<Gpu>(number, options, std::move(device), std::move(interface));
+  return std::make_unique<Gpu>(device_options, options, std::move(device), std::move(interface));
 }
 
 }  // namespace switchyard

@@ -122,7 +122,7 @@ absl::StatusOr<StepRunner::Sums> StepRunner::ComputeSums(const Step& step, int l
     timer.AddTo(times->expert_us);
     return Sums{output, std::nullopt};
   }
-  chunks_.Split(step.plan, IsAsynchronous(engine) ? step.plan.num_chunks : 1);
+  chunks_.Split(step.plan, IsAsynchronous(engine) ? step.plan.num_chunks : 1, step.communicator->rank());
   const int64_t num_send_rows = step.plan.num_send_rows(), num_recv_rows = step.plan.num_recv_rows();
   Buffers rows;
   SY_ASSIGN_OR_RETURN(rows.send, ScratchRows(step, ExpertEngine::Scratch::kSend, num_send_rows));
@@ -138,12 +138,11 @@ absl::StatusOr<StepRunner::Sums> StepRunner::ComputeSums(const Step& step, int l
 absl::Status StepRunner::ExchangeAndCompute(const Step& step, const Buffers& rows, StepTimes* times) {
   ExpertEngine& engine = *step.engine;
   DeviceStream compute = engine.stream(), exchange = ExchangeStream(engine);
-  const int num_chunks = chunks_.num_chunks();
+  const int num_chunks = chunks_.num_chunks(), first_exchanged = chunks_.is_own(0) ? 1 : 0;
   LapTimer timer;
   SY_RETURN_IF_ERROR(Order(engine, compute, exchange));
-  SY_RETURN_IF_ERROR(Dispatch(step, 0, rows));
-  SY_RETURN_IF_ERROR(Order(engine, exchange, compute));
-  if (num_chunks > 1) SY_RETURN_IF_ERROR(Dispatch(step, 1, rows));
+  SY_RETURN_IF_ERROR(Dispatch(step, first_exchanged, rows));
+  if (first_exchanged == 0) SY_RETURN_IF_ERROR(Order(engine, exchange, compute));
   timer.AddTo(times->dispatch_us);
   for (int chunk = 0; chunk < num_chunks; ++chunk) {
     SY_RETURN_IF_ERROR(RunExperts(step, chunk, rows));
@@ -152,6 +151,7 @@ absl::Status StepRunner::ExchangeAndCompute(const Step& step, const Buffers& row
     if (chunk + 1 < num_chunks) SY_RETURN_IF_ERROR(Order(engine, exchange, compute));
     if (chunk + 2 < num_chunks) SY_RETURN_IF_ERROR(Dispatch(step, chunk + 2, rows));
     timer.AddTo(times->dispatch_us);
+    if (chunks_.is_own(chunk)) continue;
     SY_RETURN_IF_ERROR(Order(engine, compute, exchange));
     SY_RETURN_IF_ERROR(Return(step, chunk, rows));
     timer.AddTo(times->combine_us);
@@ -163,27 +163,31 @@ absl::Status StepRunner::Dispatch(const Step& step, int chunk, const Buffers& ro
   const RankPlanView& plan = chunks_.chunk(chunk);
   CountBytes(plan.send_offsets, rows.send.row_bytes(), &send_bytes_);
   CountBytes(plan.recv_offsets, rows.send.row_bytes(), &recv_bytes_);
-  return step.communicator->AllToAllV(rows.send.Rows(chunks_.first_send_row(chunk), plan.num_send_rows()).data,
-                                      send_bytes_,
-                                      rows.received.Rows(chunks_.first_recv_row(chunk), plan.num_recv_rows()).data,
+  return step.communicator->AllToAllV(SendPart(rows.send, chunk).data, send_bytes_, RecvPart(rows.received, chunk).data,
                                       recv_bytes_, ExchangeStream(*step.engine));
 }
 
 absl::Status StepRunner::RunExperts(const Step& step, int chunk, const Buffers& rows) {
-  const RankPlanView& plan = chunks_.chunk(chunk);
-  const int64_t begin = chunks_.first_recv_row(chunk), count = plan.num_recv_rows();
-  return step.engine->RunExperts(step.layer, plan, rows.received.Rows(begin, count),
-                                 rows.partial_sums.Rows(begin, count));
+  const bool is_own = chunks_.is_own(chunk);
+  return step.engine->RunExperts(step.layer, chunks_.chunk(chunk),
+                                 is_own ? SendPart(rows.send, chunk) : RecvPart(rows.received, chunk),
+                                 is_own ? SendPart(rows.returned, chunk) : RecvPart(rows.partial_sums, chunk));
 }
 
 absl::Status StepRunner::Return(const Step& step, int chunk, const Buffers& rows) {
   const RankPlanView& plan = chunks_.chunk(chunk);
   CountBytes(plan.recv_offsets, rows.send.row_bytes(), &send_bytes_);
   CountBytes(plan.send_offsets, rows.send.row_bytes(), &recv_bytes_);
-  return step.communicator->AllToAllV(rows.partial_sums.Rows(chunks_.first_recv_row(chunk), plan.num_recv_rows()).data,
-                                      send_bytes_,
-                                      rows.returned.Rows(chunks_.first_send_row(chunk), plan.num_send_rows()).data,
-                                      recv_bytes_, ExchangeStream(*step.engine));
+  return step.communicator->AllToAllV(RecvPart(rows.partial_sums, chunk).data, send_bytes_,
+                                      SendPart(rows.returned, chunk).data, recv_bytes_, ExchangeStream(*step.engine));
+}
+
+MatrixView StepRunner::SendPart(MatrixView rows, int chunk) const {
+  return rows.Rows(chunks_.first_send_row(chunk), chunks_.chunk(chunk).num_send_rows());
+}
+
+MatrixView StepRunner::RecvPart(MatrixView rows, int chunk) const {
+  return rows.Rows(chunks_.first_recv_row(chunk), chunks_.chunk(chunk).num_recv_rows());
 }
 
 }  // namespace switchyard

@@ -5,9 +5,10 @@
 // read the home rows and write the output rows in place.
 //
 // On a device the exchange has a stream of its own, and a step that the plan cuts into chunks (chunked_plan.h) computes
-// one while others are on their way. Dispatches run two ahead; with four chunks the streams hold
-//   exchange   d0 d1 d2    r0 d3  r1 r2 r3               d = dispatch, r = return
-//   experts       e0    e1    e2     e3    combine       each e after its d, each r after its e, combine after all
+// one while others are on their way. The first chunk is this rank's own rows, which go nowhere: they are read where
+// they were gathered for sending, and their sums written where others' come back to. With three chunks the streams hold
+//   exchange  d1 d2    r1 r2             d = dispatch, r = return
+//   experts   e0    e1 e2    combine     each e after its d, each r after its e, combine after all
 //
 // When something fails on this rank before its last exchange, the communicator is aborted, for the peers would
 // otherwise wait for rows that never come. An error of the exchange itself has ended the communicator already.
@@ -63,7 +64,8 @@ class StepRunner {
     MatrixView output;                        // where the engine wants them
     std::optional<ConstMatrixView> returned;  // partial sums to be combined there; none when the output is complete
   };
-  // Rows of a step, chunk after chunk.
+  // Rows of a step, chunk after chunk. `received` and `partial_sums` have room for own rows too, which is only used
+  // when the step is in one chunk.
   struct Buffers {
     MatrixView send, received, partial_sums, returned;
   };
@@ -74,6 +76,9 @@ class StepRunner {
   absl::Status Dispatch(const Step& step, int chunk, const Buffers& rows);
   absl::Status RunExperts(const Step& step, int chunk, const Buffers& rows);
   absl::Status Return(const Step& step, int chunk, const Buffers& rows);
+  // A chunk's rows in a buffer laid out for sending, or for receiving.
+  MatrixView SendPart(MatrixView rows, int chunk) const;
+  MatrixView RecvPart(MatrixView rows, int chunk) const;
 
   // Kept from step to step for its memory.
   ChunkedPlan chunks_;

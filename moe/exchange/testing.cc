@@ -5,11 +5,6 @@
 #include <thread>
 #include <utility>
 
-#if defined(__SANITIZE_THREAD__)
-// The system's Gloo is built without ThreadSanitizer, which therefore does not see its atomics order anything.
-extern "C" const char* __tsan_default_suppressions() { return "race:libgloo.so"; }
-#endif
-
 namespace switchyard {
 
 void OnEveryRank(int size, const std::function<void(int rank)>& body) {

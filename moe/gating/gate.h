@@ -1,4 +1,5 @@
-// The gate of one layer: router logits through oneDNN with fp32 accumulation, then scoring and top-k.
+// The gate of one layer: router logits with fp32 accumulation, then scoring and top-k. Little work is done by the
+// caller alone; much is shared out over the context's threads.
 #pragma once
 
 #include <memory>

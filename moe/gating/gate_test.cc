@@ -3,9 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <numeric>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -73,6 +77,74 @@ TEST(Gate, RoutesRowsOfEveryAcceptedTypeLikeTheDefinition) {
         EXPECT_EQ(routing.weight, expected.weight);
       }
     }
+  }
+}
+
+HostMatrix NormalBf16(int64_t num_rows, int64_t num_cols, float deviation, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0.0f, deviation);
+  std::vector<float> values(num_rows * num_cols);
+  for (float& value : values) value = normal(random);
+  HostMatrix matrix = HostMatrix::Allocate(DType::kBF16, num_rows, num_cols);
+  ConvertElements(DType::kF32, reinterpret_cast<const std::byte*>(values.data()), DType::kBF16, matrix.buffer.data(),
+                  values.size());
+  return matrix;
+}
+
+// Logits of all rows in fp64.
+std::vector<double> ExactLogits(const HostMatrix& rows, const HostMatrix& router) {
+  const int64_t width = rows.num_cols;
+  std::vector<double> x(rows.num_rows * width), w(router.num_rows * width), logits;
+  ConvertElements(rows.dtype, rows.buffer.data(), DType::kF64, reinterpret_cast<std::byte*>(x.data()), x.size());
+  ConvertElements(router.dtype, router.buffer.data(), DType::kF64, reinterpret_cast<std::byte*>(w.data()), w.size());
+  for (int64_t i = 0; i < rows.num_rows; ++i) {
+    for (int64_t e = 0; e < router.num_rows; ++e) {
+      logits.push_back(std::inner_product(&x[i * width], &x[i * width] + width, &w[e * width], 0.0));
+    }
+  }
+  return logits;
+}
+
+// The k best by the exact logits; empty where the last of them and the first beyond are within 1e-5.
+std::set<int32_t> ExactChoice(const double* logits, int num_experts, int top_k) {
+  std::vector<int32_t> order(num_experts);
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+  if (logits[order[top_k - 1]] - logits[order[top_k]] <= 1e-5) return {};
+  return std::set<int32_t>(order.begin(), order.begin() + top_k);
+}
+
+// Every way of sharing out the work: numbers of rows from one to many, one thread and several.
+TEST(Gate, Bf16ChoosesLikeFp64WhereverScoresDiffer) {
+  constexpr int64_t kWidth = 512;
+  constexpr int kManyExperts = 160, kChoices = 8;
+  const HostMatrix router_weight = NormalBf16(kManyExperts, kWidth, 0.05f, 1), rows = NormalBf16(700, kWidth, 1.0f, 2);
+  const std::vector<double> exact = ExactLogits(rows, router_weight);
+  LayerSpec layer = Layer();
+  layer.hidden_dim = kWidth;
+  layer.num_experts = kManyExperts;
+  layer.gate.top_k = kChoices;
+  RouterWeights router{HostMatrix::Allocate(DType::kBF16, kManyExperts, kWidth)};
+  std::copy_n(router_weight.buffer.data(), router_weight.view().size_bytes(), router.weight.buffer.data());
+  for (const int num_threads : {1, 2, 3}) {
+    std::shared_ptr<LinearContext> context = LinearContext::Create(num_threads).value();
+    const auto gate = Gate::Create(layer, router, context).value();
+    if (!gate->Accepts(DType::kBF16)) GTEST_SKIP() << "no bf16 products on this CPU";
+    int num_compared = 0, num_rows_routed = 0;
+    for (const int64_t num_rows : {1, 2, 15, 16, 31, 40, 64, 100, 333, 700}) {
+      Routing routing;
+      routing.Resize(num_rows, kChoices);
+      ASSERT_TRUE(gate->Route(rows.view().Rows(0, num_rows), 0, &routing).ok());
+      for (int64_t i = 0; i < num_rows; ++i) {
+        ++num_rows_routed;
+        const std::set<int32_t> expected = ExactChoice(&exact[i * kManyExperts], kManyExperts, kChoices);
+        if (expected.empty()) continue;
+        const int32_t* chosen = &routing.expert_idx[i * kChoices];
+        ASSERT_EQ(std::set<int32_t>(chosen, chosen + kChoices), expected) << "row " << i << " of " << num_rows;
+        ++num_compared;
+      }
+    }
+    EXPECT_GT(num_compared, 0.99 * num_rows_routed);
   }
 }
 

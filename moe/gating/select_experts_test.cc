@@ -102,6 +102,22 @@ TEST(SelectExperts, TiesGoToTheLowerIndex) {
   for (const float weight : routing.weight) EXPECT_FLOAT_EQ(weight, 1.0f / 3);
 }
 
+// Ties within a register's lanes and across registers, in numbers that candidates outgrow k.
+TEST(SelectExperts, MatchesTheDefinitionWithManyTies) {
+  for (const int num_experts : {16, 17, 60, 128, 256}) {
+    for (const int top_k : {1, 5, 8, 16}) {
+      const GateSpec gate{.top_k = top_k, .renormalize = true};
+      std::vector<float> logits = RandomLogits(200, num_experts, 1.5, num_experts + top_k);
+      for (float& logit : logits) logit = std::round(logit);
+      const Routing routing = Select(gate, logits, num_experts);
+      for (int64_t row_idx = 0; row_idx < 200; ++row_idx) {
+        ExpectRow(gate, &logits[row_idx * num_experts], num_experts, &routing.expert_idx[row_idx * top_k],
+                  &routing.weight[row_idx * top_k]);
+      }
+    }
+  }
+}
+
 TEST(SelectExperts, AllEqualLogitsGiveUniformWeights) {
   const Routing routing = Select({.top_k = 4}, std::vector<float>(16, 3.5f), 16);
   EXPECT_EQ(routing.expert_idx, (std::vector<int32_t>{0, 1, 2, 3}));

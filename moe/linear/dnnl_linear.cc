@@ -1,31 +1,13 @@
 #include "moe/linear/dnnl_linear.h"
 
-#include <cstdint>
-
 #include "moe/linear/dnnl_status.h"
+#include "moe/linear/pack_weights.h"
 #include "moe/linear/parallel.h"
 #include "moe/linear/row_chunks.h"
 #include "moe/tensor/convert.h"
 
 namespace switchyard {
 namespace {
-
-// The library may ask for an aligned element; a tensor inside a file need not be.
-bool UsableInPlace(ConstMatrixView matrix, DType compute) {
-  return matrix.dtype == compute && reinterpret_cast<uintptr_t>(matrix.data) % SizeOf(compute) == 0;
-}
-
-// `matrix` in the compute type: itself, or a copy in `staging`.
-ConstMatrixView InComputeType(ConstMatrixView matrix, DType compute, int num_threads, HostBuffer* staging) {
-  if (UsableInPlace(matrix, compute)) return matrix;
-  MatrixView copy{nullptr, compute, matrix.num_rows, matrix.num_cols};
-  staging->EnsureSize(copy.size_bytes());
-  copy.data = staging->data();
-  ParallelFor(num_threads, matrix.num_rows, [&](int64_t row_idx) {
-    ConvertElements(matrix.dtype, matrix.row(row_idx), compute, copy.row(row_idx), matrix.num_cols);
-  });
-  return copy;
-}
 
 void Point(dnnl::memory* memory, const std::byte* data) {
   // oneDNN's argument type is not const even for what it only reads.
@@ -39,31 +21,15 @@ absl::StatusOr<std::unique_ptr<PackedLinear>> DnnlLinear::Create(LinearContext* 
   const int64_t in_features = weight.transposed ? weight.matrix.num_rows : weight.matrix.num_cols;
   const int64_t out_features = weight.transposed ? weight.matrix.num_cols : weight.matrix.num_rows;
   omp_set_num_threads(context->num_threads());
-  SY_ASSIGN_OR_RETURN(MatmulShape * shape, context->impl().ShapeFor(compute, in_features, out_features));
+  SY_ASSIGN_OR_RETURN(MatmulShape * shape,
+                      context->impl().ShapeFor(compute, in_features, out_features, context->num_threads()));
   auto linear = std::unique_ptr<DnnlLinear>(new DnnlLinear(context, shape, compute, in_features, out_features));
-  SY_RETURN_IF_ERROR(linear->Pack(weight));
+  SY_ASSIGN_OR_RETURN(linear->packed_, PackWeights(context, *shape, weight));
   if (bias.data != nullptr) {
     linear->bias_ = HostBuffer(out_features * sizeof(float));
     ConvertElements(bias.dtype, bias.data, DType::kF32, linear->bias_.data(), out_features);
   }
   return linear;
-}
-
-absl::Status DnnlLinear::Pack(const WeightView& weight) {
-  LinearContext::Impl& library = context_->impl();
-  const ConstMatrixView plain =
-      InComputeType(weight.matrix, compute_dtype(), context_->num_threads(), &library.staging);
-  // The library's weights are [K, N]; the usual [N, K] is its transpose, told by the strides.
-  const auto tag = weight.transposed ? dnnl::memory::format_tag::ab : dnnl::memory::format_tag::ba;
-  packed_ = HostBuffer(shape_->weights_desc().get_size());
-  const auto reorder = [&] {
-    const dnnl::memory::desc plain_desc({in_features(), out_features()}, DnnlType(compute_dtype()), tag);
-    dnnl::memory from(plain_desc, library.engine, const_cast<std::byte*>(plain.data));
-    dnnl::memory to(shape_->weights_desc(), library.engine, packed_.data());
-    dnnl::reorder(from, to).execute(library.stream, from, to);
-    library.stream.wait();
-  };
-  return SY_DNNL_CALL(reorder());
 }
 
 MatmulVariant DnnlLinear::VariantOf(int64_t num_rows, const LinearEpilogue& epilogue, DType y_dtype) const {

@@ -20,7 +20,6 @@ class DnnlLinear final : public PackedLinear {
   DnnlLinear(LinearContext* context, MatmulShape* shape, DType compute, int64_t in_features, int64_t out_features)
       : PackedLinear(compute, in_features, out_features), context_(context), shape_(shape) {}
 
-  absl::Status Pack(const WeightView& weight);
   MatmulVariant VariantOf(int64_t num_rows, const LinearEpilogue& epilogue, DType y_dtype) const;
   absl::Status RunChunk(ConstMatrixView x, const LinearEpilogue& epilogue, MatrixView y) const override;
 

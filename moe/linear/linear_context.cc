@@ -20,12 +20,13 @@ absl::StatusOr<std::unique_ptr<LinearContext>> LinearContext::Create(int num_thr
 }
 
 LinearContext::LinearContext(int num_threads, std::unique_ptr<Impl> impl)
-    : num_threads_(num_threads), impl_(std::move(impl)) {}
+    : num_threads_(num_threads), pool_(num_threads), impl_(std::move(impl)) {}
 
 LinearContext::~LinearContext() = default;
 
-absl::StatusOr<MatmulShape*> LinearContext::Impl::ShapeFor(DType compute, int64_t in_features, int64_t out_features) {
-  std::unique_ptr<MatmulShape>& shape = shapes_[{compute, in_features, out_features}];
+absl::StatusOr<MatmulShape*> LinearContext::Impl::ShapeFor(DType compute, int64_t in_features, int64_t out_features,
+                                                           int num_threads) {
+  std::unique_ptr<MatmulShape>& shape = shapes_[{compute, in_features, out_features, num_threads}];
   if (shape == nullptr) {
     SY_ASSIGN_OR_RETURN(shape, MatmulShape::Create(engine, compute, in_features, out_features));
   }

@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "moe/base/status.h"
+#include "moe/linear/work_pool.h"
 
 namespace switchyard {
 
@@ -20,6 +21,9 @@ class LinearContext {
 
   int num_threads() const { return num_threads_; }
 
+  // For loops over single-threaded primitives. Its threads start with the first loop.
+  WorkPool& pool() { return pool_; }
+
   // Library state, for the implementations in this folder.
   struct Impl;
   Impl& impl() { return *impl_; }
@@ -28,6 +32,7 @@ class LinearContext {
   LinearContext(int num_threads, std::unique_ptr<Impl> impl);
 
   const int num_threads_;
+  WorkPool pool_;
   const std::unique_ptr<Impl> impl_;
 };
 

@@ -18,11 +18,12 @@ struct LinearContext::Impl {
   HostBuffer scratchpad;  // for the primitive that is running
   HostBuffer staging;     // one weight matrix on its way into its packed layout
 
-  // The shape's primitives, made at first use; valid as long as the context.
-  absl::StatusOr<MatmulShape*> ShapeFor(DType compute, int64_t in_features, int64_t out_features);
+  // The primitives of a shape for use by `num_threads` threads, made at first use; valid as long as the context. The
+  // caller has set OpenMP to that many, here and whenever it compiles or runs one of them.
+  absl::StatusOr<MatmulShape*> ShapeFor(DType compute, int64_t in_features, int64_t out_features, int num_threads);
 
  private:
-  absl::flat_hash_map<std::tuple<DType, int64_t, int64_t>, std::unique_ptr<MatmulShape>> shapes_;
+  absl::flat_hash_map<std::tuple<DType, int64_t, int64_t, int>, std::unique_ptr<MatmulShape>> shapes_;
 };
 
 }  // namespace switchyard

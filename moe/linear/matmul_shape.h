@@ -51,6 +51,10 @@ class MatmulShape {
   static absl::StatusOr<std::unique_ptr<MatmulShape>> Create(const dnnl::engine& engine, DType compute,
                                                              int64_t in_features, int64_t out_features);
 
+  DType compute_dtype() const { return compute_; }
+  int64_t in_features() const { return in_features_; }
+  int64_t out_features() const { return out_features_; }
+
   // The packed layout; its dimensions are [K, N].
   const dnnl::memory::desc& weights_desc() const { return weights_desc_; }
 

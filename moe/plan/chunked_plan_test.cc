@@ -34,23 +34,28 @@ void AddPairs(const RankPlanView& plan, const Position& position, std::multiset<
 
 int64_t BlockSize(std::span<const int32_t> offsets, int peer) { return offsets[peer + 1] - offsets[peer]; }
 
+// Where chunk c's rows begin in a block of n rows.
+int64_t PositionOfChunk(bool is_own, int64_t n, int c, int num_chunks) {
+  return is_own || num_chunks == 1 || c == 0 ? 0 : n * (c - 1) / (num_chunks - 1);
+}
+
 TEST(ChunkedPlanTest, ChunksTogetherComputeTheSamePairs) {
   ChunkedPlan chunks;
   for (const PlanCase& plan_case : PlanCases()) {
     SCOPED_TRACE(plan_case.name);
     const StepPlan step = PlanOf(plan_case);
-    for (const RankPlan& rank : step.ranks) {
-      const RankPlanView plan = rank.view();
+    for (int rank = 0; rank < static_cast<int>(step.ranks.size()); ++rank) {
+      const RankPlanView plan = step.ranks[rank].view();
       std::multiset<Pair> expected;
       AddPairs(
           plan, [](int, int64_t index) { return index; }, &expected);
       for (const int num_chunks : {1, 2, 3, 4, 8}) {
-        chunks.Split(plan, num_chunks);
+        chunks.Split(plan, num_chunks, rank);
         ASSERT_EQ(chunks.num_chunks(), num_chunks);
         std::multiset<Pair> found;
         for (int c = 0; c < num_chunks; ++c) {
           const auto position = [&](int source, int64_t index) {
-            return BlockSize(plan.recv_offsets, source) * c / num_chunks + index;
+            return PositionOfChunk(source == rank, BlockSize(plan.recv_offsets, source), c, num_chunks) + index;
           };
           AddPairs(chunks.chunk(c), position, &found);
         }
@@ -66,10 +71,11 @@ TEST(ChunkedPlanTest, EveryChunkIsASoundPlan) {
   for (const PlanCase& plan_case : PlanCases()) {
     SCOPED_TRACE(plan_case.name);
     const StepPlan step = PlanOf(plan_case);
-    for (const RankPlan& rank : step.ranks) {
-      chunks.Split(rank.view(), 3);
+    for (int rank = 0; rank < static_cast<int>(step.ranks.size()); ++rank) {
+      chunks.Split(step.ranks[rank].view(), 3, rank);
       for (int c = 0; c < 3; ++c) {
         const RankPlanView& chunk = chunks.chunk(c);
+        EXPECT_EQ(chunk.num_chunks, 3);
         std::vector<int32_t> words(EncodedSize(chunk) / 4);
         EncodeRankPlan(chunk, reinterpret_cast<std::byte*>(words.data()));
         const int64_t num_rows = plan_case.routing.num_rows;
@@ -90,7 +96,7 @@ TEST(ChunkedPlanTest, BothSidesCutAtTheSamePlaces) {
     const StepPlan step = PlanOf(plan_case);
     const int num_ranks = static_cast<int>(step.ranks.size());
     ranks.resize(num_ranks);
-    for (int rank = 0; rank < num_ranks; ++rank) ranks[rank].Split(step.ranks[rank].view(), 4);
+    for (int rank = 0; rank < num_ranks; ++rank) ranks[rank].Split(step.ranks[rank].view(), 4, rank);
     for (int c = 0; c < 4; ++c) {
       for (int source = 0; source < num_ranks; ++source) {
         for (int destination = 0; destination < num_ranks; ++destination) {
@@ -102,14 +108,43 @@ TEST(ChunkedPlanTest, BothSidesCutAtTheSamePlaces) {
   }
 }
 
+// Chunk 0 neither waits for another rank nor keeps one waiting; and it can be computed where it lies in the send
+// buffer.
+TEST(ChunkedPlanTest, FirstChunkIsExactlyTheRowsThatStay) {
+  ChunkedPlan chunks;
+  for (const PlanCase& plan_case : PlanCases()) {
+    SCOPED_TRACE(plan_case.name);
+    const StepPlan step = PlanOf(plan_case);
+    for (int rank = 0; rank < static_cast<int>(step.ranks.size()); ++rank) {
+      const RankPlanView plan = step.ranks[rank].view();
+      for (const int num_chunks : {2, 3, 8}) {
+        chunks.Split(plan, num_chunks, rank);
+        for (int c = 0; c < num_chunks; ++c) {
+          const RankPlanView& chunk = chunks.chunk(c);
+          EXPECT_EQ(chunks.is_own(c), c == 0);
+          for (int peer = 0; peer < plan.num_ranks; ++peer) {
+            if (chunks.is_own(c) == (peer == rank)) continue;
+            EXPECT_EQ(BlockSize(chunk.send_offsets, peer), 0);
+            EXPECT_EQ(BlockSize(chunk.recv_offsets, peer), 0);
+          }
+        }
+        EXPECT_EQ(chunks.first_send_row(0), 0);
+        EXPECT_EQ(chunks.chunk(0).num_send_rows(), BlockSize(plan.send_offsets, rank));
+        EXPECT_EQ(chunks.chunk(0).num_recv_rows(), BlockSize(plan.recv_offsets, rank));
+      }
+    }
+  }
+}
+
 // The send buffer as a whole: chunk after chunk, and in all the same rows for every destination in the same order.
 TEST(ChunkedPlanTest, WholeSendBufferIsTheChunksInARow) {
   ChunkedPlan chunks;
   for (const PlanCase& plan_case : PlanCases()) {
     SCOPED_TRACE(plan_case.name);
     const StepPlan step = PlanOf(plan_case);
-    for (const RankPlan& rank : step.ranks) {
-      chunks.Split(rank.view(), 4);
+    for (int rank_idx = 0; rank_idx < static_cast<int>(step.ranks.size()); ++rank_idx) {
+      const RankPlan& rank = step.ranks[rank_idx];
+      chunks.Split(rank.view(), 4, rank_idx);
       const RankPlanView& whole = chunks.whole();
       EXPECT_EQ(whole.num_home_rows, rank.num_home_rows);
       EXPECT_EQ(whole.num_recv_rows(), rank.recv_offsets.back());
@@ -141,9 +176,10 @@ TEST(ChunkedPlanTest, OneChunkIsThePlanItself) {
   const StepPlan step = PlanOf(plan_case);
   const RankPlanView plan = step.ranks[0].view();
   ChunkedPlan chunks;
-  chunks.Split(plan, 4);  // what a step before left behind does not matter
-  chunks.Split(plan, 1);
+  chunks.Split(plan, 4, 0);  // what a step before left behind does not matter
+  chunks.Split(plan, 1, 0);
   ASSERT_EQ(chunks.num_chunks(), 1);
+  EXPECT_FALSE(chunks.is_own(0));
   EXPECT_EQ(chunks.first_send_row(0), 0);
   EXPECT_EQ(chunks.first_recv_row(0), 0);
   for (const RankPlanView& same : {chunks.chunk(0), chunks.whole()}) {
@@ -155,7 +191,7 @@ TEST(ChunkedPlanTest, OneChunkIsThePlanItself) {
 }
 
 TEST(ChunkedPlanTest, SmallExampleByHand) {
-  // Five rows come from source 0 and one from source 1; two experts.
+  // The second of two ranks: five rows come from the first and one is its own; two experts.
   const RankPlan plan{.num_home_rows = 3,
                       .send_offsets = {0, 3, 4},
                       .send_rows = {0, 1, 2, 1},
@@ -166,28 +202,35 @@ TEST(ChunkedPlanTest, SmallExampleByHand) {
   const auto copy = []<typename T>(std::span<const T> values) { return std::vector<T>(values.begin(), values.end()); };
   const RankPlanView view = plan.view();
   ChunkedPlan chunks;
-  chunks.Split(view, 2);
-  // Chunk 0 has rows 0 and 1 of source 0 and none of source 1; chunk 1 has rows 2, 3, 4 and 5.
-  EXPECT_EQ(copy(chunks.chunk(0).recv_offsets), (std::vector<int32_t>{0, 2, 2}));
-  EXPECT_EQ(copy(chunks.chunk(0).expert_offsets), (std::vector<int32_t>{0, 2, 2}));
-  EXPECT_EQ(copy(chunks.chunk(0).pair_rows), (std::vector<int32_t>{0, 1}));
-  EXPECT_EQ(copy(chunks.chunk(0).send_rows), (std::vector<int32_t>{0}));
-  EXPECT_EQ(copy(chunks.chunk(1).recv_offsets), (std::vector<int32_t>{0, 3, 4}));
-  EXPECT_EQ(copy(chunks.chunk(1).expert_offsets), (std::vector<int32_t>{0, 2, 4}));
-  EXPECT_EQ(copy(chunks.chunk(1).pair_rows), (std::vector<int32_t>{2, 3, 0, 1}));
-  EXPECT_EQ(copy(chunks.chunk(1).pair_weights), (std::vector<float>{.3f, .4f, .5f, .6f}));
-  EXPECT_EQ(copy(chunks.chunk(1).send_rows), (std::vector<int32_t>{1, 2, 1}));
-  EXPECT_EQ(chunks.first_recv_row(1), 2);
+  chunks.Split(view, 3, /*rank=*/1);
+  // Chunk 0 is row 5; chunk 1 has rows 0 and 1, chunk 2 rows 2, 3 and 4, all from the first rank.
+  EXPECT_EQ(copy(chunks.chunk(0).recv_offsets), (std::vector<int32_t>{0, 0, 1}));
+  EXPECT_EQ(copy(chunks.chunk(0).expert_offsets), (std::vector<int32_t>{0, 1, 1}));
+  EXPECT_EQ(copy(chunks.chunk(0).pair_rows), (std::vector<int32_t>{0}));
+  EXPECT_EQ(copy(chunks.chunk(0).pair_weights), (std::vector<float>{.4f}));
+  EXPECT_EQ(copy(chunks.chunk(0).send_rows), (std::vector<int32_t>{1}));
+  EXPECT_EQ(copy(chunks.chunk(1).recv_offsets), (std::vector<int32_t>{0, 2, 2}));
+  EXPECT_EQ(copy(chunks.chunk(1).expert_offsets), (std::vector<int32_t>{0, 2, 2}));
+  EXPECT_EQ(copy(chunks.chunk(1).pair_rows), (std::vector<int32_t>{0, 1}));
+  EXPECT_EQ(copy(chunks.chunk(1).send_rows), (std::vector<int32_t>{0}));
+  EXPECT_EQ(copy(chunks.chunk(2).recv_offsets), (std::vector<int32_t>{0, 3, 3}));
+  EXPECT_EQ(copy(chunks.chunk(2).expert_offsets), (std::vector<int32_t>{0, 1, 3}));
+  EXPECT_EQ(copy(chunks.chunk(2).pair_rows), (std::vector<int32_t>{2, 0, 1}));
+  EXPECT_EQ(copy(chunks.chunk(2).pair_weights), (std::vector<float>{.3f, .5f, .6f}));
+  EXPECT_EQ(copy(chunks.chunk(2).send_rows), (std::vector<int32_t>{1, 2}));
+  EXPECT_EQ(chunks.first_recv_row(1), 1);
+  EXPECT_EQ(chunks.first_recv_row(2), 3);
   EXPECT_EQ(chunks.first_send_row(1), 1);
+  EXPECT_EQ(chunks.first_send_row(2), 2);
 }
 
 TEST(ChooseNumChunksTest, GrowsWithTheBytes) {
   EXPECT_EQ(ChooseNumChunks(0), 1);
-  EXPECT_EQ(ChooseNumChunks((4 << 20) - 1), 1);
-  EXPECT_EQ(ChooseNumChunks(4 << 20), 2);
-  EXPECT_EQ(ChooseNumChunks((16 << 20) - 1), 2);
-  EXPECT_EQ(ChooseNumChunks(16 << 20), 4);
-  EXPECT_EQ(ChooseNumChunks(int64_t{1} << 40), 4);
+  EXPECT_EQ(ChooseNumChunks((64 << 20) - 1), 1);
+  EXPECT_EQ(ChooseNumChunks(64 << 20), 2);
+  EXPECT_EQ(ChooseNumChunks((256 << 20) - 1), 2);
+  EXPECT_EQ(ChooseNumChunks(256 << 20), 3);
+  EXPECT_EQ(ChooseNumChunks(int64_t{1} << 40), 3);
 }
 
 }  // namespace

@@ -25,7 +25,8 @@ struct RankPlanView {
   int num_ranks = 0;
   int64_t num_home_rows = 0;
   // Parts in which a device that can overlap them exchanges and computes the rows (chunked_plan.h), 1 to kMaxChunks and
-  // the same on every rank of a step. Offsets and rows here are those of the undivided step.
+  // the same on every rank of a step. Offsets and rows here are those of the undivided step, except in a ChunkedPlan's
+  // views, which are of a step that is divided already.
   int num_chunks = 1;
   // Rows to send: send_rows[send_offsets[d] .. send_offsets[d+1]) are home row indices for destination d, increasing.
   std::span<const int32_t> send_offsets;  // [num_ranks + 1]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures on this machine's GPUs: from the unpacked bundle or, after `bazel build -c opt //deploy:bundle`, from the
-# source tree. Needs CUDA 13; torch and transformers for the peers, NCCL and a second GPU for what has two ranks, and
+# source tree. Needs CUDA 13 and NCCL; torch and transformers for the peers, a second GPU for what has two ranks, and
 # matplotlib for the plot. What cannot be measured is left out, and said to be. Leave the machine idle meanwhile.
 #
 #   tests/gpu/bench.sh                       everything, about ten minutes
@@ -32,6 +32,14 @@ for argument in "$@"; do
   esac
 done
 
+for part in ${parts//,/ }; do
+  [[ ,engine,peers,exchange,ranks,service, == *,$part,* ]] || {
+    echo "bench.sh: --only: unknown part '$part'; see --help" >&2
+    exit 2
+  }
+done
+
+# shellcheck source=tests/gpu/environment.sh
 source "$here/environment.sh"
 mkdir -p "$output"
 if ! command -v nvidia-smi >/dev/null || ! num_gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU '); then
@@ -41,6 +49,18 @@ fi
 failed=()
 
 wants() { [[ ,$parts, == *,$1,* ]]; }
+
+skip() { printf '\n==== %s\nskipped: %s\n' "$1" "$2"; }
+
+# Whether the part is wanted and there are two GPUs for it.
+wants_two_gpus() {
+  wants "$1" || return 1
+  ((num_gpus < 2)) || return 0
+  skip "$1" "needs 2 GPUs, this machine has $num_gpus"
+  return 1
+}
+
+has_torch() { python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; }
 
 # measure PART SECONDS COMMAND…: shows what it prints and keeps it; a failure does not stop the other parts.
 measure() {
@@ -70,20 +90,15 @@ describe_machine
 if wants engine; then
   measure engine 900 "$root/tests/cuda_engine_benchmark" --out="$output/engine.jsonl" ${selection[@]+"${selection[@]}"}
 fi
-if wants peers; then
+if wants peers && ! has_torch; then
+  skip peers "python3 has no torch"
+elif wants peers; then
   measure peers 900 python3 "$here/peers.py" --out="$output/peers.jsonl" ${selection[@]+"${selection[@]}"}
 fi
-for part in exchange ranks; do
-  if wants $part && ((num_gpus < 2)); then
-    printf '\n==== %s\nskipped: needs 2 GPUs, this machine has %s\n' "$part" "$num_gpus"
-    parts=,$parts,
-    parts=${parts//,$part,/,}
-  fi
-done
-if wants exchange; then
+if wants_two_gpus exchange; then
   measure exchange 300 "$root/tests/nccl_exchange_benchmark" --ranks=2 --max_ctas=0 --out="$output/exchange.jsonl"
 fi
-if wants ranks; then
+if wants_two_gpus ranks; then
   measure ranks 300 "$root/tests/two_gpu_benchmark" --out="$output/ranks.jsonl"
 fi
 if wants service; then

@@ -83,9 +83,9 @@ def bench(root, address, num_rows, concurrency, duration_s):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--root", required=True)
-    parser.add_argument("--workers", default="1")
-    parser.add_argument("--layers", default=",".join(LAYERS))
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--workers", default="1", help="numbers of workers, with commas between them")
+    parser.add_argument("--layers", default=",".join(LAYERS), help="some of them: %(default)s")
+    parser.add_argument("--device", default="cuda", help="cpu tries this script; layers of this size are slow there")
     parser.add_argument("--duration", type=float, default=2, help="seconds of each load")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()

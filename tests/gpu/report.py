@@ -63,7 +63,7 @@ def step_table(results, layer):
             [str(num_rows), us(step), us(ours.get("loop_us"))]
             + [us(peer.get("step_us")) + (" (eager)" if peer.get("mode") == "eager" else "") for peer in peers]
             + [us(dense), us(ours.get("cublas_dense_us")), us(floor), ratio(step, dense), ratio(step, floor),
-               ratio(results.fastest_peer(layer, num_rows)[0], step), us(results.limit_us(layer, num_rows)),
+               ratio(results.fastest_peer_us(layer, num_rows), step), us(results.limit_us(layer, num_rows)),
                verdict(results, layer, num_rows)])
     header = ["rows", "**step**", "back to back", *PEERS.values(), "dense", "dense, GEMMs alone", "floor", "step / dense",
               "step / floor", "fastest peer / step", "at most", ""]

@@ -46,11 +46,9 @@ class Results:
         found = [line for line in self.all(source=source, impl=impl, layer=layer, rows=rows) if "step_us" in line]
         return found[-1] if found else {}
 
-    def fastest_peer(self, layer, rows, field="step_us"):
-        """(µs, name), or (None, "")."""
-        times = [(line[field], name) for peer, name in PEERS.items()
-                 if field in (line := self.peer(peer, layer, rows))]
-        return min(times, default=(None, ""))
+    def fastest_peer_us(self, layer, rows):
+        times = [line["step_us"] for peer in PEERS if (line := self.peer(peer, layer, rows))]
+        return min(times, default=None)
 
     def dense_us(self, layer, rows):
         """One plain FFN of as many operations through torch, activation included. Of few rows it says nothing, for it

@@ -2,10 +2,10 @@
 """Runs the GPU tests of an unpacked bundle; tests/gpu/run.sh calls it with the libraries found.
 
 Parts, in this order:
-  unit       every tests/*_test program, but those of other parts
+  unit       every tests/*_test program but kill_test
   golden     recorded layers of real checkpoints through the whole service, for numbers of workers and compute types
   kill       tests/kill_test: workers killed under load. Needs two GPUs
-  sanitizer  compute-sanitizer's memcheck and racecheck over the small shapes of tests/cuda_engine_test
+  sanitizer  compute-sanitizer's memcheck and racecheck over the small shapes of tests/cuda_engine_*test
 """
 
 import argparse
@@ -26,7 +26,8 @@ from summarize import FAILED, PASSED, SKIPPED, Case
 
 PARTS = ["unit", "golden", "kill", "sanitizer"]
 NOT_UNIT_TESTS = ["kill_test"]
-GPUS_NEEDED = {"kill_test": 2}
+KILL_GPUS = 2
+SANITIZED_TESTS = ["cuda_engine_test", "cuda_engine_contract_test"]
 
 # Of each model: its layers' tensors are model.layers.N.mlp.input and .output.
 GOLDEN_MODELS = ["jargon-moe", "golden_qwen3_moe", "golden_mixtral"]
@@ -72,8 +73,8 @@ class Runner:
         self.cases = []
         self.folder = self.make_runfiles()
 
-    # The places where tests look for programs and data, as in the source tree.
     def make_runfiles(self):
+        """A folder with programs and data where tests look for them: as in the source tree."""
         folder = os.path.join(self.work, "runfiles")
         for link, target in {
             "server/switchyard_server": "bin/switchyard_server",
@@ -91,14 +92,14 @@ class Runner:
 
     def add(self, target, name, result, reason=""):
         self.cases.append(Case("", target, name, result, reason))
-        print(f"  {result:8} {target} {name}{': ' if reason else ''}{reason}", flush=True)
+        print(f"  {result:8} {f'{target} {name}'.strip()}{': ' if reason else ''}{reason}", flush=True)
 
-    def skip_for_gpus(self, target, name, needed):
+    def skip_for_gpus(self, target, needed):
         """Whether it was skipped."""
-        reason = why_too_few(self.num_gpus, needed)
-        if reason and self.device == "cuda":
-            self.add(target, name, SKIPPED, reason)
-        return bool(reason) and self.device == "cuda"
+        reason = why_too_few(self.num_gpus, needed) if self.device == "cuda" else ""
+        if reason:
+            self.add(target, "", SKIPPED, reason)
+        return bool(reason)
 
     # ---- Test programs ----------------------------------------------------------------------------------------------
 
@@ -141,15 +142,15 @@ class Runner:
         if not programs:
             self.add("tests", "*_test", SKIPPED, "the bundle was built without CUDA")
         for name in programs:
-            if not self.skip_for_gpus(name, "", GPUS_NEEDED.get(name, 1)):
+            if not self.skip_for_gpus(name, 1):
                 self.run_program(name, [os.path.join(self.root, "tests", name)])
 
     def run_kill(self):
         program = os.path.join(self.root, "tests", "kill_test")
         if not os.path.exists(program):
             self.add("kill_test", "", SKIPPED, "the bundle does not have it")
-        elif not self.skip_for_gpus("kill_test", "", GPUS_NEEDED["kill_test"]):
-            text = self.run_program("kill_test", [program, f"--device={self.device}", "--workers=2", "--kills=5"])
+        elif not self.skip_for_gpus("kill_test", KILL_GPUS):
+            text = self.run_program("kill_test", [program, f"--device={self.device}", f"--workers={KILL_GPUS}", "--kills=5"])
             print(*("  " + line for line in text.splitlines() if line.startswith("kill ") or "kills;" in line), sep="\n")
 
     # ---- compute-sanitizer ------------------------------------------------------------------------------------------
@@ -163,22 +164,24 @@ class Runner:
 
     def run_sanitizer(self):
         sanitizer = self.find_sanitizer()
-        program = os.path.join(self.root, "tests", "cuda_engine_test")
-        for tool in ("memcheck", "racecheck"):
-            label = f"cuda_engine_test under {tool}"
-            if not os.path.exists(program):
-                self.add(label, "", SKIPPED, "the bundle was built without CUDA")
-            elif self.skip_for_gpus(label, "", 1):
-                continue
-            elif sanitizer is None:
-                self.add(label, "", SKIPPED, "there is no compute-sanitizer in CUDA_HOME or PATH")
-            else:
-                # Its own exit code, or findings in tests that pass would go unnoticed. Calls that fail are no findings:
-                # tests of refusals make some, and the others check every call.
-                command = [sanitizer, f"--tool={tool}", "--error-exitcode=86"]
-                command += ["--report-api-errors=no"] if tool == "memcheck" else []
-                text = self.run_program(label, command + [program, f"--gtest_filter={self.sanitizer_filter}"])
-                print(*("  " + line for line in text.splitlines() if "SUMMARY" in line), sep="\n")
+        for name in SANITIZED_TESTS:
+            program = os.path.join(self.root, "tests", name)
+            for tool in ("memcheck", "racecheck"):
+                label = f"{name} under {tool}"
+                if not os.path.exists(program):
+                    self.add(label, "", SKIPPED, "the bundle was built without CUDA")
+                elif sanitizer is None:
+                    self.add(label, "", SKIPPED, "there is no compute-sanitizer in CUDA_HOME or PATH")
+                elif not self.skip_for_gpus(label, 1):
+                    self.run_sanitized(label, sanitizer, tool, program)
+
+    def run_sanitized(self, label, sanitizer, tool, program):
+        # Its own exit code, or findings in tests that pass would go unnoticed. Calls that fail are no findings: tests of
+        # refusals make some, and the others check every call.
+        command = [sanitizer, f"--tool={tool}", "--error-exitcode=86"]
+        command += ["--report-api-errors=no"] if tool == "memcheck" else []
+        text = self.run_program(label, command + [program, f"--gtest_filter={self.sanitizer_filter}"])
+        print(*("  " + line for line in text.splitlines() if "SUMMARY" in line), sep="\n")
 
     # ---- Golden vectors through the service -------------------------------------------------------------------------
 
@@ -187,7 +190,7 @@ class Runner:
             for dtype in self.dtypes:
                 workers = "1 worker" if num_workers == 1 else f"{num_workers} workers"
                 target = f"golden vectors, {workers} on {self.device}, {dtype}"
-                if not self.skip_for_gpus(target, "", num_workers):
+                if not self.skip_for_gpus(target, num_workers):
                     self.run_golden_service(target, num_workers, dtype)
 
     def run_golden_service(self, target, num_workers, dtype):
@@ -217,10 +220,11 @@ class Runner:
             self.add(target, "", FAILED, f"the server ended with {server.wait()} and not with a READY line")
             return
         address = dict(field.split("=", 1) for field in ready.split()[1:])["grpc"]
-        devices = [rank["device"] for rank in self.ask(address, "status")["ranks"]]
+        ranks, models = self.ask(target, address, "status", "ranks"), self.ask(target, address, "models", "models")
+        devices = [rank["device"] for rank in ranks]
         if not all(device.startswith(self.device) for device in devices):
             self.add(target, "", FAILED, f"workers are on {', '.join(devices)}, expected {self.device}")
-        for model in self.ask(address, "models")["models"]:
+        for model in models:
             for layer in model["layers"]:
                 self.check_layer(target, address, model["name"], layer["name"], dtype)
         server.send_signal(signal.SIGTERM)
@@ -232,9 +236,13 @@ class Runner:
             [os.path.join(self.root, "bin/switchyard"), command, f"--target={address}", "--format=json", *flags],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def ask(self, address, command):
+    def ask(self, target, address, command, field):
+        """A list that the client prints, which is not empty; where it is, that is a failure."""
         answer = self.client(address, command)
-        return json.loads(answer.stdout) if answer.returncode == 0 else {"ranks": [], "models": []}
+        found = json.loads(answer.stdout)[field] if answer.returncode == 0 else []
+        if not found:
+            self.add(target, command, FAILED, answer.stderr.strip() or f"it names no {field}")
+        return found
 
     def check_layer(self, target, address, model, layer, dtype):
         golden = f"{self.root}/testdata/{model}/golden.safetensors"
@@ -273,8 +281,7 @@ def main():
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu checks the golden part itself")
     parser.add_argument("--dtypes", default="fp32,bf16,fp16,fp64", help="compute types of the golden part")
     parser.add_argument("--workers", default="1,2", help="numbers of workers of the golden part")
-    parser.add_argument("--sanitizer_filter", default=os.environ.get("SWITCHYARD_SANITIZER_FILTER", "*Small*"),
-                        help="--gtest_filter under the sanitizers")
+    parser.add_argument("--sanitizer_filter", default="*Small*", help="--gtest_filter under compute-sanitizer")
     parser.add_argument("--timeout_s", type=int, default=300, help="how long one program may run")
     arguments = parser.parse_args()
     parts = arguments.only.split(",")

@@ -2,11 +2,13 @@
 // each home to as many rows as the one. Ranks are processes with a GPU each; steps run as in a worker, through
 // StepRunner and NCCL, several on their way, from page-locked host memory to page-locked host memory.
 //
-//   two_gpu_benchmark --shapes=mixtral,qwen3 --ranks=2 --rows_per_rank=8192 --chunks=0 --out=two_gpu.jsonl
+//   two_gpu_benchmark --shapes=mixtral,qwen3 --ranks=2 --rows_per_rank=8192 --chunks=0 --exchange_multiprocessors=0
+//                     --out=two_gpu.jsonl
 //
 // --chunks is into how many parts a step's exchange is cut to overlap with computing; 0 is what the front would choose.
-// A round is a number of steps between two barriers, and takes as long as on its slowest rank; figures are the medians
-// of rounds. The first rows of every rank's output are compared with the float64 reference.
+// --exchange_multiprocessors is how many multiprocessors the exchange may take, and computing leaves to it; 0 is no
+// limit. A round is a number of steps between two barriers, and takes as long as on its slowest rank; figures are the
+// medians of rounds. The first rows of every rank's output are compared with the float64 reference.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -44,7 +46,7 @@ constexpr auto kRankTimeout = std::chrono::minutes(5);
 // What a rank is told.
 struct RankTask {
   std::string shape;
-  int rank = 0, num_ranks = 1, chunks = 0;
+  int rank = 0, num_ranks = 1, chunks = 0, exchange_multiprocessors = 0;
   int64_t rows_per_rank = 0;
   double round_ms = 0;
 
@@ -53,14 +55,15 @@ struct RankTask {
             absl::StrCat(rank),
             absl::StrCat(num_ranks),
             absl::StrCat(chunks),
+            absl::StrCat(exchange_multiprocessors),
             absl::StrCat(rows_per_rank),
             absl::StrCat(round_ms)};
   }
   static absl::StatusOr<RankTask> Decode(const std::vector<std::string>& text) {
     RankTask task;
-    if (text.size() == 6 && absl::SimpleAtoi(text[1], &task.rank) && absl::SimpleAtoi(text[2], &task.num_ranks) &&
-        absl::SimpleAtoi(text[3], &task.chunks) && absl::SimpleAtoi(text[4], &task.rows_per_rank) &&
-        absl::SimpleAtod(text[5], &task.round_ms)) {
+    if (text.size() == 7 && absl::SimpleAtoi(text[1], &task.rank) && absl::SimpleAtoi(text[2], &task.num_ranks) &&
+        absl::SimpleAtoi(text[3], &task.chunks) && absl::SimpleAtoi(text[4], &task.exchange_multiprocessors) &&
+        absl::SimpleAtoi(text[5], &task.rows_per_rank) && absl::SimpleAtod(text[6], &task.round_ms)) {
       task.shape = text[0];
       return task;
     }
@@ -118,7 +121,8 @@ class Rank {
   }
 
   absl::Status OpenEngine() {
-    SY_ASSIGN_OR_RETURN(auto device, OpenCudaDevice({.device_idx = task_.rank}));
+    SY_ASSIGN_OR_RETURN(auto device, OpenCudaDevice({.device_idx = task_.rank,
+                                                     .exchange_multiprocessors = task_.exchange_multiprocessors}));
     SY_ASSIGN_OR_RETURN(engine_, CreateCudaEngine(std::move(device), {.compute_dtype = DType::kBF16}));
     const std::vector<int>& experts = placement_.experts_of(task_.rank);
     SY_RETURN_IF_ERROR(engine_->AddLayer(spec_, static_cast<int>(experts.size())));
@@ -128,7 +132,7 @@ class Rank {
   }
 
   absl::Status Connect() {
-    const auto factory = CreateNcclFactory({.device_idx = task_.rank});
+    const auto factory = CreateNcclFactory({.device_idx = task_.rank, .max_ctas = task_.exchange_multiprocessors});
     SY_ASSIGN_OR_RETURN(communicator_, factory->Prepare(task_.rank, task_.num_ranks));
     SY_ASSIGN_OR_RETURN(const std::vector<std::string> addresses, Gather(communicator_->address()));
     SY_RETURN_IF_ERROR(communicator_->Connect(addresses));
@@ -285,29 +289,41 @@ struct Settings {
   int num_ranks = 2;
   int64_t rows_per_rank = 8192;
   std::vector<int> chunks = {0};
+  std::vector<int> exchange_multiprocessors = {CudaDeviceOptions{}.exchange_multiprocessors};
   double round_ms = 300;
   std::string out;
 };
+
+// Runs one task on several ranks and reports it beside what `one` rank did.
+absl::Status MeasureTask(const RankTask& task, const Result& one, std::ostream& out) {
+  SY_ASSIGN_OR_RETURN(const Result several, RunGroup(task));
+  const double rows = static_cast<double>(task.rows_per_rank);
+  const double one_rate = 1e6 * rows / one.step_us, rate = 1e6 * rows * task.num_ranks / several.step_us;
+  std::printf(
+      "%-10s %d rows per rank: 1 rank %.0f us, %.3g rows/s; %d ranks, %d chunks, exchange on %d "
+      "multiprocessors %.0f us, %.3g rows/s; %.2f x\n",
+      task.shape.c_str(), static_cast<int>(rows), one.step_us, one_rate, task.num_ranks, several.num_chunks,
+      task.exchange_multiprocessors, several.step_us, rate, rate / one_rate);
+  std::fflush(stdout);
+  out << absl::StrFormat(R"({"source":"ranks","layer":"%s","ranks":%d,"rows_per_rank":%d,"chunks":%d,)"
+                         R"("exchange_multiprocessors":%d,"one_us":%.2f,"step_us":%.2f,"one_rows_per_s":%.6g,)"
+                         R"("rows_per_s":%.6g,"speedup":%.4f})",
+                         task.shape, task.num_ranks, task.rows_per_rank, several.num_chunks,
+                         task.exchange_multiprocessors, one.step_us, several.step_us, one_rate, rate, rate / one_rate)
+      << std::endl;
+  return absl::OkStatus();
+}
 
 absl::Status MeasureShape(const std::string& shape, const Settings& settings, std::ostream& out) {
   RankTask task{.shape = shape, .rows_per_rank = settings.rows_per_rank, .round_ms = settings.round_ms};
   SY_ASSIGN_OR_RETURN(const Result one, RunGroup(task));
   task.num_ranks = settings.num_ranks;
-  for (const int chunks : settings.chunks) {
-    task.chunks = chunks;
-    SY_ASSIGN_OR_RETURN(const Result several, RunGroup(task));
-    const double rows = static_cast<double>(settings.rows_per_rank);
-    const double one_rate = 1e6 * rows / one.step_us, rate = 1e6 * rows * settings.num_ranks / several.step_us;
-    std::printf(
-        "%-10s %d rows per rank: 1 rank %.0f us, %.3g rows/s; %d ranks, %d chunks %.0f us, %.3g rows/s; %.2f x\n",
-        shape.c_str(), static_cast<int>(rows), one.step_us, one_rate, settings.num_ranks, several.num_chunks,
-        several.step_us, rate, rate / one_rate);
-    std::fflush(stdout);
-    out << absl::StrFormat(R"({"source":"ranks","layer":"%s","ranks":%d,"rows_per_rank":%d,"chunks":%d,"one_us":%.2f,)"
-                           R"("step_us":%.2f,"one_rows_per_s":%.6g,"rows_per_s":%.6g,"speedup":%.4f})",
-                           shape, settings.num_ranks, settings.rows_per_rank, several.num_chunks, one.step_us,
-                           several.step_us, one_rate, rate, rate / one_rate)
-        << std::endl;
+  for (const int exchange_multiprocessors : settings.exchange_multiprocessors) {
+    for (const int chunks : settings.chunks) {
+      task.exchange_multiprocessors = exchange_multiprocessors;
+      task.chunks = chunks;
+      SY_RETURN_IF_ERROR(MeasureTask(task, one, out));
+    }
   }
   return absl::OkStatus();
 }
@@ -341,6 +357,11 @@ int Main(int argc, char** argv) {
   app.add_option("--chunks", settings.chunks, "Parts of a step's exchange, several are measured in turn; 0: chosen")
       ->delimiter(',')
       ->check(CLI::Range(0, kMaxChunks));
+  app.add_option("--exchange_multiprocessors", settings.exchange_multiprocessors,
+                 "Multiprocessors left to the exchange, several are measured in turn; 0: as NCCL likes, and none left")
+      ->delimiter(',')
+      ->check(CLI::Range(0, 64))
+      ->capture_default_str();
   app.add_option("--round_ms", settings.round_ms, "Time of one round")->capture_default_str();
   app.add_option("--out", settings.out, "File for one JSON object a line");
   CLI11_PARSE(app, argc, argv);

@@ -57,6 +57,10 @@ absl::StatusOr<std::shared_ptr<CudaDevice>> OpenCudaDevice(const CudaDeviceOptio
 }
 
 absl::StatusOr<std::shared_ptr<CudaDevice>> CudaDevice::Open(const CudaDeviceOptions& options) {
+  if (options.exchange_multiprocessors < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("exchange_multiprocessors: expected 0 or more, got ", options.exchange_multiprocessors));
+  }
   int count = 0;
   SY_CUDA(cudaGetDeviceCount(&count));
   if (options.device_idx < 0 || options.device_idx >= count) {

@@ -11,6 +11,7 @@
 // Thread-safety: as moe/experts/expert_engine.h says of engines, whose calls these are.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -58,6 +59,11 @@ class CudaDevice {
   absl::Status MakeCurrent() const;
   bool has_wgmma() const { return has_wgmma_; }
   int num_multiprocessors() const { return num_multiprocessors_; }
+  // How many of them persistent kernels may fill while the exchange is at work: an even number, for kernels whose
+  // blocks come in pairs.
+  int multiprocessors_beside_exchange() const {
+    return std::max(1, (num_multiprocessors_ - options_.exchange_multiprocessors) / 2) * 2;
+  }
 
   cudaStream_t compute() const { return compute_.get(); }
   cudaStream_t exchange() const { return exchange_.get(); }

@@ -16,6 +16,11 @@ struct CudaDeviceOptions {
 
   // The most bytes of device memory that weights and workspace may take together; 0 for all that is free.
   int64_t memory_limit = 0;
+
+  // How many multiprocessors Switchyard's own kernels for matrix products leave to the exchange while a step that is
+  // cut into chunks runs on several ranks, and how many the exchange may take; 0 leaves none and lets NCCL choose,
+  // which was fastest where it was measured (docs/gpu.md).
+  int exchange_multiprocessors = 0;
 };
 
 struct CudaEngineOptions {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include "moe/cuda/cuda_status.h"
 #include "moe/experts/cuda/grouped_gemm.cuh"
@@ -14,11 +15,21 @@ absl::Status Prepare() {
   return absl::OkStatus();
 }
 
+// Clusters that can be resident at once: fewer than the multiprocessors divided by their size, since a cluster lies in
+// one of the GPU's processing clusters, whose multiprocessors need not be a multiple of it. The same for every launch.
+template <typename T, typename Shape>
+absl::StatusOr<int> MaxClusters(const cudaLaunchConfig_t& config) {
+  static const std::pair<cudaError_t, int> found = [&config] {
+    int clusters = 0;
+    const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, GroupedGemmKernel<T, Shape>, &config);
+    return std::pair(error, clusters);
+  }();
+  SY_RETURN_IF_ERROR(CudaStatus(found.first, "cudaOccupancyMaxActiveClusters"));
+  return found.second;
+}
+
 template <typename T, typename Shape>
 absl::Status Launch(const RowsMap& rows, const GroupedGemmArgs& args, int max_blocks, cudaStream_t stream) {
-  const int64_t num_units =
-      args.num_tiles * CeilDiv(args.m_blocks, Shape::kWarpgroups * Shape::kCluster) * args.k_splits;
-  const int64_t blocks = std::min<int64_t>(max_blocks / Shape::kCluster, num_units) * Shape::kCluster;
   cudaLaunchAttribute attributes[2];
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
@@ -27,12 +38,20 @@ absl::Status Launch(const RowsMap& rows, const GroupedGemmArgs& args, int max_bl
   attributes[1].val.clusterDim.y = 1;
   attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.gridDim = dim3(max_blocks / Shape::kCluster * Shape::kCluster);
   config.blockDim = dim3(Shape::kThreads);
   config.dynamicSmemBytes = Shape::kSharedBytes;
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = 2;
+  int64_t clusters = max_blocks / Shape::kCluster;
+  if constexpr (Shape::kCluster > 1) {
+    SY_ASSIGN_OR_RETURN(const int resident, (MaxClusters<T, Shape>(config)));
+    clusters = std::min<int64_t>(clusters, resident);
+  }
+  const int64_t num_units =
+      args.num_tiles * CeilDiv(args.m_blocks, Shape::kWarpgroups * Shape::kCluster) * args.k_splits;
+  config.gridDim = dim3(static_cast<unsigned>(std::min(clusters, num_units) * Shape::kCluster));
   SY_CUDA(cudaLaunchKernelEx(&config, GroupedGemmKernel<T, Shape>, rows.map, args));
   return absl::OkStatus();
 }

@@ -40,6 +40,7 @@ class HopperFfn final : public ExpertFfn {
   absl::Status Run(const CudaLayer& layer, const FfnStep& step) override;
 
  private:
+  int NumMultiprocessors(const RankPlanView& plan) const;
   absl::StatusOr<const LayerMaps*> MapsOf(const CudaLayer& layer);
   absl::Status MakeMaps(Workspace workspace, int64_t pitch, const std::byte* rows, RowsMap* maps) const;
   absl::Status MakeCut(const RankPlanView& plan, int m_blocks, int k_blocks, Cut& cut);
@@ -98,8 +99,15 @@ PackTarget HopperFfn::TargetOf(const CudaLayer& layer, int slot, Part part) cons
   return target;
 }
 
+// The kernels stay on their multiprocessors until they are done, so those that the exchange needs meanwhile are left to
+// it.
+int HopperFfn::NumMultiprocessors(const RankPlanView& plan) const {
+  const bool exchanges_meanwhile = plan.num_chunks > 1 && plan.num_ranks > 1;
+  return exchanges_meanwhile ? device_->multiprocessors_beside_exchange() : device_->num_multiprocessors();
+}
+
 absl::Status HopperFfn::MakeCut(const RankPlanView& plan, int m_blocks, int k_blocks, Cut& cut) {
-  cut.tile = ChooseTile(plan.expert_offsets, m_blocks, k_blocks, device_->num_multiprocessors());
+  cut.tile = ChooseTile(plan.expert_offsets, m_blocks, k_blocks, NumMultiprocessors(plan));
   cut.groups.clear();
   cut.num_tiles = CutTiles(plan, SizeOf(cut.tile).max_rows, cut.groups);
   const size_t num_bytes = cut.groups.size() * sizeof(TileGroup);
@@ -115,8 +123,7 @@ absl::StatusOr<int> HopperFfn::MakeTables(const CudaLayer& layer, const RankPlan
   const int hidden_blocks = static_cast<int>(layer.shape.hidden_pitch / kBlockDim);
   SY_RETURN_IF_ERROR(MakeCut(plan, up_blocks, row_blocks, up_));
   SY_RETURN_IF_ERROR(MakeCut(plan, row_blocks, hidden_blocks, down_));
-  const int splits =
-      ChooseSplits(down_.tile, down_.num_tiles, row_blocks, hidden_blocks, device_->num_multiprocessors());
+  const int splits = ChooseSplits(down_.tile, down_.num_tiles, row_blocks, hidden_blocks, NumMultiprocessors(plan));
   down_splits_ = static_cast<int>(std::min<int64_t>(splits, max_parts));
   return down_splits_;
 }
@@ -164,7 +171,7 @@ absl::Status HopperFfn::Run(const CudaLayer& layer, const FfnStep& step) {
   if (const ConstMatrixView in_place = step.rows_in_place; in_place.data != nullptr) {
     SY_ASSIGN_OR_RETURN(rows, MakeRowsMap(dtype_, in_place.data, in_place.num_rows, in_place.num_cols, up_.tile));
   }
-  const int max_blocks = device_->num_multiprocessors();
+  const int max_blocks = NumMultiprocessors(*step.plan);
   SY_RETURN_IF_ERROR(LaunchGroupedGemm(dtype_, up_.tile, rows, UpArgs(layer, step), max_blocks, device_->compute()));
   return LaunchGroupedGemm(dtype_, down_.tile, maps->hidden[static_cast<int>(down_.tile)], DownArgs(layer, step),
                            max_blocks, device_->compute());

@@ -305,7 +305,7 @@ Group::Group(const CudaEngineOptions& options, const TestLayer& layer, int num_r
 HostMatrix Group::Run(ConstMatrixView rows, const Routing& routing, int num_chunks) {
   plan_ = PlanStep(routing, placement_, HomeOffsets(rows.num_rows, num_ranks()));
   chunks_.resize(num_ranks());
-  for (int r = 0; r < num_ranks(); ++r) chunks_[r].Split(plan_.ranks[r].view(), num_chunks);
+  for (int r = 0; r < num_ranks(); ++r) chunks_[r].Split(plan_.ranks[r].view(), num_chunks, r);
   const auto home = [&](auto view, int r) {
     return view.Rows(plan_.home_offsets[r], plan_.home_offsets[r + 1] - plan_.home_offsets[r]);
   };

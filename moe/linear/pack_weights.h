@@ -1,0 +1,14 @@
+// A weight matrix on its way into the layout of a shape's primitives.
+#pragma once
+
+#include "moe/linear/linear_context.h"
+#include "moe/linear/matmul_shape.h"
+#include "moe/tensor/buffer.h"
+#include "moe/weights/weight_source.h"
+
+namespace switchyard {
+
+// `weight`, converted to the shape's compute type, in the layout shape.weights_desc(). Its size is the shape's.
+absl::StatusOr<HostBuffer> PackWeights(LinearContext* context, const MatmulShape& shape, const WeightView& weight);
+
+}  // namespace switchyard

@@ -1,0 +1,84 @@
+// y[M, N] = x[M, K] · W^T in fp32, for many threads at once: the linear of a caller that splits the work itself.
+//
+// The output columns are cut into slices of kSliceColumns, each packed by itself, so that work can be shared out by
+// rows, by slices or by both. Everything is compiled at creation, for one thread and for a few numbers of rows that any
+// other number is put together from: no call is slow because it is the first of its size.
+//
+//   compute type   x      accumulation, y   1 to 15 rows
+//   fp32           fp32   fp32              oneDNN
+//   bf16           bf16   fp32              few_rows.h where the CPU has bf16 products, else oneDNN
+//
+// Thread-safety: after creation any number of threads may call Run, each with a Scratch of its own.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <vector>
+
+#include "dnnl.hpp"
+#include "moe/base/status.h"
+#include "moe/linear/linear_context.h"
+#include "moe/linear/matmul_shape.h"
+#include "moe/tensor/buffer.h"
+#include "moe/tensor/tensor.h"
+
+namespace switchyard {
+
+inline constexpr int64_t kSliceColumns = 64;
+
+class SlicedLinear {
+ public:
+  // What one thread needs while it runs; any linear may use it.
+  class Scratch {
+   public:
+    explicit Scratch(LinearContext* context);
+
+   private:
+    friend class SlicedLinear;
+    dnnl::stream stream_;
+    HostBuffer library_;  // oneDNN's own working memory
+    HostBuffer y_;        // rows of a slice, dense
+  };
+
+  // Converts and packs `weight` [N, K], which is not used afterwards. UNIMPLEMENTED when oneDNN has no code for
+  // `compute`, fp32 or bf16, on this CPU. The context must outlive the linear.
+  static absl::StatusOr<std::unique_ptr<SlicedLinear>> Create(LinearContext* context, DType compute,
+                                                              ConstMatrixView weight);
+
+  int64_t in_features() const { return in_features_; }
+  int64_t out_features() const { return out_features_; }
+  int num_slices() const { return static_cast<int>(slices_.size()); }
+  int64_t packed_bytes() const;
+
+  // Columns [64 · first_slice, 64 · (first_slice + num_slices)) of y, whose rows lie out_features() floats apart from
+  // `y` on. x is [M, in_features()] of the compute type, and that is not checked.
+  absl::Status Run(ConstMatrixView x, int first_slice, int num_slices, float* y, Scratch* scratch) const;
+
+ private:
+  static constexpr std::array<int64_t, 9> kPieceRows = {256, 128, 64, 32, 16, 8, 4, 2, 1};
+  static constexpr int64_t kFewRows = 16;  // fewer than this many are few_rows.h's, where it can be used
+
+  struct Slice {
+    int64_t num_cols = 0;
+    bool is_few_rows_block = false;  // few_rows.h reads `packed`
+    HostBuffer packed;
+    std::array<const MatmulKernel*, kPieceRows.size()> kernels{};  // null for sizes never needed
+  };
+
+  SlicedLinear(LinearContext* context, DType compute, ConstMatrixView weight)
+      : context_(context), compute_(compute), in_features_(weight.num_cols), out_features_(weight.num_rows) {}
+
+  absl::StatusOr<Slice> MakeSlice(ConstMatrixView weight) const;
+  absl::Status RunSlice(const Slice& slice, ConstMatrixView x, float* y, Scratch* scratch) const;
+  absl::Status RunPiece(const Slice& slice, const MatmulKernel& kernel, ConstMatrixView x, float* y,
+                        Scratch* scratch) const;
+  void RunFewRows(const Slice& slice, ConstMatrixView x, float* y) const;
+
+  LinearContext* const context_;
+  const DType compute_;
+  const int64_t in_features_;
+  const int64_t out_features_;
+  std::vector<Slice> slices_;  // constant after Create
+};
+
+}  // namespace switchyard
