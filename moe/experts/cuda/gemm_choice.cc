@@ -10,7 +10,8 @@ namespace {
 
 // What an H200 does in a clock cycle. Measured on one with all of its multiprocessors at work; only ratios matter.
 constexpr double kMemoryBytesPerCycle = 2400;  // of all
-constexpr double kL2BytesPerCycle = 36;        // into one multiprocessor
+constexpr double kL2BytesPerCycle = 36;        // of the L2 into each multiprocessor when all of them read
+constexpr double kMaxL2BytesPerCycle = 64;     // into one, however few read
 constexpr double kCyclesPerRow = 4;      // of a product of two block rows of weights with one block column of rows
 constexpr double kMinBlockCycles = 150;  // of one block column, however few the rows
 constexpr double kUnitCycles = 1500;     // to begin and to write out a unit of work
@@ -27,9 +28,14 @@ constexpr double kBlockBytes = kBlockElements * 2.0;
 
 double BothCycles(double a, double b) { return std::max(a, b) + kUnhidden * std::min(a, b); }
 
-double UnitCycles(const GemmTileSize& size, int tile_rows, int k_blocks) {
+// What the L2 delivers to each of `num_active` multiprocessors.
+double L2BytesPerCycle(double num_active, int num_multiprocessors) {
+  return std::min(kMaxL2BytesPerCycle, kL2BytesPerCycle * num_multiprocessors / std::max(num_active, 1.0));
+}
+
+double UnitCycles(const GemmTileSize& size, int tile_rows, int k_blocks, double l2_bytes_per_cycle) {
   const double row_bytes = static_cast<double>(RoundUp(tile_rows, size.box_rows)) * kBlockDim * 2 / size.cluster;
-  const double l2 = (2 * kBlockBytes + row_bytes) / kL2BytesPerCycle;
+  const double l2 = (2 * kBlockBytes + row_bytes) / l2_bytes_per_cycle;
   return k_blocks * std::max({kCyclesPerRow * tile_rows, l2, kMinBlockCycles}) + kUnitCycles;
 }
 
@@ -38,20 +44,24 @@ double StepCycles(GemmTile tile, std::span<const int32_t> offsets, int m_blocks,
   const GemmTileSize size = SizeOf(tile);
   const double m_units = static_cast<double>(CeilDiv(m_blocks, size.m_blocks));
   const double places = std::max(1, num_multiprocessors / size.cluster);
-  double units = 0, all_cycles = 0, longest = 0, active = 0;
+  double units = 0, active_experts = 0;
+  for (size_t slot = 0; slot + 1 < offsets.size(); ++slot) {
+    const int rows = offsets[slot + 1] - offsets[slot];
+    units += static_cast<double>(CeilDiv(rows, size.max_rows)) * m_units;
+    active_experts += rows > 0 ? 1 : 0;
+  }
+  const double l2 = L2BytesPerCycle(std::min(units, places) * size.cluster, num_multiprocessors);
+  double all_cycles = 0, longest = 0;
   for (size_t slot = 0; slot + 1 < offsets.size(); ++slot) {
     const int rows = offsets[slot + 1] - offsets[slot];
     if (rows == 0) continue;
-    const double tiles = static_cast<double>(CeilDiv(rows, size.max_rows));
-    const double cycles = UnitCycles(size, RowsPerTile(rows, size.max_rows), k_blocks);
-    units += tiles * m_units;
-    all_cycles += tiles * m_units * cycles;
+    const double cycles = UnitCycles(size, RowsPerTile(rows, size.max_rows), k_blocks, l2);
+    all_cycles += static_cast<double>(CeilDiv(rows, size.max_rows)) * m_units * cycles;
     longest = std::max(longest, cycles);
-    active += 1;
   }
   const double rounds = units / places;
   const double compute = rounds >= kEnoughUnits ? all_cycles / places : std::ceil(rounds) * longest;
-  return BothCycles(compute, active * m_blocks * k_blocks * kBlockBytes / kMemoryBytesPerCycle);
+  return BothCycles(compute, active_experts * m_blocks * k_blocks * kBlockBytes / kMemoryBytesPerCycle);
 }
 
 }  // namespace
