@@ -14,6 +14,7 @@ constexpr char kFooter[] = R"(Exit codes:
 
 Examples:
   switchyard status --target=127.0.0.1:8001
+  switchyard inspect ~/models/Qwen3-30B-A3B --ranks=2
   switchyard infer --help)";
 
 }  // namespace
@@ -29,6 +30,7 @@ int RunCli(int argc, const char* const* argv, std::ostream& out, std::ostream& e
   AddModelsCommand(&app, console, &exit_code);
   AddStatusCommand(&app, console, &exit_code);
   AddBenchCommand(&app, console, &exit_code);
+  AddInspectCommand(&app, console, &exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -268,5 +268,47 @@ TEST(Cli, Binary) {
   EXPECT_EQ(WEXITSTATUS(std::system("client/switchyard frobnicate 2> /dev/null")), 2);
 }
 
+// 3 layers of 8 experts, 3 × 64 × 32 bf16 weights each.
+constexpr char kSynthetic[] = "synthetic:dim=64,hidden=32,experts=8,topk=2,act=silu,glu=1,bias=0,dtype=bf16,layers=3";
+constexpr int64_t kExpertBytes = 3 * 64 * 32 * 2;
+
+TEST(Inspect, CountsEveryExpertOnceAndEveryRanksShare) {
+  const json printed = RunCommand({"inspect", kSynthetic, "--ranks=3", "--json"}).AsJson();
+  EXPECT_EQ(printed["weight_bytes"], 3 * 8 * kExpertBytes);
+  ASSERT_EQ(printed["ranks"].size(), 3);
+  int64_t num_experts = 0;
+  for (const json& rank : printed["ranks"]) {
+    EXPECT_EQ(rank["weight_bytes"], rank["num_experts"].get<int64_t>() * kExpertBytes);
+    num_experts += rank["num_experts"].get<int64_t>();
+  }
+  EXPECT_EQ(num_experts, 24);
+  EXPECT_EQ(printed["layers"][2]["gate"], "softmax, top 2 of 8, ÷ sum");
+}
+
+TEST(Inspect, SaysHowManyGpusAreNeeded) {
+  const json first = RunCommand({"inspect", kSynthetic, "--json"}).AsJson();
+  const int64_t working = first["working_bytes"];
+  const auto fewest = [&](int64_t weight_bytes) {
+    const std::string memory = std::to_string(working + weight_bytes);
+    return RunCommand({"inspect", kSynthetic, "--gpu_memory", memory, "--json"}).AsJson()["fits"][0]["fewest_gpus"];
+  };
+  EXPECT_EQ(fewest(24 * kExpertBytes), 1);
+  EXPECT_EQ(fewest(24 * kExpertBytes - 1), 2);
+  EXPECT_EQ(fewest(3 * kExpertBytes), 8) << "one expert of each layer";
+  EXPECT_EQ(fewest(3 * kExpertBytes - 1), 0) << "no number of GPUs is enough";
+}
+
+TEST(Inspect, LayersThatAreAlikeShareALine) {
+  const Printed printed = RunCommand({"inspect", kSynthetic});
+  EXPECT_EQ(printed.exit_code, 0);
+  EXPECT_THAT(printed.out, AllOf(HasSubstr("0 to 2"), HasSubstr("silu, gated"), HasSubstr("on GPUs of  80 GB: 1")));
+}
+
+TEST(Inspect, SaysWhatIsWrongWithACheckpoint) {
+  const Printed printed = RunCommand({"inspect", testing::TempDir() + "/nowhere"});
+  EXPECT_EQ(printed.exit_code, 2);
+  EXPECT_THAT(printed.err, HasSubstr("nowhere/config.json"));
+}
+
 }  // namespace
 }  // namespace switchyard

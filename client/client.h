@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/time/time.h"
@@ -51,6 +52,12 @@ struct ForwardArgs {
   // the kernel to take the bytes). When null, the rows are copied once before Forward or ForwardAsync sends them.
   std::shared_ptr<const void> rows_owner = nullptr;
   bool return_routing = false;
+  // Which of the layer's gates, how many experts per row (0: the gate's own number) and, as Tutel's capacity factor,
+  // how many of these rows an expert may take (nullopt: the gate's own rule); see proto/switchyard.proto.
+  int gate_index = 0;
+  int top_k = 0;
+  std::optional<double> capacity_factor = std::nullopt;
+  bool return_balance_loss = false;
   // ClientOptions::timeout when zero.
   absl::Duration timeout = absl::ZeroDuration();
   // Sent as the metadata x-request-id and shown in the server's log: visible ASCII, at most 128 characters. When empty
@@ -59,8 +66,9 @@ struct ForwardArgs {
 };
 
 struct ForwardResult {
-  HostMatrix rows;  // shape and type of ForwardArgs::rows
-  Routing routing;  // empty unless return_routing was set
+  HostMatrix rows;                     // shape and type of ForwardArgs::rows
+  Routing routing;                     // empty unless return_routing was set; a dropped choice is expert -1, weight 0
+  std::optional<double> balance_loss;  // of return_balance_loss
   v1::ForwardStats stats;
 };
 

@@ -21,7 +21,8 @@ Examples:
   switchyard infer --model=jargon-moe --layer=3 --input=golden.safetensors:model.layers.3.mlp.input \
       --expect=golden.safetensors:model.layers.3.mlp.output --rtol=2e-2 --atol=2e-2
   switchyard infer --model=mixtral --layer=0 --input=rows.safetensors:x --dtype=bf16 --output=out.safetensors:y
-  switchyard infer --model=mixtral --layer=0 --input=rows.safetensors:x --routing --format=json)";
+  switchyard infer --model=mixtral --layer=0 --input=rows.safetensors:x --routing --format=json
+  switchyard infer --model=tutel --layer=0 --input=rows.safetensors:x --capacity_factor=1.25 --balance_loss)";
 
 struct InferFlags {
   FrontFlags front;
@@ -33,6 +34,10 @@ struct InferFlags {
   std::string dtype;
   Tolerance tolerance;
   bool routing = false;
+  int gate_index = 0;
+  int top_k = 0;
+  std::optional<double> capacity_factor;
+  bool balance_loss = false;
   int repeat = 1;
   int max_attempts = 3;
   std::string request_id;
@@ -94,6 +99,10 @@ absl::StatusOr<InferOutcome> CallForward(const InferFlags& flags, const InferInp
                             .layer = flags.layer,
                             .rows = inputs.rows.view(),
                             .return_routing = flags.routing,
+                            .gate_index = flags.gate_index,
+                            .top_k = flags.top_k,
+                            .capacity_factor = flags.capacity_factor,
+                            .return_balance_loss = flags.balance_loss,
                             .request_id = flags.request_id};
   InferOutcome outcome;
   std::vector<double> latencies_ms;
@@ -146,6 +155,7 @@ void PrintInferJson(const InferFlags& flags, const InferOutcome& outcome, const 
                                  {"plan_us", stats.plan_us()},
                                  {"step_us", stats.step_us()}};
   if (outcome.comparison.has_value()) AddComparisonJson(flags, *outcome.comparison, &json);
+  if (outcome.result.balance_loss.has_value()) json["balance_loss"] = *outcome.result.balance_loss;
   if (flags.routing) json["routing"] = RoutingJson(outcome.result.routing);
   PrintJson(console, json);
 }
@@ -177,6 +187,9 @@ void PrintInferText(const InferFlags& flags, const InferOutcome& outcome, const 
       "ranks\n",
       flags.model, flags.layer, rows.num_rows, rows.num_cols, std::string(DTypeName(rows.dtype)), outcome.latency_ms,
       stats.queue_us(), stats.gate_us(), stats.plan_us(), stats.step_us(), stats.rows_crossed());
+  if (outcome.result.balance_loss.has_value()) {
+    *console.out << absl::StreamFormat("balance loss: %.6f\n", *outcome.result.balance_loss);
+  }
   if (flags.routing) PrintRouting(outcome.result.routing, console);
   if (outcome.comparison.has_value()) PrintComparison(flags, *outcome.comparison, console);
 }
@@ -216,6 +229,16 @@ void AddInferFlags(CLI::App* command, InferFlags* flags) {
   command->add_option("--dtype", flags->dtype, "Send the rows as this type; by default the tensor's own")
       ->check(CLI::IsMember({"fp64", "fp32", "fp16", "bf16"}));
   command->add_flag("--routing", flags->routing, "Also show (and write) which experts computed each row");
+  command->add_option("--gate_index", flags->gate_index, "Which of the layer's gates routes the rows")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--top_k", flags->top_k, "Experts per row; 0 leaves the gate's own number")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--capacity_factor", flags->capacity_factor,
+                      "Tutel's: f > 0 lets an expert take k * int(f * ceil(rows / experts)) rows, 0 all of them, f < 0 "
+                      "what it needs but at most as with -f; by default the gate's own rule");
+  command->add_flag("--balance_loss", flags->balance_loss, "Also show the auxiliary balance loss of the rows");
   command->add_option("--repeat", flags->repeat, "Send this often, one after the other; the latency is the median")
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();

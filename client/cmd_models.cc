@@ -16,7 +16,10 @@ nlohmann::ordered_json LayerJson(const v1::Layer& layer) {
           {"num_experts", layer.num_experts()},
           {"top_k", layer.top_k()},
           {"activation", layer.activation()},
-          {"gated", layer.gated()}};
+          {"gated", layer.gated()},
+          {"gate", layer.gate()},
+          {"num_gates", layer.num_gates()},
+          {"shared_dim", layer.shared_dim()}};
 }
 
 nlohmann::ordered_json ModelJson(const v1::Model& model) {
@@ -45,13 +48,14 @@ void PrintModelsTable(const Console& console, const v1::ListModelsResponse& resp
                {"HIDDEN", kRight},
                {"EXPERT", kRight},
                {"EXPERTS", kRight},
-               {"TOP-K", kRight},
+               {"SHARED", kRight},
+               {"GATE"},
                {"ACTIVATION"}});
   for (const v1::Model& model : response.models()) {
     for (const v1::Layer& layer : model.layers()) {
       table.AddRow({model.name(), model.family(), TypeName(model.checkpoint_dtype()), TypeName(model.compute_dtype()),
                     layer.name(), absl::StrCat(layer.hidden_dim()), absl::StrCat(layer.expert_dim()),
-                    absl::StrCat(layer.num_experts()), absl::StrCat(layer.top_k()),
+                    absl::StrCat(layer.num_experts()), absl::StrCat(layer.shared_dim()), layer.gate(),
                     layer.activation() + (layer.gated() ? ", gated" : "")});
     }
   }

@@ -52,5 +52,6 @@ void AddInferCommand(CLI::App* app, Console console, int* exit_code);
 void AddModelsCommand(CLI::App* app, Console console, int* exit_code);
 void AddStatusCommand(CLI::App* app, Console console, int* exit_code);
 void AddBenchCommand(CLI::App* app, Console console, int* exit_code);
+void AddInspectCommand(CLI::App* app, Console console, int* exit_code);
 
 }  // namespace switchyard

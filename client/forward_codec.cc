@@ -32,6 +32,10 @@ std::string EncodeHeader(const ForwardArgs& args) {
   request.set_dtype(ToProto(args.rows.dtype));
   request.set_num_rows(args.rows.num_rows);
   request.set_return_routing(args.return_routing);
+  request.set_gate_index(args.gate_index);
+  request.set_top_k(args.top_k);
+  if (args.capacity_factor.has_value()) request.set_capacity_factor(*args.capacity_factor);
+  request.set_return_balance_loss(args.return_balance_loss);
   std::string header = request.SerializeAsString();
   AppendVarint(WireFormatLite::MakeTag(v1::ForwardRequest::kRowsFieldNumber, WireFormatLite::WIRETYPE_LENGTH_DELIMITED),
                &header);
@@ -79,6 +83,8 @@ class ResponseReader {
         return ReadMessage(tag, &routing_);
       case v1::ForwardResponse::kStatsFieldNumber:
         return ReadMessage(tag, &result_.stats);
+      case v1::ForwardResponse::kBalanceLossFieldNumber:
+        return ReadDouble(tag, &result_.balance_loss);
       default:
         return WireFormatLite::SkipField(&in_, tag) ? absl::OkStatus() : Malformed();
     }
@@ -87,6 +93,15 @@ class ResponseReader {
   absl::Status ReadVarint(uint32_t tag, uint64_t* value) {
     const bool ok = WireFormatLite::GetTagWireType(tag) == WireFormatLite::WIRETYPE_VARINT && in_.ReadVarint64(value);
     return ok ? absl::OkStatus() : Malformed();
+  }
+
+  absl::Status ReadDouble(uint32_t tag, std::optional<double>* value) {
+    uint64_t bits = 0;
+    if (WireFormatLite::GetTagWireType(tag) != WireFormatLite::WIRETYPE_FIXED64 || !in_.ReadLittleEndian64(&bits)) {
+      return Malformed();
+    }
+    *value = std::bit_cast<double>(bits);
+    return absl::OkStatus();
   }
 
   absl::Status ReadLength(uint32_t tag, int* num_bytes) {

@@ -49,10 +49,16 @@ std::optional<Batch> Batcher::Take(SteadyTime now, bool idle) {
 Batch Batcher::Cut(Queue& queue) {
   Batch batch;
   batch.layer = queue.requests.front()->layer;
-  while (!queue.requests.empty() && batch.num_rows < options_.max_batch_rows) {
+  int64_t room = options_.max_batch_rows;
+  while (!queue.requests.empty()) {
+    const int64_t row_cost = queue.requests.front()->row_cost;
+    // A step has room for one row of any request (see Request::row_cost).
+    const int64_t most = batch.pieces.empty() ? std::max<int64_t>(room / row_cost, 1) : room / row_cost;
+    if (most == 0) break;
     std::shared_ptr<Request> request = std::move(queue.requests.front());
     queue.requests.pop_front();
-    const int64_t count = std::min(request->num_rows - request->queued_from, options_.max_batch_rows - batch.num_rows);
+    const int64_t count = std::min(request->num_rows - request->queued_from, most);
+    room -= count * row_cost;
     batch.pieces.push_back({request, request->queued_from, count});
     batch.num_rows += count;
     request->queued_from += count;

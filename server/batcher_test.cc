@@ -14,8 +14,8 @@ class BatcherTest : public testing::Test {
  protected:
   BatcherTest() {
     for (int i = 0; i < 3; ++i) {
-      layers_.push_back(std::unique_ptr<ServedLayer>(
-          new ServedLayer{LayerId{i}, "m", {}, DType::kF32, Placement::Even(1, 1), nullptr}));
+      layers_.push_back(
+          std::unique_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, DType::kF32, Placement::Even(1, 1), {}}));
     }
   }
 
@@ -65,6 +65,28 @@ TEST_F(BatcherTest, LargeRequestsAreCutAndTheirRestGoesBehindOthers) {
   EXPECT_EQ(second->pieces[1].begin_row, 10);
   EXPECT_EQ(second->pieces[1].num_rows, 8);
   EXPECT_EQ(batcher.Take(clock_.Now(), true)->num_rows, 7);
+}
+
+TEST_F(BatcherTest, RowsOfManyChoicesTakeMoreRoom) {
+  Batcher batcher({3, 10, microseconds(0)});
+  const auto costly = MakeRequest(0, 4), plain = MakeRequest(0, 5);
+  costly->row_cost = 4;
+  batcher.Add(plain);
+  batcher.Add(costly);
+  const auto first = batcher.Take(clock_.Now(), true);
+  EXPECT_EQ(first->num_rows, 6) << "5 rows, and one that takes room for 4";
+  EXPECT_EQ(batcher.Take(clock_.Now(), true)->num_rows, 2);
+  EXPECT_EQ(batcher.Take(clock_.Now(), true)->num_rows, 1);
+  EXPECT_EQ(batcher.num_rows(), 0);
+}
+
+TEST_F(BatcherTest, ARowLargerThanAStepLeavesAlone) {
+  Batcher batcher({3, 10, microseconds(0)});
+  const auto costly = MakeRequest(0, 2);
+  costly->row_cost = 11;
+  batcher.Add(costly);
+  EXPECT_EQ(batcher.Take(clock_.Now(), true)->num_rows, 1);
+  EXPECT_EQ(batcher.Take(clock_.Now(), true)->num_rows, 1);
 }
 
 TEST_F(BatcherTest, LayersTakeTurns) {

@@ -66,7 +66,7 @@ size_t MaxPlanBytes(const ModelTable& models, int num_ranks, int64_t max_home_ro
     for (int rank = 0; rank < num_ranks; ++rank) {
       const int num_slots = static_cast<int>(layer->placement.experts_of(rank).size());
       largest =
-          std::max(largest, MaxEncodedSize(num_ranks, num_slots, layer->spec.gate.top_k, max_home_rows, max_rows));
+          std::max(largest, MaxEncodedSize(num_ranks, num_slots, layer->spec.num_choices(), max_home_rows, max_rows));
     }
   }
   return largest;
@@ -115,6 +115,10 @@ void Front::CreateGroup(const std::string& token) {
       scheduler, links, metrics_.get(), Clock::Real(),
       [this](Epoch epoch, int rank, const absl::Status& why) { group_->StepFailed(epoch, rank, why); });
 
+  std::vector<std::string> model_names;
+  for (const ServedModel& model : models_->models()) model_names.push_back(model.name);
+  load_display_ = std::make_unique<LoadDisplay>(std::move(model_names), StderrLoadOutput(options_.log_format));
+
   GroupOptions group;
   group.membership.num_ranks = num_ranks_;
   group.membership.local = options_.local_workers > 0;
@@ -126,6 +130,9 @@ void Front::CreateGroup(const std::string& token) {
   };
   group.membership.make_welcome = [this](int rank) {
     return models_->WelcomeFor(rank, num_ranks_, options_.max_batch_rows);
+  };
+  group.membership.show_load = [this](const std::vector<RankLoad>& ranks, SteadyTime now) {
+    load_display_->Update(ranks, now);
   };
   group.membership.worker_timeout = std::chrono::milliseconds(options_.worker_timeout_ms);
   group_ = std::make_unique<Group>(group, links, scheduler_.get(), metrics_.get(), [this](const absl::Status& why) {

@@ -12,6 +12,7 @@
 
 #include "server/admission.h"
 #include "server/group.h"
+#include "server/load_display.h"
 #include "server/metrics.h"
 #include "server/model_table.h"
 #include "server/options.h"
@@ -70,6 +71,7 @@ class Front {
   std::vector<std::unique_ptr<LinkBuffers>> links_;
   // In the order in which they are built; they end in reverse, each before what it uses.
   std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<LoadDisplay> load_display_;
   std::unique_ptr<Group> group_;
   std::unique_ptr<WorkerPort> worker_port_;
   std::unique_ptr<Supervisor> supervisor_;

@@ -92,13 +92,15 @@ void Membership::OnMessage(const WorkerChannel* channel, const worker::WorkerMes
       if (progress.experts_total() > 0) {
         rank.load_fraction = static_cast<double>(progress.experts_done()) / progress.experts_total();
       }
-      return;
+      rank.load_progress = progress;
+      return ShowLoad(now);
     }
     case worker::WorkerMessage::kLoaded:
       if (rank.state != RankState::kLoading) return;
       rank.state = RankState::kReady;
       rank.load_fraction = 1;
       rank.weight_bytes = message.loaded().weight_bytes();
+      ShowLoad(now);
       spdlog::info("rank {}: loaded {:.1f} MiB", index, rank.weight_bytes / 1048576.0);
       return TryForm(now);
     case worker::WorkerMessage::kLoadFailed:
@@ -114,6 +116,17 @@ void Membership::OnMessage(const WorkerChannel* channel, const worker::WorkerMes
     default:
       return;  // a pong, which has done its work above
   }
+}
+
+void Membership::ShowLoad(SteadyTime now) const {
+  std::vector<RankLoad> loads;
+  for (const Rank& rank : ranks_) {
+    const auto state = rank.state == RankState::kAbsent    ? RankLoad::State::kAbsent
+                       : rank.state == RankState::kLoading ? RankLoad::State::kLoading
+                                                           : RankLoad::State::kLoaded;
+    loads.push_back({state, rank.load_progress});
+  }
+  options_.show_load(loads, now);
 }
 
 void Membership::TryForm(SteadyTime now) {
@@ -182,6 +195,7 @@ void Membership::Vacate(int index, const std::string& why, SteadyTime now) {
   rank.state = RankState::kAbsent;
   rank.channel = nullptr;
   rank.load_fraction = 0;
+  rank.load_progress.Clear();
   rank.weight_bytes = 0;
   channel->Close(draining_ ? absl::OkStatus() : absl::UnavailableError(why));
   Break(absl::StrCat("rank ", index, ": ", why), now);
@@ -230,6 +244,7 @@ void Membership::Tick(SteadyTime now) {
       rank.channel->Send(ping);
     }
   }
+  if (!AllOf([](const Rank& rank) { return rank.state == RankState::kReady; })) ShowLoad(now);
   const bool forming = phase_ == Phase::kPreparing || phase_ == Phase::kConnecting;
   if (forming && now > form_deadline_) Break("forming took too long", now + options_.form_backoff);
   TryForm(now);

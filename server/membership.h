@@ -33,6 +33,13 @@ class WorkerChannel {
   virtual void Close(const absl::Status& why) = 0;
 };
 
+// How far a rank is with its weights.
+struct RankLoad {
+  enum class State { kAbsent, kLoading, kLoaded };
+  State state = State::kAbsent;
+  worker::LoadProgress progress;  // the last that its worker reported
+};
+
 struct MembershipOptions {
   int num_ranks = 1;
   bool local = false;  // workers are started by this front and know their rank
@@ -45,6 +52,9 @@ struct MembershipOptions {
     return absl::OkStatus();
   };
   std::function<worker::Welcome(int rank)> make_welcome;
+  // Told of every rank while any of them loads, and once more when the last is done.
+  std::function<void(const std::vector<RankLoad>& ranks, SteadyTime now)> show_load = [](const std::vector<RankLoad>&,
+                                                                                         SteadyTime) {};
   std::chrono::milliseconds worker_timeout{2500};
   std::chrono::milliseconds form_timeout{15'000};
   std::chrono::milliseconds form_backoff{100};
@@ -72,6 +82,7 @@ class Membership {
     worker::Hello hello;
     int64_t weight_bytes = 0;
     double load_fraction = 0;
+    worker::LoadProgress load_progress;
     int joins = 0;
     SteadyTime last_heard;
     std::optional<std::string> address;  // of the epoch being formed
@@ -102,6 +113,7 @@ class Membership {
   absl::Status CheckHello(const worker::Hello& hello) const;
   absl::StatusOr<int> AssignRank(const worker::Hello& hello) const;
   int RankOf(const WorkerChannel* channel) const;
+  void ShowLoad(SteadyTime now) const;
 
   void TryForm(SteadyTime now);
   void OnAddress(Rank& rank, const worker::GroupAddress& message);

@@ -18,6 +18,18 @@ int GateThreads(const ServerOptions& options) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 4);
 }
 
+absl::StatusOr<std::vector<std::unique_ptr<Gate>>> MakeGates(WeightSource& source, int layer_idx,
+                                                             const std::shared_ptr<LinearContext>& context) {
+  std::vector<std::unique_ptr<Gate>> gates;
+  const LayerSpec& spec = source.spec().layers[layer_idx];
+  for (int gate_idx = 0; gate_idx < spec.num_gates(); ++gate_idx) {
+    SY_ASSIGN_OR_RETURN(const RouterWeights router, source.ReadRouter(layer_idx, gate_idx));
+    SY_ASSIGN_OR_RETURN(auto gate, Gate::Create(spec, gate_idx, router, context));
+    gates.push_back(std::move(gate));
+  }
+  return gates;
+}
+
 }  // namespace
 
 absl::StatusOr<ComputeDType> ChooseComputeDType(const ServerOptions& options, DType checkpoint) {
@@ -57,11 +69,10 @@ absl::Status ModelTable::AddModel(const ModelOption& option, const ServerOptions
   model.is_dtype_settled = compute.is_settled;
   for (int i = 0; i < static_cast<int>(model.spec.layers.size()); ++i) {
     const LayerSpec& spec = model.spec.layers[i];
-    SY_ASSIGN_OR_RETURN(const RouterWeights router, source->ReadRouter(i));
-    SY_ASSIGN_OR_RETURN(auto gate, Gate::Create(spec, router, gate_context));
+    SY_ASSIGN_OR_RETURN(auto gates, MakeGates(*source, i, gate_context));
     layers_.push_back(std::unique_ptr<ServedLayer>(
         new ServedLayer{LayerId{static_cast<int32_t>(layers_.size())}, model.name, spec, compute.dtype,
-                        Placement::Even(spec.num_experts, num_ranks), std::move(gate)}));
+                        Placement::Even(spec.num_experts, num_ranks, spec.num_shared), std::move(gates)}));
   }
   spdlog::info("model {}: {} with {} MoE layers, {} weights, computing in {}", model.name, model.spec.family,
                model.spec.layers.size(), DTypeName(model.spec.dtype),

@@ -24,7 +24,7 @@ struct ServedLayer {
   // Of the rows in the links and the weights on the workers. Does not change once a worker has joined.
   std::atomic<DType> compute_dtype = DType::kF32;
   Placement placement;
-  std::unique_ptr<Gate> gate;
+  std::vector<std::unique_ptr<Gate>> gates;  // those of spec, in order
 };
 
 struct ServedModel {

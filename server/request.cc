@@ -7,6 +7,13 @@
 
 namespace switchyard {
 
+bool Request::IsRoutedWhole() const {
+  // Tutel's factor 0 makes room for whatever comes.
+  const bool is_limited =
+      capacity.rule != CapacityRule::kNone && !(capacity.rule == CapacityRule::kTutel && capacity.factor == 0);
+  return is_limited || return_balance_loss || !layer->spec.gate_at(gate_idx).experts_of_choices.empty();
+}
+
 size_t ChunkedRows::size_bytes() const {
   size_t total = 0;
   for (const auto& chunk : chunks_) total += chunk.size();

@@ -54,19 +54,33 @@ struct Request {
   DType dtype = DType::kF32;  // of the rows, in and out
   int64_t num_rows = 0;
   bool return_routing = false;
+  bool return_balance_loss = false;
+  int gate_idx = 0;
+  int top_k = 1;          // the gate's own, or what the caller asked for instead
+  CapacitySpec capacity;  // likewise
+  // Room that one row takes in a step, in rows: more than 1 when the caller asked for more experts per row than the
+  // layer's gates choose, so that links and devices, sized for the layer's own, suffice.
+  int64_t row_cost = 1;
   SteadyTime arrival;
   std::function<void(absl::Status)> done;
 
   ChunkedRows rows;         // read in order by the dispatcher
   int64_t queued_from = 0;  // rows before this one have left the queue; the batcher's
+  bool is_routed = false;   // `routing` is known; the dispatcher's
 
   // Results: [num_rows, D] in `dtype`, and the routing when asked for. Steps write disjoint rows.
   std::byte* output = nullptr;
   std::shared_ptr<const void> output_owner;
-  Routing routing;
+  Routing routing;  // shared experts included, after the top_k
+  double balance_loss = 0;
   RequestStats stats;                  // guarded by the scheduler's lock
   int64_t rows_unfinished = 0;         // guarded by the scheduler's lock
   std::atomic<bool> completed{false};  // done was called, or is about to be
+
+  // Whether the routing of a row depends on the request's other rows: then they are gated together, before the first
+  // of them leaves.
+  bool IsRoutedWhole() const;
+  int num_choices() const { return top_k + layer->spec.num_shared; }
 };
 
 // Rows [begin_row, begin_row + num_rows) of a request.

@@ -18,6 +18,14 @@ void Complete(Request& request, absl::Status status) {
 
 int64_t NumElements(const ServedLayer& layer, int64_t num_rows) { return num_rows * layer.spec.hidden_dim; }
 
+bool GatesAccept(const ServedLayer& layer, DType dtype) {
+  return std::all_of(layer.gates.begin(), layer.gates.end(), [&](const auto& gate) { return gate->Accepts(dtype); });
+}
+
+bool AreGatedAlike(const Request& one, const Request& other) {
+  return !other.is_routed && one.gate_idx == other.gate_idx && one.top_k == other.top_k;
+}
+
 // Calls fn(rank, row in the rank's home block, begin row of the step, count) for every run of the step's rows
 // [begin, begin + count) that has one home.
 template <typename Fn>
@@ -67,7 +75,7 @@ Scheduler::~Scheduler() {
 
 void Scheduler::Enqueue(std::shared_ptr<Request> request) {
   request->rows_unfinished = request->num_rows;
-  if (request->return_routing) request->routing.Resize(request->num_rows, request->layer->spec.gate.top_k);
+  if (request->return_routing) request->routing.Resize(request->num_rows, request->num_choices());
   MutexLock lock(&mu_);
   batcher_.Add(std::move(request));
   work_.Signal();
@@ -195,6 +203,10 @@ std::vector<std::shared_ptr<Scheduler::Step>> Scheduler::TakeReplays(std::vector
 absl::Status Scheduler::Prepare(Step& step) {
   step.started = clock_.Now();
   std::vector<int64_t> home_offsets = HomeOffsets(step.batch.num_rows, options_.num_ranks);
+  for (const Piece& piece : step.batch.pieces) {
+    Request& request = *piece.request;
+    if (request.IsRoutedWhole() && !request.is_routed) SY_RETURN_IF_ERROR(router_.Route(request));
+  }
   UploadRows(step, home_offsets);
   SY_RETURN_IF_ERROR(GateRows(step, home_offsets));
   step.gated = clock_.Now();
@@ -216,7 +228,7 @@ void Scheduler::UploadRows(Step& step, const std::vector<int64_t>& home_offsets)
       std::all_of(step.batch.pieces.begin(), step.batch.pieces.end(),
                   [&](const Piece& piece) { return piece.request->dtype == layer.compute_dtype; });
   const bool gate_reads_link =
-      layer.compute_dtype == DType::kF32 || (all_in_link_type && layer.gate->Accepts(layer.compute_dtype));
+      layer.compute_dtype == DType::kF32 || (all_in_link_type && GatesAccept(layer, layer.compute_dtype));
   float* gate_rows = nullptr;
   if (!gate_reads_link) {
     gate_rows_.EnsureSize(NumElements(layer, step.batch.num_rows) * sizeof(float));
@@ -244,19 +256,41 @@ void Scheduler::UploadRows(Step& step, const std::vector<int64_t>& home_offsets)
 }
 
 absl::Status Scheduler::GateRows(Step& step, const std::vector<int64_t>& home_offsets) {
-  const ServedLayer& layer = *step.batch.layer;
-  const int64_t width = layer.spec.hidden_dim;
-  step.routing.Resize(step.batch.num_rows, layer.spec.gate.top_k);
-  if (!step.gate_reads_link) {
-    return layer.gate->Route({gate_rows_.data(), DType::kF32, step.batch.num_rows, width}, 0, &step.routing);
-  }
-  for (int rank = 0; rank < options_.num_ranks; ++rank) {
-    const int64_t count = home_offsets[rank + 1] - home_offsets[rank];
-    if (count == 0) continue;
-    SY_RETURN_IF_ERROR(layer.gate->Route({links_[rank]->input(step.slot), layer.compute_dtype, count, width},
-                                         home_offsets[rank], &step.routing));
+  const std::vector<Piece>& pieces = step.batch.pieces;
+  int num_choices = 0;
+  for (const Piece& piece : pieces) num_choices = std::max(num_choices, piece.request->num_choices());
+  step.routing.Resize(step.batch.num_rows, num_choices);
+  int64_t begin = 0;
+  for (size_t i = 0; i < pieces.size();) {
+    const Request& request = *pieces[i].request;
+    int64_t count = pieces[i].num_rows;
+    if (request.is_routed) {
+      CopyChoices(request.routing, pieces[i++].begin_row, count, begin, &step.routing);
+    } else {
+      // Together with the pieces behind it that are gated alike.
+      while (++i < pieces.size() && AreGatedAlike(request, *pieces[i].request)) count += pieces[i].num_rows;
+      SY_RETURN_IF_ERROR(GateRun(step, home_offsets, request, begin, count));
+    }
+    begin += count;
   }
   return absl::OkStatus();
+}
+
+absl::Status Scheduler::GateRun(Step& step, const std::vector<int64_t>& home_offsets, const Request& like,
+                                int64_t begin, int64_t count) {
+  const ServedLayer& layer = *step.batch.layer;
+  const int64_t width = layer.spec.hidden_dim;
+  Gate& gate = *layer.gates[like.gate_idx];
+  if (!step.gate_reads_link) {
+    const ConstMatrixView rows{gate_rows_.data(), DType::kF32, step.batch.num_rows, width};
+    return gate.Route(rows.Rows(begin, count), begin, like.top_k, &step.routing, nullptr);
+  }
+  absl::Status status;
+  ForEachHomeRun(home_offsets, begin, count, [&](int rank, int64_t home_row, int64_t step_row, int64_t run_rows) {
+    const ConstMatrixView rows{links_[rank]->input(step.slot), layer.compute_dtype, home_row + run_rows, width};
+    status.Update(gate.Route(rows.Rows(home_row, run_rows), step_row, like.top_k, &step.routing, nullptr));
+  });
+  return status;
 }
 
 int64_t Scheduler::CrossingBytes(const Step& step) {
@@ -331,7 +365,6 @@ void Scheduler::Finish(const std::shared_ptr<Step>& step) {
 
 void Scheduler::CopyOutput(const Step& step) {
   const ServedLayer& layer = *step.batch.layer;
-  const int top_k = layer.spec.gate.top_k;
   const size_t link_row_bytes = layer.spec.hidden_dim * SizeOf(layer.compute_dtype);
   int64_t begin = 0;
   for (const Piece& piece : step.batch.pieces) {
@@ -344,10 +377,8 @@ void Scheduler::CopyOutput(const Step& step) {
                                      request.dtype, request.output + request_row * out_row_bytes,
                                      NumElements(layer, count));
                    });
-    if (request.return_routing) {
-      const int64_t from = begin * top_k, count = piece.num_rows * top_k, to = piece.begin_row * top_k;
-      std::copy_n(step.routing.expert_idx.begin() + from, count, request.routing.expert_idx.begin() + to);
-      std::copy_n(step.routing.weight.begin() + from, count, request.routing.weight.begin() + to);
+    if (request.return_routing && !request.is_routed) {
+      CopyChoices(step.routing, begin, piece.num_rows, piece.begin_row, &request.routing);
     }
     begin += piece.num_rows;
   }

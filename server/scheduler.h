@@ -23,6 +23,7 @@
 #include "server/link.h"
 #include "server/metrics.h"
 #include "server/request.h"
+#include "server/request_router.h"
 
 namespace switchyard {
 
@@ -107,6 +108,9 @@ class Scheduler {
   absl::Status Prepare(Step& step);
   void UploadRows(Step& step, const std::vector<int64_t>& home_offsets);
   absl::Status GateRows(Step& step, const std::vector<int64_t>& home_offsets);
+  // Rows [begin, begin + count) of the step, which are gated like those of `like`.
+  absl::Status GateRun(Step& step, const std::vector<int64_t>& home_offsets, const Request& like, int64_t begin,
+                       int64_t count);
   // Of the rows that the step dispatches between different ranks.
   static int64_t CrossingBytes(const Step& step);
   void EncodePlans(const Step& step);
@@ -129,6 +133,7 @@ class Scheduler {
   const GroupBrokenFn on_group_broken_;
 
   // Dispatcher thread only.
+  RequestRouter router_;
   HostBuffer gate_rows_;  // rows in fp32 where the link's type does not suit the gate
 
   mutable Mutex mu_;

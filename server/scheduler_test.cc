@@ -26,17 +26,20 @@ float Factor(float value) { return 0.75f * (FirstExpert(value) + 1) + 0.25f * (S
 class ModuloGate final : public Gate {
  public:
   bool Accepts(DType dtype) const override { return dtype == DType::kF32; }
-  absl::Status Route(ConstMatrixView rows, int64_t first_row, Routing* routing) override {
+  absl::Status Route(ConstMatrixView rows, int64_t first_row, int top_k, Routing* routing, ScoreStats* stats) override {
     for (int64_t i = 0; i < rows.num_rows; ++i) {
       float value;
       std::memcpy(&value, rows.row(i), sizeof(value));
       if (value < 0) return absl::InternalError("a row the gate cannot take");
-      int32_t* experts = &routing->expert_idx[(first_row + i) * kTopK];
-      float* weights = &routing->weight[(first_row + i) * kTopK];
-      experts[0] = FirstExpert(value);
-      experts[1] = SecondExpert(value);
-      weights[0] = 0.75f;
-      weights[1] = 0.25f;
+      for (int choice = 0; choice < routing->top_k; ++choice) {
+        const int64_t at = (first_row + i) * routing->top_k + choice;
+        routing->expert_idx[at] = choice >= top_k ? -1 : choice == 0 ? FirstExpert(value) : SecondExpert(value);
+        routing->weight[at] = choice >= top_k ? 0.0f : choice == 0 ? 0.75f : 0.25f;
+      }
+      if (stats == nullptr) continue;
+      stats->best_score[first_row + i] = 0.75f;
+      stats->score_sum[FirstExpert(value)] += 0.75;
+      stats->score_sum[SecondExpert(value)] += 0.25;
     }
     return absl::OkStatus();
   }
@@ -208,9 +211,11 @@ class SchedulerTest : public testing::Test {
     spec.hidden_dim = kDim;
     spec.num_experts = kExperts;
     spec.gate.top_k = kTopK;
+    std::vector<std::unique_ptr<Gate>> gates;
+    gates.push_back(std::make_unique<ModuloGate>());
     std::vector<std::unique_ptr<ServedLayer>> layers;
-    layers.push_back(std::unique_ptr<ServedLayer>(new ServedLayer{
-        LayerId{0}, "m", spec, DType::kF32, Placement::Even(kExperts, num_ranks), std::make_unique<ModuloGate>()}));
+    layers.push_back(std::unique_ptr<ServedLayer>(
+        new ServedLayer{LayerId{0}, "m", spec, DType::kF32, Placement::Even(kExperts, num_ranks), std::move(gates)}));
     layer_ = layers[0].get();
     const size_t row_bytes = kMaxBatchRows * kDim * sizeof(float);
     const LinkLayout layout = LinkLayout::For(
@@ -241,8 +246,11 @@ class SchedulerTest : public testing::Test {
     while (broken_.empty() || broken_.back() != Epoch{epoch}) broken_changed_.Wait(&mu_);
   }
 
-  std::unique_ptr<Call> Send(int64_t num_rows, DType dtype = DType::kF32) {
+  using Setup = std::function<void(Request&)>;
+  std::unique_ptr<Call> Send(int64_t num_rows, DType dtype = DType::kF32, const Setup& setup = nullptr) {
     auto call = std::make_unique<Call>();
+    call->request->top_k = kTopK;
+    if (setup != nullptr) setup(*call->request);
     for (int64_t i = 0; i < num_rows * kDim; ++i) call->values.push_back(static_cast<float>(random_() % 64));
     auto bytes = std::make_shared<std::vector<std::byte>>(num_rows * kDim * SizeOf(dtype));
     ConvertElements(DType::kF32, reinterpret_cast<const std::byte*>(call->values.data()), dtype, bytes->data(),
@@ -293,6 +301,81 @@ TEST_F(SchedulerTest, AnswersEveryRequestWhateverItIsBatchedWith) {
     links_.clear();
     owned_links_.clear();
   }
+}
+
+// What is left of a row's two choices when each expert takes `capacity` rows: first choices in row order, then second
+// choices.
+std::vector<float> FactorsWithin(int capacity, const std::vector<float>& values) {
+  std::vector<float> factors(values.size() / kDim, 0.0f);
+  std::vector<int> taken(kExperts, 0);
+  for (int choice = 0; choice < kTopK; ++choice) {
+    for (size_t row = 0; row < factors.size(); ++row) {
+      const float value = values[row * kDim];
+      const int expert = choice == 0 ? FirstExpert(value) : SecondExpert(value);
+      if (taken[expert]++ < capacity) factors[row] += (choice == 0 ? 0.75f : 0.25f) * static_cast<float>(expert + 1);
+    }
+  }
+  return factors;
+}
+
+TEST_F(SchedulerTest, CapacityCountsTheRowsOfOneRequestHoweverItIsCut) {
+  constexpr int kCapacity = 5;
+  Start(2);
+  const auto limit = [](Request& request) {
+    request.capacity = {.rule = CapacityRule::kFixed, .rows = kCapacity};
+    request.return_routing = true;
+  };
+  const auto before = Send(3), limited = Send(3 * kMaxBatchRows + 2, DType::kF64, limit), after = Send(4);
+  const auto group = Form(1, FakeGroup::Mode::kServe);
+  before->ExpectRightAnswer();
+  after->ExpectRightAnswer();
+  limited->answered.WaitForNotification();
+  ASSERT_TRUE(limited->status.ok()) << limited->status;
+  EXPECT_GE(limited->request->stats.num_steps, 4);
+  const std::vector<float> factors = FactorsWithin(kCapacity, limited->values);
+  const auto* output = reinterpret_cast<const double*>(limited->request->output);
+  std::vector<int> chosen(kExperts, 0);
+  for (size_t i = 0; i < limited->values.size(); ++i) {
+    ASSERT_NEAR(output[i], limited->values[i] * factors[i / kDim], 1e-4) << "element " << i;
+  }
+  for (const int32_t expert : limited->request->routing.expert_idx) {
+    if (expert >= 0) ++chosen[expert];
+  }
+  for (const int rows : chosen) EXPECT_LE(rows, kCapacity);
+}
+
+TEST_F(SchedulerTest, RequestsChooseHowManyExpertsTheyWant) {
+  Start(2);
+  const auto both = Send(5);
+  const auto one = Send(5, DType::kF32, [](Request& request) { request.top_k = 1; });
+  const auto group = Form(1, FakeGroup::Mode::kServe);
+  both->ExpectRightAnswer();
+  one->answered.WaitForNotification();
+  ASSERT_TRUE(one->status.ok()) << one->status;
+  const auto* output = reinterpret_cast<const float*>(one->request->output);
+  for (size_t i = 0; i < one->values.size(); ++i) {
+    const int expert = FirstExpert(one->values[i / kDim * kDim]);
+    EXPECT_FLOAT_EQ(output[i], 0.75f * static_cast<float>(expert + 1) * one->values[i]) << "element " << i;
+  }
+}
+
+TEST_F(SchedulerTest, TheBalanceLossIsOfTheRequestsOwnRows) {
+  Start(1);
+  const auto stranger = Send(9);
+  const auto asked = Send(2 * kMaxBatchRows, DType::kF32, [](Request& request) { request.return_balance_loss = true; });
+  const auto group = Form(1, FakeGroup::Mode::kServe);
+  stranger->ExpectRightAnswer();
+  asked->ExpectRightAnswer();
+  std::vector<double> scores(kExperts, 0), first(kExperts, 0);
+  for (size_t i = 0; i < asked->values.size(); i += kDim) {
+    scores[FirstExpert(asked->values[i])] += 0.75;
+    scores[SecondExpert(asked->values[i])] += 0.25;
+    first[FirstExpert(asked->values[i])] += 1;
+  }
+  double expected = 0;
+  for (int expert = 0; expert < kExperts; ++expert) expected += scores[expert] * first[expert];
+  expected *= kExperts / std::pow(2.0 * kMaxBatchRows, 2);
+  EXPECT_NEAR(asked->request->balance_loss, expected, 1e-9);
 }
 
 TEST_F(SchedulerTest, StepsLostWithAGroupAreReplayedOnTheNext) {
@@ -377,6 +460,7 @@ TEST_F(SchedulerTest, AGateThatFailsFailsOnlyItsStep) {
   Start(1);
   const auto group = Form(1, FakeGroup::Mode::kServe);
   auto poisoned = std::make_unique<Call>();
+  poisoned->request->top_k = kTopK;
   poisoned->values.assign(kDim, -1.0f);
   auto bytes = std::make_shared<std::vector<std::byte>>(kDim * sizeof(float));
   std::memcpy(bytes->data(), poisoned->values.data(), bytes->size());

@@ -1,6 +1,12 @@
-// Loads a model's experts into an engine, with as many threads as the engine takes.
+// Loads a model's experts into an engine: reading runs ahead of packing, each with its own threads.
+//
+//   readers   take experts in the order of their files, so that every file is read once and from front to back, and
+//   stay
+//             at most kReadAheadBytes ahead of what is packed
+//   loaders   hand what was read to the engine, in the same order, as many at once as it takes
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <vector>
 
@@ -15,9 +21,16 @@ struct ExpertToLoad {
   int expert_idx = 0;
 };
 
-// Returns when all are loaded or, after an error, when every thread has stopped: the first error, which names layer and
-// expert. Reading from the source is serialised; what takes the time, fetching and copying the weights' pages, is not.
-// `loaded` is called after each expert, by one thread at a time.
+// One thread reads at some 80 % of the memory's speed with pages mapped one by one, two at all of it; a disk also
+// answers several better than one.
+inline constexpr int kNumReaders = 2;
+
+// Counted in the source's type, read and not yet loaded. More where the experts being loaded and one each to read ahead
+// take more.
+inline constexpr int64_t kReadAheadBytes = 64 << 20;
+
+// Returns when all are loaded or, after an error, when every thread has stopped: the error of the first expert that has
+// one, which names layer and expert. `loaded` is called after each expert, by one thread at a time.
 absl::Status LoadExperts(WeightSource& source, ExpertEngine& engine, const std::vector<ExpertToLoad>& experts,
                          const std::function<void(const ExpertToLoad&)>& loaded);
 

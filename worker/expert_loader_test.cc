@@ -2,12 +2,15 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <set>
 #include <thread>
 #include <unordered_set>
 
 #include "moe/base/mutex.h"
+#include "moe/weights/checkpoint_writer.h"
 
 namespace switchyard {
 namespace {
@@ -27,6 +30,7 @@ class RecordingEngine final : public ExpertEngine {
   int load_threads() const override { return load_threads_; }
   absl::Status LoadExpert(LayerId, int slot, const ExpertWeights& weights) override {
     MutexLock lock(&mu_);
+    slots_.push_back(slot);
     if (slot == failing_slot_) return absl::ResourceExhaustedError("full");
     // The views have to hold until this returns, whatever other threads read and release meanwhile.
     first_elements_[slot] = weights.up.matrix.as<float>()[0];
@@ -54,6 +58,11 @@ class RecordingEngine final : public ExpertEngine {
     MutexLock lock(&mu_);
     return threads_.size();
   }
+  // In the order in which they were loaded.
+  std::vector<int> slots() {
+    MutexLock lock(&mu_);
+    return slots_;
+  }
   float first_element(int slot) {
     MutexLock lock(&mu_);
     return first_elements_[slot];
@@ -64,6 +73,7 @@ class RecordingEngine final : public ExpertEngine {
   const int failing_slot_;
   Mutex mu_;
   CondVar changed_;
+  std::vector<int> slots_ ABSL_GUARDED_BY(mu_);
   int num_loads_ ABSL_GUARDED_BY(mu_) = 0;
   std::unordered_set<std::thread::id> threads_ ABSL_GUARDED_BY(mu_);
   float first_elements_[kNumExperts] ABSL_GUARDED_BY(mu_) = {};
@@ -110,6 +120,53 @@ TEST(ExpertLoaderTest, NothingToLoadIsFine) {
   const auto source = Source();
   RecordingEngine engine(4);
   EXPECT_TRUE(LoadExperts(*source, engine, {}, [](const ExpertToLoad&) {}).ok());
+}
+
+// Eleven layers of four experts; their experts' order in the file is that of the names, so layer 10 comes before
+// layer 2.
+std::string WriteMixtral() {
+  const std::string folder = testing::TempDir() + "/mixtral";
+  std::filesystem::create_directories(folder);
+  CheckpointOptions options;
+  options.num_experts = 4;
+  options.num_layers = 11;
+  options.dtype = "fp32";
+  const absl::Status written = WriteCheckpoint(folder, options);
+  EXPECT_TRUE(written.ok()) << written;
+  return folder;
+}
+
+TEST(ExpertLoaderTest, FilesAreReadFromFrontToBack) {
+  const auto source = OpenWeightSource(WriteMixtral());
+  ASSERT_TRUE(source.ok()) << source.status();
+  std::vector<ExpertToLoad> backwards;
+  std::vector<const std::byte*> addresses;
+  for (int i = kNumExperts - 1; i >= 0; --i) {
+    backwards.push_back({i / 4, kNumExperts - 1 - i, i % 4});
+    const auto weights = (*source)->ReadExpert(i / 4, i % 4);
+    ASSERT_TRUE(weights.ok()) << weights.status();
+    addresses.push_back(std::min({weights->up.matrix.data, weights->gate.matrix.data, weights->down.matrix.data}));
+    (*source)->ReleaseExpert(i / 4, i % 4);
+  }
+  RecordingEngine engine(/*load_threads=*/1);
+  ASSERT_TRUE(LoadExperts(**source, engine, backwards, [](const ExpertToLoad&) {}).ok());
+  const std::vector<int> slots = engine.slots();
+  ASSERT_EQ(slots.size(), kNumExperts);
+  for (size_t i = 1; i < slots.size(); ++i) EXPECT_LT(addresses[slots[i - 1]], addresses[slots[i]]) << i;
+}
+
+TEST(ExpertLoaderTest, AFileCutShortWhileItIsServedIsAnErrorOfItsExpert) {
+  const std::string folder = WriteMixtral();
+  const auto source = OpenWeightSource(folder);
+  ASSERT_TRUE(source.ok()) << source.status();
+  ASSERT_EQ(truncate((folder + "/model.safetensors").c_str(), 100'000), 0);
+  std::vector<ExpertToLoad> experts;
+  for (int i = 0; i < kNumExperts; ++i) experts.push_back({i / 4, i, i % 4});
+  RecordingEngine engine(/*load_threads=*/1);
+  const absl::Status loaded = LoadExperts(**source, engine, experts, [](const ExpertToLoad&) {});
+  EXPECT_EQ(loaded.code(), absl::StatusCode::kDataLoss) << loaded;
+  EXPECT_THAT(loaded.message(), HasSubstr("model.safetensors: bytes "));
+  EXPECT_THAT(loaded.message(), HasSubstr("layer "));
 }
 
 }  // namespace

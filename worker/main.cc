@@ -88,6 +88,7 @@ int main(int argc, char** argv) {
   logging.process = options.local_index >= 0 ? absl::StrCat("worker ", options.local_index) : "worker";
   const absl::Status status = switchyard::RunWorker(options, logging);
   if (status.ok()) return 0;
-  std::fprintf(stderr, "switchyard_worker: %s\n", std::string(status.message()).c_str());
+  const std::string erase(switchyard::StderrIsTerminal() ? switchyard::kEraseLine : "");
+  std::fprintf(stderr, "%sswitchyard_worker: %s\n", erase.c_str(), std::string(status.message()).c_str());
   return 1;
 }

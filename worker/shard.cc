@@ -41,9 +41,9 @@ absl::StatusOr<std::vector<ExpertToLoad>> AddLayers(const worker::ModelShare& mo
     const auto& share = model.layers(layer_idx).expert_idx();
     SY_RETURN_IF_ERROR(engine.AddLayer(layer, share.size()));
     for (int slot = 0; slot < share.size(); ++slot) {
-      if (share[slot] < 0 || share[slot] >= layer.num_experts) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("layer ", layer.name, ": expert ", share[slot], " of ", layer.num_experts, " was assigned"));
+      if (share[slot] < 0 || share[slot] >= layer.num_stored_experts()) {
+        return absl::InvalidArgumentError(absl::StrCat("layer ", layer.name, ": expert ", share[slot], " of ",
+                                                       layer.num_stored_experts(), " was assigned"));
       }
       experts.push_back({layer_idx, slot, share[slot]});
     }
@@ -51,49 +51,71 @@ absl::StatusOr<std::vector<ExpertToLoad>> AddLayers(const worker::ModelShare& mo
   return experts;
 }
 
-void LogNeeds(const worker::ModelShare& model, const ModelSpec& spec, const std::vector<ExpertToLoad>& experts,
-              DType compute_dtype) {
+int64_t CountBytes(const worker::ModelShare& model, const ModelSpec& spec, DType compute_dtype) {
   int64_t num_bytes = 0;
-  for (const ExpertToLoad& expert : experts) num_bytes += ExpertBytes(spec.layers[expert.layer_idx], compute_dtype);
-  spdlog::info("model {}: {} experts, {:.1f} MiB of weights in {}", model.name(), experts.size(), num_bytes / 1048576.0,
-               DTypeName(compute_dtype));
+  for (int i = 0; i < model.layers_size(); ++i) {
+    num_bytes += model.layers(i).expert_idx_size() * ExpertBytes(spec.layers[i], compute_dtype);
+  }
+  return num_bytes;
 }
 
 }  // namespace
+
+struct Shard::OpenModel {
+  const worker::ModelShare* share = nullptr;
+  DType compute_dtype = DType::kF32;
+  std::unique_ptr<WeightSource> source;
+  int64_t num_bytes = 0;  // of this rank's experts
+
+  static absl::StatusOr<OpenModel> Open(const worker::ModelShare& share) {
+    OpenModel model = {.share = &share};
+    SY_ASSIGN_OR_RETURN(model.compute_dtype, ParseDType(share.compute_dtype()));
+    SY_ASSIGN_OR_RETURN(model.source, OpenSameWeights(share));
+    model.num_bytes = CountBytes(share, model.source->spec(), model.compute_dtype);
+    return model;
+  }
+};
 
 absl::StatusOr<std::unique_ptr<Shard>> Shard::Load(const worker::Welcome& welcome, const EngineFactory& make_engine,
                                                    const LoadProgressFn& progress) {
   auto shard = std::make_unique<Shard>();
   LoadProgress so_far{.experts_total = CountExperts(welcome)};
+  std::vector<OpenModel> models;
+  for (const worker::ModelShare& share : welcome.models()) {
+    auto model = OpenModel::Open(share);
+    if (!model.ok()) return Annotate(model.status(), absl::StrCat("model ", share.name()));
+    so_far.models.push_back({0, model->num_bytes});
+    models.push_back(*std::move(model));
+  }
   progress(so_far);
-  const auto expert_done = [&](int64_t num_bytes) {
-    ++so_far.experts_done;
-    so_far.bytes_done += num_bytes;
-    progress(so_far);
-  };
-  for (const worker::ModelShare& model : welcome.models()) {
-    SY_RETURN_IF_ERROR(Annotate(shard->LoadModel(model, welcome.max_batch_rows(), make_engine, expert_done),
-                                absl::StrCat("model ", model.name())));
+  for (size_t i = 0; i < models.size(); ++i) {
+    const auto expert_done = [&](int64_t num_bytes) {
+      ++so_far.experts_done;
+      so_far.models[i].bytes_done += num_bytes;
+      progress(so_far);
+    };
+    SY_RETURN_IF_ERROR(Annotate(shard->LoadModel(models[i], welcome.max_batch_rows(), make_engine, expert_done),
+                                absl::StrCat("model ", models[i].share->name())));
+    models[i].source.reset();
   }
   return shard;
 }
 
-absl::Status Shard::LoadModel(const worker::ModelShare& model, int64_t max_batch_rows, const EngineFactory& make_engine,
+absl::Status Shard::LoadModel(const OpenModel& open, int64_t max_batch_rows, const EngineFactory& make_engine,
                               const std::function<void(int64_t num_bytes)>& expert_done) {
-  SY_ASSIGN_OR_RETURN(const DType compute_dtype, ParseDType(model.compute_dtype()));
-  SY_ASSIGN_OR_RETURN(auto source, OpenSameWeights(model));
-  SY_ASSIGN_OR_RETURN(auto engine, make_engine(compute_dtype));
-  const ModelSpec& spec = source->spec();
+  const worker::ModelShare& model = *open.share;
+  const ModelSpec& spec = open.source->spec();
+  SY_ASSIGN_OR_RETURN(auto engine, make_engine(open.compute_dtype));
   SY_ASSIGN_OR_RETURN(const std::vector<ExpertToLoad> experts, AddLayers(model, spec, *engine));
-  LogNeeds(model, spec, experts, compute_dtype);
+  spdlog::info("model {}: {} experts, {:.1f} MiB of weights in {}", model.name(), experts.size(),
+               open.num_bytes / 1048576.0, DTypeName(open.compute_dtype));
   SY_RETURN_IF_ERROR(engine->Reserve(max_batch_rows));
-  SY_RETURN_IF_ERROR(LoadExperts(*source, *engine, experts, [&](const ExpertToLoad& expert) {
-    expert_done(ExpertBytes(spec.layers[expert.layer_idx], compute_dtype));
+  SY_RETURN_IF_ERROR(LoadExperts(*open.source, *engine, experts, [&](const ExpertToLoad& expert) {
+    expert_done(ExpertBytes(spec.layers[expert.layer_idx], open.compute_dtype));
   }));
   for (int i = 0; i < model.layers_size(); ++i) {
     const LayerSpec& layer = spec.layers[i];
-    layers_.push_back(
-        {engine.get(), LayerId{i}, layer.hidden_dim, model.layers(i).expert_idx_size(), layer.gate.top_k});
+    layers_.push_back({engine.get(), LayerId{i}, layer.hidden_dim, model.layers(i).expert_idx_size()});
   }
   engines_.push_back(std::move(engine));
   return absl::OkStatus();

@@ -16,12 +16,16 @@ using EngineFactory = std::function<absl::StatusOr<std::unique_ptr<ExpertEngine>
 
 // Bytes are those of the weights in the compute type.
 struct LoadProgress {
+  struct Model {
+    int64_t bytes_done = 0;
+    int64_t bytes_total = 0;
+  };
   int64_t experts_done = 0;
   int64_t experts_total = 0;
-  int64_t bytes_done = 0;
+  std::vector<Model> models;  // in the front's order
 };
 
-// Called after every expert, by one of the loading threads at a time.
+// Called once all models are open and then after every expert, by one of the loading threads at a time.
 using LoadProgressFn = std::function<void(const LoadProgress&)>;
 
 // Not thread-safe.
@@ -33,12 +37,11 @@ class Shard {
     LayerId engine_layer;  // its number inside that engine
     int64_t hidden_dim = 0;
     int num_slots = 0;
-    int top_k = 0;
   };
 
-  // Opens every model's weights, checks that they are the ones the front saw (fingerprint), and loads this rank's
-  // experts, having made room first for them and for steps of the group's largest size. Errors name the model, layer
-  // and expert, or the bytes that are missing.
+  // Opens every model's weights, checks that they are the ones the front saw (fingerprint), and then loads this rank's
+  // experts, model after model, having made room first for them and for steps of the group's largest size. Errors name
+  // the model, layer and expert, or the bytes that are missing.
   static absl::StatusOr<std::unique_ptr<Shard>> Load(const worker::Welcome& welcome, const EngineFactory& make_engine,
                                                      const LoadProgressFn& progress);
 
@@ -53,7 +56,9 @@ class Shard {
   int num_lanes() const;
 
  private:
-  absl::Status LoadModel(const worker::ModelShare& model, int64_t max_batch_rows, const EngineFactory& make_engine,
+  struct OpenModel;
+
+  absl::Status LoadModel(const OpenModel& model, int64_t max_batch_rows, const EngineFactory& make_engine,
                          const std::function<void(int64_t num_bytes)>& expert_done);
 
   std::vector<std::unique_ptr<ExpertEngine>> engines_;

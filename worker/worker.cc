@@ -9,6 +9,7 @@
 
 #include "moe/base/clock.h"
 #include "moe/base/logging.h"
+#include "moe/base/progress.h"
 #include "moe/base/version.h"
 #include "moe/plan/plan_codec.h"
 #include "rpc/build_fingerprint.h"
@@ -17,7 +18,8 @@
 namespace switchyard {
 namespace {
 
-constexpr auto kProgressPeriod = std::chrono::milliseconds(500);
+constexpr auto kReportPeriod = std::chrono::milliseconds(500);
+constexpr auto kProgressLogPeriod = std::chrono::seconds(5);
 // The front's own port refuses larger step messages first; this only keeps gRPC's 4 MB default out of the way.
 constexpr int kUnlimitedMessage = -1;
 
@@ -34,12 +36,43 @@ absl::StatusOr<std::string> ReadToken(const std::string& path) {
   return ReadTokenFile(path);
 }
 
-void LogProgress(int rank, const LoadProgress& so_far, std::chrono::steady_clock::duration elapsed) {
-  const double seconds = std::chrono::duration<double>(elapsed).count();
-  const double mib = so_far.bytes_done / 1048576.0;
-  spdlog::info("rank {}: loaded {} of {} experts, {:.1f} MiB at {:.1f} MiB/s", rank, so_far.experts_done,
-               so_far.experts_total, mib, seconds > 0 ? mib / seconds : 0.0);
+worker::WorkerMessage MakeReport(const LoadProgress& so_far) {
+  worker::WorkerMessage message;
+  worker::LoadProgress& report = *message.mutable_load_progress();
+  report.set_experts_done(so_far.experts_done);
+  report.set_experts_total(so_far.experts_total);
+  for (const LoadProgress::Model& model : so_far.models) {
+    worker::ModelProgress& added = *report.add_models();
+    added.set_bytes_done(model.bytes_done);
+    added.set_bytes_total(model.bytes_total);
+  }
+  return message;
 }
+
+// Lines in the log of a worker whose front logs elsewhere.
+class ProgressLog {
+ public:
+  explicit ProgressLog(int rank) : rank_(rank), meter_(Clock::Real().Now()), last_line_(Clock::Real().Now()) {}
+
+  void Update(const LoadProgress& so_far) {
+    int64_t bytes_done = 0, bytes_total = 0;
+    for (const LoadProgress::Model& model : so_far.models) {
+      bytes_done += model.bytes_done;
+      bytes_total += model.bytes_total;
+    }
+    const SteadyTime now = Clock::Real().Now();
+    const Progress progress = meter_.Update(now, bytes_done, bytes_total);
+    if (progress.is_done() || now - last_line_ < kProgressLogPeriod) return;
+    last_line_ = now;
+    spdlog::info("rank {}: {} of {} experts, {}", rank_, so_far.experts_done, so_far.experts_total,
+                 ProgressText(progress));
+  }
+
+ private:
+  const int rank_;
+  ProgressMeter meter_;
+  SteadyTime last_line_;
+};
 
 std::shared_ptr<grpc::Channel> ConnectToFront(const std::string& front) {
   grpc::ChannelArguments args;
@@ -180,15 +213,15 @@ absl::Status Worker::Load(const worker::Welcome& welcome) {
   spdlog::info("rank {} of {}: loading", rank_, num_ranks_);
   const SteadyTime begin = Clock::Real().Now();
   SteadyTime last_report = begin;
+  ProgressLog log(rank_);
   auto progress = [&](const LoadProgress& so_far) {
     const SteadyTime now = Clock::Real().Now();
-    if (so_far.experts_done != so_far.experts_total && now - last_report < kProgressPeriod) return;
+    // The first one tells how much there is.
+    const bool is_edge = so_far.experts_done == 0 || so_far.experts_done == so_far.experts_total;
+    if (!is_edge && now - last_report < kReportPeriod) return;
     last_report = now;
-    LogProgress(rank_, so_far, now - begin);
-    worker::WorkerMessage report;
-    report.mutable_load_progress()->set_experts_done(so_far.experts_done);
-    report.mutable_load_progress()->set_experts_total(so_far.experts_total);
-    control_->Send(std::move(report));
+    if (options_.local_index < 0) log.Update(so_far);
+    control_->Send(MakeReport(so_far));
   };
   auto shard = Shard::Load(
       welcome, [this](DType dtype) { return device_->MakeEngine(dtype); }, progress);

@@ -2,7 +2,9 @@
 
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_sinks.h>
+#include <unistd.h>
 
+#include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -26,12 +28,19 @@ std::unique_ptr<spdlog::formatter> MakeFormatter(const LoggingOptions& options) 
     formatter->add_flag<JsonMessageFlag>('J').set_pattern(
         R"({"time":"%Y-%m-%dT%H:%M:%S.%f%z","level":"%l","process":")" + options.process + R"(","message":%J})");
   } else {
-    formatter->set_pattern("%Y-%m-%d %H:%M:%S.%f %^%L%$ [" + options.process + "] %v");
+    const std::string_view erase = StderrIsTerminal() ? kEraseLine : "";
+    formatter->set_pattern(std::string(erase) + "%Y-%m-%d %H:%M:%S.%f %^%L%$ [" + options.process + "] %v");
   }
   return formatter;
 }
 
 }  // namespace
+
+bool StderrIsTerminal() {
+  if (isatty(STDERR_FILENO) == 0) return false;
+  const char* terminal = getenv("TERM");
+  return terminal != nullptr && std::string_view(terminal) != "dumb";
+}
 
 absl::Status SetUpLogging(const LoggingOptions& options) {
   if (options.format != "text" && options.format != "json") {

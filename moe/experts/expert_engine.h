@@ -7,7 +7,8 @@
 //   (exchange back)  partial sums                          → returned sums [num_send_rows, D]
 //   Combine          returned sums [num_send_rows, D]      → output rows [num_home_rows, D]
 // Rows, partial sums and outputs are of the engine's compute type; sums over experts and ranks are accumulated in fp32
-// (fp64 when that is the compute type). A home row no rank computes (all its choices dropped) comes out zero.
+// (fp64 when that is the compute type). Layers that weigh the input (ExpertSpec) round weight · row to the compute
+// type. A home row no rank computes (all its choices dropped) comes out zero. NaN in a row stays in it and stays NaN.
 //
 // Life of an engine: AddLayer for every layer, Reserve once, LoadExpert for every slot, then steps.
 //
@@ -45,7 +46,8 @@ class ExpertEngine {
 
   virtual DType compute_dtype() const = 0;
 
-  // Declares a layer with room for `num_slots` experts. Layers come in LayerId order from 0.
+  // Declares a layer with room for `num_slots` experts, shared ones included. Layers come in LayerId order from 0.
+  // INVALID_ARGUMENT or UNIMPLEMENTED names the layer and the field of a formula that the engine has no code for.
   virtual absl::Status AddLayer(const LayerSpec& spec, int num_slots) = 0;
 
   // Makes room for the weights of all layers added and for steps of up to `max_rows` (the argument) rows in the whole

@@ -1,6 +1,7 @@
 #include "moe/experts/reference.h"
 
 #include <cmath>
+#include <numbers>
 
 #include "moe/tensor/convert.h"
 
@@ -17,8 +18,25 @@ double Activate(Activation activation, double x) {
       return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
     case Activation::kRelu:
       return x < 0.0 ? 0.0 : x;
+    case Activation::kGeluTanh:
+      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
+    case Activation::kQuickGelu:
+      return x / (1.0 + std::exp(-1.702 * x));
   }
   return x;
+}
+
+// Bounds leave NaN as it is.
+double AtMost(double x, double limit) { return x > limit ? limit : x; }
+double AtLeast(double x, double limit) { return x < limit ? limit : x; }
+
+// act(min(gate, limit)) · (clamp(up, ±limit) + up_offset)
+double Gated(const ExpertSpec& spec, double gate, double up) {
+  if (spec.limit != 0) {
+    gate = AtMost(gate, spec.limit);
+    up = AtLeast(AtMost(up, spec.limit), -spec.limit);
+  }
+  return Activate(spec.activation, gate) * (up + spec.up_offset);
 }
 
 // W · x + bias, with W [out, in]; an empty bias is none.
@@ -33,20 +51,21 @@ Vector Linear(const Vector& weight, const Vector& bias, std::span<const double> 
 }
 
 struct ReferenceExpert {
-  Vector up, gate, down, up_bias, down_bias;
+  Vector up, gate, down, up_bias, gate_bias, down_bias;
 
   explicit ReferenceExpert(const ExpertWeights& weights)
       : up(ToDoubles(weights.up)),
         gate(ToDoubles(weights.gate)),
         down(ToDoubles(weights.down)),
         up_bias(ToDoubles(weights.up_bias)),
+        gate_bias(ToDoubles(weights.gate_bias)),
         down_bias(ToDoubles(weights.down_bias)) {}
 
   Vector operator()(const ExpertSpec& spec, std::span<const double> x) const {
     Vector inner = Linear(up, up_bias, x);
     if (spec.gated) {
-      const Vector gated = Linear(gate, {}, x);
-      for (size_t i = 0; i < inner.size(); ++i) inner[i] *= Activate(spec.activation, gated[i]);
+      const Vector gates = Linear(gate, gate_bias, x);
+      for (size_t i = 0; i < inner.size(); ++i) inner[i] = Gated(spec, gates[i], inner[i]);
     } else {
       for (double& value : inner) value = Activate(spec.activation, value);
     }
@@ -84,8 +103,13 @@ Vector ReferenceExperts(const LayerSpec& layer, std::span<const ExpertWeights> e
     for (int j = 0; j < routing.top_k; ++j) {
       const size_t choice = row_idx * routing.top_k + j;
       if (routing.expert_idx[choice] < 0) continue;
-      const Vector y = reference[routing.expert_idx[choice]](layer.expert, {&x[row_idx * dim], dim});
-      for (size_t i = 0; i < dim; ++i) output[row_idx * dim + i] += routing.weight[choice] * y[i];
+      const double weight = routing.weight[choice];
+      Vector row(x.begin() + row_idx * dim, x.begin() + (row_idx + 1) * dim);
+      if (layer.expert.weighs_input) {
+        for (double& value : row) value *= weight;
+      }
+      const Vector y = reference[routing.expert_idx[choice]](layer.expert, row);
+      for (size_t i = 0; i < dim; ++i) output[row_idx * dim + i] += layer.expert.weighs_input ? y[i] : weight * y[i];
     }
   }
   return output;

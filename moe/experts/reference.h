@@ -11,9 +11,10 @@
 
 namespace switchyard {
 
-// Output rows [T, D], row-major, for `rows` [T, D] of any type: the sum over a row's choices of weight · expert(row).
-// `experts[e]` are the weights of expert e, of any types; a negative expert index is a dropped choice.
-// Slow: use it at test sizes. Thread-safe.
+// Output rows [T, D], row-major, for `rows` [T, D] of any type: the sum over a row's choices of weight · expert(row),
+// or of expert(weight · row) in layers that weigh the input. `experts[e]` are the weights of expert e, shared ones
+// last, of any types; a negative expert index is a dropped choice. Every combination of ExpertSpec's fields has its
+// meaning here. Slow: use it at test sizes. Thread-safe.
 std::vector<double> ReferenceExperts(const LayerSpec& layer, std::span<const ExpertWeights> experts,
                                      ConstMatrixView rows, const Routing& routing);
 

@@ -50,6 +50,62 @@ TEST(ReferenceExperts, GeluIsTheErfForm) {
   EXPECT_DOUBLE_EQ(c.Run({})[0], 0.25 * 2 * (1 + std::erf(4 / std::sqrt(2.0))));
 }
 
+TEST(ReferenceExperts, GeluTanhAndQuickGelu) {
+  ByHand c;
+  c.layer.expert = {.activation = Activation::kGeluTanh, .gated = false};
+  // tanh form at 4: 2 · (1 + tanh(√(2/π) · (4 + 0.044715 · 64)))
+  EXPECT_DOUBLE_EQ(c.Run({})[0], 0.25 * 2 * (1 + std::tanh(0.7978845608028654 * 6.86176)));
+  c.layer.expert.activation = Activation::kQuickGelu;
+  EXPECT_DOUBLE_EQ(c.Run({})[0], 0.25 * 4 / (1 + std::exp(-6.808)));
+}
+
+TEST(ReferenceExperts, GatedWithBiases) {
+  ByHand c;
+  c.layer.expert = {.activation = Activation::kRelu, .gated = true, .biased = true};
+  const std::vector<double> gate_bias{-2};
+  const std::vector<double> output = c.Run({.gate = {View(c.gate, 1, 2)},
+                                            .up_bias = View(c.up_bias, 1, 1),
+                                            .gate_bias = View(gate_bias, 1, 1),
+                                            .down_bias = View(c.down_bias, 1, 2)});
+  // up = 4.5, gate = 3: h = 13.5
+  EXPECT_DOUBLE_EQ(output[0], 0.25 * (13.5 + 10));
+  EXPECT_DOUBLE_EQ(output[1], 0.25 * (-27 + 20));
+}
+
+TEST(ReferenceExperts, ClampedBeforeTheActivation) {
+  ByHand c;
+  c.layer.expert = {.activation = Activation::kQuickGelu, .gated = true, .limit = 3, .up_offset = 1};
+  // up = 4 and gate = 5 both become 3: h = 3 / (1 + e^(-1.702 · 3)) · (3 + 1)
+  EXPECT_DOUBLE_EQ(c.Run({.gate = {View(c.gate, 1, 2)}})[0], 0.25 * 12 / (1 + std::exp(-5.106)));
+  // up = -4 becomes -3; gate = -5 has no lower bound: h = -5 / (1 + e^8.51) · (-3 + 1)
+  const std::vector<double> row{-2, -1};
+  ExpertWeights weights{.up = {View(c.up, 1, 2)}, .gate = {View(c.gate, 1, 2)}, .down = {View(c.down, 2, 1)}};
+  const std::vector<double> output = ReferenceExperts(c.layer, {&weights, 1}, View(row, 1, 2), c.routing);
+  EXPECT_DOUBLE_EQ(output[0], 0.25 * 10 / (1 + std::exp(8.51)));
+}
+
+TEST(ReferenceExperts, WeighsTheInput) {
+  ByHand c;
+  c.layer.expert = {.activation = Activation::kRelu, .gated = false, .biased = true, .weighs_input = true};
+  const std::vector<double> output = c.Run({.up_bias = View(c.up_bias, 1, 1), .down_bias = View(c.down_bias, 1, 2)});
+  // up = 0.25 · 4 + 0.5
+  EXPECT_DOUBLE_EQ(output[0], 1.5 + 10);
+  EXPECT_DOUBLE_EQ(output[1], -3 + 20);
+}
+
+TEST(ReferenceExperts, SharedExpertsFollowTheOthers) {
+  ByHand c;
+  c.layer.expert = {.activation = Activation::kRelu, .gated = false};
+  c.layer.num_shared = 1;
+  const std::vector<double> shared_up{0, 1};
+  const ExpertWeights experts[] = {{.up = {View(c.up, 1, 2)}, .down = {View(c.down, 2, 1)}},
+                                   {.up = {View(shared_up, 1, 2)}, .down = {View(c.down, 2, 1)}}};
+  const Routing routing{.num_rows = 1, .top_k = 2, .expert_idx = {0, 1}, .weight = {0.25f, 1}};
+  const std::vector<double> output = ReferenceExperts(c.layer, experts, View(c.row, 1, 2), routing);
+  EXPECT_DOUBLE_EQ(output[0], 0.25 * 4 + 1);
+  EXPECT_DOUBLE_EQ(output[1], -2 * (0.25 * 4 + 1));
+}
+
 TEST(ReferenceExperts, ADroppedChoiceAddsNothing) {
   ByHand c;
   c.layer.expert = {.activation = Activation::kRelu, .gated = false};

@@ -1,13 +1,15 @@
 #include "moe/gating/gate.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "moe/base/mutex.h"
-#include "moe/linear/sliced_linear.h"
+#include "moe/gating/router.h"
+#include "moe/gating/select_experts.h"
 #include "moe/linear/work_pool.h"
 #include "moe/tensor/buffer.h"
 
@@ -48,71 +50,82 @@ class FirstError {
   absl::Status first_ ABSL_GUARDED_BY(mu_);
 };
 
-class RouterGate final : public Gate {
- public:
-  RouterGate(const LayerSpec& layer, std::shared_ptr<LinearContext> context)
-      : layer_(layer), context_(std::move(context)) {}
-
-  absl::Status Pack(const HostMatrix& router);
-
-  bool Accepts(DType dtype) const override { return LinearFor(dtype) != nullptr; }
-  absl::Status Route(ConstMatrixView rows, int64_t first_row, Routing* routing) override;
-
- private:
-  // What one thread works in.
-  struct Worker {
-    explicit Worker(LinearContext* context) : linear(context) {}
-    SlicedLinear::Scratch linear;
-    HostBuffer logits;
-  };
-
-  const SlicedLinear* LinearFor(DType dtype) const;
-  absl::Status CheckArguments(ConstMatrixView rows, int64_t first_row, const Routing& routing) const;
-  Shares ShareOut(ConstMatrixView rows, const SlicedLinear& linear) const;
-  absl::Status RouteBlock(const SlicedLinear& linear, ConstMatrixView rows, int64_t first_row, Worker* worker,
-                          Routing* routing) const;
-  absl::Status RouteByRows(const SlicedLinear& linear, ConstMatrixView rows, int64_t task_rows, int64_t first_row,
-                           Routing* routing);
-  absl::Status RouteBySlices(const SlicedLinear& linear, ConstMatrixView rows, int64_t task_rows, int64_t first_row,
-                             Routing* routing);
-  void Select(const float* logits, int64_t num_rows, int64_t first_row, Routing* routing);
-
-  // Constant after Pack. The linears use the context, so they come after it.
-  const LayerSpec layer_;
-  const std::shared_ptr<LinearContext> context_;
-  std::unique_ptr<SlicedLinear> fp32_;
-  std::unique_ptr<SlicedLinear> bf16_;  // null when fp32 alone is accepted
-
-  std::vector<Worker> workers_;  // [threads of the context]
-  HostBuffer logits_;
+// One call of Route: where its results go.
+struct Target {
+  GateSpec spec;  // with the call's top_k
+  Routing* routing = nullptr;
+  ScoreStats* stats = nullptr;  // or null
 };
 
-absl::Status RouterGate::Pack(const HostMatrix& router) {
+class RouterGate final : public Gate {
+ public:
+  RouterGate(const LayerSpec& layer, int gate_idx, std::vector<float> score_correction,
+             std::shared_ptr<LinearContext> context, std::unique_ptr<Router> router);
+
+  bool Accepts(DType dtype) const override { return router_->Accepts(dtype); }
+  absl::Status Route(ConstMatrixView rows, int64_t first_row, int top_k, Routing* routing, ScoreStats* stats) override;
+
+ private:
+  absl::Status CheckRows(ConstMatrixView rows) const;
+  absl::Status CheckTarget(int64_t num_rows, int64_t first_row, const Target& target) const;
+  Shares ShareOut(ConstMatrixView rows) const;
+  absl::Status RouteByRows(ConstMatrixView rows, int64_t task_rows, int64_t first_row, const Target& target);
+  absl::Status RouteBySlices(ConstMatrixView rows, int64_t task_rows, int64_t first_row, const Target& target);
+  absl::Status Select(float* y, int64_t num_rows, int64_t first_row, const Target& target);
+  absl::Status SelectBlock(float* y, int64_t num_rows, int64_t first_row, int64_t task, int worker,
+                           const Target& target);
+  void FillShared(const LogitRows& logits, int64_t first_row, const Target& target) const;
+  void PrepareSums(int64_t num_tasks, const Target& target);
+  void AddSums(int64_t num_tasks, const Target& target) const;
+
+  // Constant after construction. The router uses the context, so it comes after it.
+  const LayerSpec layer_;
+  const int gate_idx_;
+  const std::vector<float> score_correction_;
+  const std::shared_ptr<LinearContext> context_;
+  const std::unique_ptr<Router> router_;
+
+  std::vector<Router::Scratch> workers_;  // [threads of the context]
+  HostBuffer y_;
+  std::vector<double> task_sums_;  // [tasks, E]: of scores, where wanted
+};
+
+RouterGate::RouterGate(const LayerSpec& layer, int gate_idx, std::vector<float> score_correction,
+                       std::shared_ptr<LinearContext> context, std::unique_ptr<Router> router)
+    : layer_(layer),
+      gate_idx_(gate_idx),
+      score_correction_(std::move(score_correction)),
+      context_(std::move(context)),
+      router_(std::move(router)) {
   for (int i = 0; i < context_->num_threads(); ++i) workers_.emplace_back(context_.get());
-  SY_ASSIGN_OR_RETURN(fp32_, SlicedLinear::Create(context_.get(), DType::kF32, router.view()));
-  if (router.dtype != DType::kBF16) return absl::OkStatus();
-  auto bf16 = SlicedLinear::Create(context_.get(), DType::kBF16, router.view());
-  // Without bf16 code for this CPU the rows come as fp32.
-  if (bf16.status().code() == absl::StatusCode::kUnimplemented) return absl::OkStatus();
-  SY_ASSIGN_OR_RETURN(bf16_, std::move(bf16));
-  return absl::OkStatus();
 }
 
-const SlicedLinear* RouterGate::LinearFor(DType dtype) const {
-  if (dtype == DType::kF32) return fp32_.get();
-  return dtype == DType::kBF16 ? bf16_.get() : nullptr;
+absl::Status RouterGate::CheckRows(ConstMatrixView rows) const {
+  if (Accepts(rows.dtype) && rows.num_cols == layer_.hidden_dim) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "gate of layer ", layer_.name, ": rows are ", std::string(DTypeName(rows.dtype)), " of width ", rows.num_cols,
+      ", expected ", Accepts(DType::kBF16) ? "fp32 or bf16" : "fp32", " of width ", layer_.hidden_dim));
 }
 
-absl::Status RouterGate::CheckArguments(ConstMatrixView rows, int64_t first_row, const Routing& routing) const {
-  if (!Accepts(rows.dtype) || rows.num_cols != layer_.hidden_dim) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "gate of layer ", layer_.name, ": rows are ", std::string(DTypeName(rows.dtype)), " of width ", rows.num_cols,
-        ", expected ", bf16_ != nullptr ? "fp32 or bf16" : "fp32", " of width ", layer_.hidden_dim));
+absl::Status RouterGate::CheckTarget(int64_t num_rows, int64_t first_row, const Target& target) const {
+  const int top_k = target.spec.top_k;
+  const Routing& routing = *target.routing;
+  const auto refuse = [&](const std::string& what) {
+    return absl::InvalidArgumentError(absl::StrCat("gate of layer ", layer_.name, ": ", what));
+  };
+  if (top_k < 1 || top_k > layer_.num_experts) {
+    return refuse(absl::StrCat("top_k is ", top_k, ", expected 1 to ", layer_.num_experts));
   }
-  if (routing.top_k != layer_.gate.top_k || first_row < 0 || first_row + rows.num_rows > routing.num_rows) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "gate of layer ", layer_.name, ": routing has ", routing.num_rows, " rows of ", routing.top_k,
-        " choices, expected room for rows ", first_row, " to ", first_row + rows.num_rows, " of ", layer_.gate.top_k));
+  if (routing.top_k < top_k + layer_.num_shared || first_row < 0 || first_row + num_rows > routing.num_rows) {
+    return refuse(absl::StrCat("routing has ", routing.num_rows, " rows of ", routing.top_k,
+                               " choices, expected room for rows ", first_row, " to ", first_row + num_rows, " of ",
+                               top_k + layer_.num_shared));
+  }
+  if (target.stats == nullptr) return absl::OkStatus();
+  const int64_t stats_rows = target.stats->best_score.size(), stats_experts = target.stats->score_sum.size();
+  if (stats_rows < first_row + num_rows || stats_experts != layer_.num_experts) {
+    return refuse(absl::StrCat("score statistics have ", stats_rows, " rows and ", stats_experts, " experts, expected ",
+                               first_row + num_rows, " and ", layer_.num_experts));
   }
   return absl::OkStatus();
 }
@@ -124,9 +137,9 @@ int64_t TaskRows(int64_t num_rows, int64_t num_tasks, int64_t largest) {
   return task_rows;
 }
 
-Shares RouterGate::ShareOut(ConstMatrixView rows, const SlicedLinear& linear) const {
-  const int64_t num_products = rows.num_rows * layer_.num_experts * layer_.hidden_dim;
-  const int64_t unshared_ns = linear.packed_bytes() / kRouterBytesPerNs + num_products / kProductsPerNs;
+Shares RouterGate::ShareOut(ConstMatrixView rows) const {
+  const int64_t num_products = rows.num_rows * router_->products_per_row();
+  const int64_t unshared_ns = router_->packed_bytes(rows.dtype) / kRouterBytesPerNs + num_products / kProductsPerNs;
   const int64_t largest = std::clamp<int64_t>(kTaskRowBytes / rows.row_bytes(), kMinTaskRows, kMaxTaskRows);
   if (context_->num_threads() == 1) return {largest};
   if (unshared_ns <= kMaxUnsharedNs) return {std::max<int64_t>(rows.num_rows, 1)};
@@ -135,88 +148,168 @@ Shares RouterGate::ShareOut(ConstMatrixView rows, const SlicedLinear& linear) co
   if (rows.num_rows >= num_tasks * std::min(kSharedTaskRows / 2, largest)) {
     return {TaskRows(rows.num_rows, num_tasks, largest)};
   }
-  const int64_t num_row_blocks = (num_tasks + linear.num_slices() - 1) / linear.num_slices();
+  const int64_t num_row_blocks = (num_tasks + router_->num_slices() - 1) / router_->num_slices();
   return {TaskRows(rows.num_rows, num_row_blocks, std::min(kSharedTaskRows, largest)), /*by_slice=*/true};
 }
 
-absl::Status RouterGate::RouteBlock(const SlicedLinear& linear, ConstMatrixView rows, int64_t first_row, Worker* worker,
-                                    Routing* routing) const {
-  worker->logits.EnsureSize(rows.num_rows * layer_.num_experts * sizeof(float));
-  float* const logits = reinterpret_cast<float*>(worker->logits.data());
-  SY_RETURN_IF_ERROR(linear.Run(rows, 0, linear.num_slices(), logits, &worker->linear));
-  SelectExperts(layer_.gate, logits, rows.num_rows, layer_.num_experts, first_row, routing);
-  return absl::OkStatus();
-}
+int64_t NumTasks(int64_t num_rows, int64_t task_rows) { return (num_rows + task_rows - 1) / task_rows; }
 
-absl::Status RouterGate::RouteByRows(const SlicedLinear& linear, ConstMatrixView rows, int64_t task_rows,
-                                     int64_t first_row, Routing* routing) {
+absl::Status RouterGate::RouteByRows(ConstMatrixView rows, int64_t task_rows, int64_t first_row, const Target& target) {
+  const int64_t num_tasks = NumTasks(rows.num_rows, task_rows);
+  PrepareSums(num_tasks, target);
   FirstError error;
-  context_->pool().Run((rows.num_rows + task_rows - 1) / task_rows, [&](int64_t task, int worker) {
+  context_->pool().Run(num_tasks, [&](int64_t task, int worker) {
     const int64_t begin = task * task_rows;
     const ConstMatrixView block = rows.Rows(begin, std::min(task_rows, rows.num_rows - begin));
-    error.Add(RouteBlock(linear, block, first_row + begin, &workers_[worker], routing));
+    HostBuffer& buffer = workers_[worker].y;
+    buffer.EnsureSize(block.num_rows * router_->first_width() * sizeof(float));
+    float* const y = reinterpret_cast<float*>(buffer.data());
+    absl::Status status = router_->RunSlices(block, 0, router_->num_slices(), y, &workers_[worker]);
+    if (status.ok()) status = SelectBlock(y, block.num_rows, first_row + begin, task, worker, target);
+    error.Add(status);
   });
+  AddSums(num_tasks, target);
   return error.Take();
 }
 
-absl::Status RouterGate::RouteBySlices(const SlicedLinear& linear, ConstMatrixView rows, int64_t task_rows,
-                                       int64_t first_row, Routing* routing) {
-  logits_.EnsureSize(rows.num_rows * layer_.num_experts * sizeof(float));
-  float* const logits = reinterpret_cast<float*>(logits_.data());
-  const int64_t num_row_blocks = (rows.num_rows + task_rows - 1) / task_rows;
+absl::Status RouterGate::RouteBySlices(ConstMatrixView rows, int64_t task_rows, int64_t first_row,
+                                       const Target& target) {
+  y_.EnsureSize(rows.num_rows * router_->first_width() * sizeof(float));
+  float* const y = reinterpret_cast<float*>(y_.data());
+  const int64_t num_row_blocks = NumTasks(rows.num_rows, task_rows);
   FirstError error;
-  context_->pool().Run(num_row_blocks * linear.num_slices(), [&](int64_t task, int worker) {
+  context_->pool().Run(num_row_blocks * router_->num_slices(), [&](int64_t task, int worker) {
     const int64_t begin = task % num_row_blocks * task_rows;
     const ConstMatrixView block = rows.Rows(begin, std::min(task_rows, rows.num_rows - begin));
     const int slice = static_cast<int>(task / num_row_blocks);
-    error.Add(linear.Run(block, slice, 1, logits + begin * layer_.num_experts, &workers_[worker].linear));
+    error.Add(router_->RunSlices(block, slice, 1, y + begin * router_->first_width(), &workers_[worker]));
   });
   SY_RETURN_IF_ERROR(error.Take());
-  Select(logits, rows.num_rows, first_row, routing);
-  return absl::OkStatus();
+  return Select(y, rows.num_rows, first_row, target);
 }
 
-void RouterGate::Select(const float* logits, int64_t num_rows, int64_t first_row, Routing* routing) {
+// The second step of all rows of y.
+absl::Status RouterGate::Select(float* y, int64_t num_rows, int64_t first_row, const Target& target) {
   const int64_t task_rows = num_rows <= kMaxSelectedByCaller ? kMaxSelectedByCaller : kSelectedRowsPerTask;
-  context_->pool().Run((num_rows + task_rows - 1) / task_rows, [&](int64_t task, int) {
+  const int64_t num_tasks = NumTasks(num_rows, task_rows);
+  PrepareSums(num_tasks, target);
+  FirstError error;
+  context_->pool().Run(num_tasks, [&](int64_t task, int worker) {
     const int64_t begin = task * task_rows;
-    SelectExperts(layer_.gate, logits + begin * layer_.num_experts, std::min(task_rows, num_rows - begin),
-                  layer_.num_experts, first_row + begin, routing);
+    error.Add(SelectBlock(y + begin * router_->first_width(), std::min(task_rows, num_rows - begin), first_row + begin,
+                          task, worker, target));
   });
+  AddSums(num_tasks, target);
+  return error.Take();
 }
 
-absl::Status RouterGate::Route(ConstMatrixView rows, int64_t first_row, Routing* routing) {
-  SY_RETURN_IF_ERROR(CheckArguments(rows, first_row, *routing));
-  const SlicedLinear& linear = *LinearFor(rows.dtype);
-  const Shares shares = ShareOut(rows, linear);
-  if (shares.by_slice) return RouteBySlices(linear, rows, shares.task_rows, first_row, routing);
-  return RouteByRows(linear, rows, shares.task_rows, first_row, routing);
-}
-
-absl::Status CheckSpec(const LayerSpec& layer, const HostMatrix& router) {
-  if (layer.gate.top_k < 1 || layer.gate.top_k > layer.num_experts) {
-    return absl::InvalidArgumentError(absl::StrCat("gate of layer ", layer.name, ": top_k is ", layer.gate.top_k,
-                                                   ", expected 1 to ", layer.num_experts));
-  }
-  if (router.num_rows != layer.num_experts || router.num_cols != layer.hidden_dim) {
-    return absl::InvalidArgumentError(absl::StrCat("gate of layer ", layer.name, ": router is [", router.num_rows, ", ",
-                                                   router.num_cols, "], expected [", layer.num_experts, ", ",
-                                                   layer.hidden_dim, "]"));
+// From the router's first step to the routing, of some rows.
+absl::Status RouterGate::SelectBlock(float* y, int64_t num_rows, int64_t first_row, int64_t task, int worker,
+                                     const Target& target) {
+  SY_ASSIGN_OR_RETURN(const LogitRows logits, router_->Finish(y, num_rows, &workers_[worker]));
+  SelectExperts(target.spec, score_correction_, logits, first_row, target.routing);
+  FillShared(logits, first_row, target);
+  if (target.stats != nullptr) {
+    AddScores(target.spec.scoring, logits, &target.stats->best_score[first_row],
+              &task_sums_[task * layer_.num_experts]);
   }
   return absl::OkStatus();
+}
+
+// Columns behind the gate's own.
+void RouterGate::FillShared(const LogitRows& logits, int64_t first_row, const Target& target) const {
+  const int64_t top_k = target.spec.top_k, stride = target.routing->top_k;
+  if (stride == top_k) return;
+  for (int64_t i = 0; i < logits.num_rows; ++i) {
+    int32_t* const expert_idx = &target.routing->expert_idx[(first_row + i) * stride];
+    float* const weight = &target.routing->weight[(first_row + i) * stride];
+    const float shared_weight =
+        router_->has_shared_gate() ? 1.0f / (1.0f + std::exp(-logits.row(i)[layer_.num_experts])) : 1.0f;
+    for (int64_t j = top_k; j < stride; ++j) {
+      const bool is_shared = j < top_k + layer_.num_shared;
+      expert_idx[j] = is_shared ? static_cast<int32_t>(layer_.num_experts + j - top_k) : -1;
+      weight[j] = is_shared ? shared_weight : 0.0f;
+    }
+  }
+}
+
+// Every task sums its own rows, and the sums are added up in the order of tasks, so that no result depends on which
+// thread was faster.
+void RouterGate::PrepareSums(int64_t num_tasks, const Target& target) {
+  if (target.stats != nullptr) task_sums_.assign(num_tasks * layer_.num_experts, 0.0);
+}
+
+void RouterGate::AddSums(int64_t num_tasks, const Target& target) const {
+  if (target.stats == nullptr) return;
+  for (int64_t task = 0; task < num_tasks; ++task) {
+    for (int e = 0; e < layer_.num_experts; ++e) {
+      target.stats->score_sum[e] += task_sums_[task * layer_.num_experts + e];
+    }
+  }
+}
+
+absl::Status RouterGate::Route(ConstMatrixView rows, int64_t first_row, int top_k, Routing* routing,
+                               ScoreStats* stats) {
+  Target target{layer_.gate_at(gate_idx_), routing, stats};
+  if (top_k != 0) target.spec.top_k = top_k;
+  SY_RETURN_IF_ERROR(CheckRows(rows));
+  SY_RETURN_IF_ERROR(CheckTarget(rows.num_rows, first_row, target));
+  const Shares shares = ShareOut(rows);
+  if (shares.by_slice) return RouteBySlices(rows, shares.task_rows, first_row, target);
+  return RouteByRows(rows, shares.task_rows, first_row, target);
+}
+
+absl::Status CheckGroups(const GateSpec& gate, int num_experts) {
+  if (gate.num_groups < 1 || num_experts % gate.num_groups != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_groups is ", gate.num_groups, ", expected a divisor of ", num_experts));
+  }
+  if (gate.groups_kept < 1 || gate.groups_kept > gate.num_groups) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("groups_kept is ", gate.groups_kept, ", expected 1 to ", gate.num_groups));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckCorrection(const std::vector<float>& correction, int num_experts) {
+  if (correction.empty()) return absl::OkStatus();
+  if (static_cast<int>(correction.size()) != num_experts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("score correction has ", correction.size(), " values, expected ", num_experts));
+  }
+  for (int e = 0; e < num_experts; ++e) {
+    if (std::isfinite(correction[e])) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("score correction of expert ", e, " is ", correction[e], ", expected a finite number"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckSpec(const LayerSpec& layer, int gate_idx, const RouterWeights& router) {
+  if (gate_idx < 0 || gate_idx >= layer.num_gates()) {
+    return absl::InvalidArgumentError(absl::StrCat("gate ", gate_idx, " of ", layer.num_gates()));
+  }
+  const GateSpec& gate = layer.gate_at(gate_idx);
+  if (gate.top_k < 1 || gate.top_k > layer.num_experts) {
+    return absl::InvalidArgumentError(absl::StrCat("top_k is ", gate.top_k, ", expected 1 to ", layer.num_experts));
+  }
+  SY_RETURN_IF_ERROR(CheckGroups(gate, layer.num_experts));
+  return CheckCorrection(router.score_correction, layer.num_experts);
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Gate>> Gate::Create(const LayerSpec& layer, const RouterWeights& router,
+absl::StatusOr<std::unique_ptr<Gate>> Gate::Create(const LayerSpec& layer, int gate_idx, const RouterWeights& router,
                                                    std::shared_ptr<LinearContext> context) {
-  SY_RETURN_IF_ERROR(CheckSpec(layer, router.weight));
+  const std::string where = absl::StrCat("gate of layer ", layer.name);
+  SY_RETURN_IF_ERROR(Annotate(CheckSpec(layer, gate_idx, router), where));
   if (context == nullptr) {
     SY_ASSIGN_OR_RETURN(context, LinearContext::Create(/*num_threads=*/0));
   }
-  auto gate = std::make_unique<RouterGate>(layer, std::move(context));
-  SY_RETURN_IF_ERROR(Annotate(gate->Pack(router.weight), absl::StrCat("gate of layer ", layer.name)));
-  return gate;
+  auto packed = Router::Create(context.get(), layer, router);
+  SY_RETURN_IF_ERROR(Annotate(packed.status(), where));
+  return std::make_unique<RouterGate>(layer, gate_idx, router.score_correction, std::move(context),
+                                      std::move(packed).value());
 }
 
 }  // namespace switchyard

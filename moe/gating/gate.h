@@ -1,10 +1,12 @@
-// The gate of one layer: router logits with fp32 accumulation, then scoring and top-k. Little work is done by the
-// caller alone; much is shared out over the context's threads.
+// The gate of one layer: router logits with fp32 accumulation, then scoring and selection, then the shared experts'
+// columns. Little work is done by the caller alone; much is shared out over the context's threads.
 #pragma once
 
 #include <memory>
 
+#include "moe/base/status.h"
 #include "moe/gating/routing.h"
+#include "moe/gating/score_stats.h"
 #include "moe/linear/linear_context.h"
 #include "moe/tensor/tensor.h"
 #include "moe/weights/layer_spec.h"
@@ -12,28 +14,30 @@
 
 namespace switchyard {
 
-// Scoring and selection only: logits [T, E] (row-major fp32) to `routing`, rows [first_row, first_row + T) of which are
-// written; `routing` must already be sized. Pure.
-// Ties go to the lower expert index. A row with a NaN logit gets k distinct experts and NaN weights, so that its output
-// is NaN and every other row is untouched.
-void SelectExperts(const GateSpec& spec, const float* logits, int64_t num_rows, int num_experts, int64_t first_row,
-                   Routing* routing);
-
 // Thread-compatible: one thread at a time calls Route.
 class Gate {
  public:
-  // Packs the router once per row type it will see: fp32 always, bf16 too when the checkpoint's router is bf16 (then
-  // products of bf16 rows are exact and half the bytes move). Gates that share a `context` share its compiled code and
-  // threads, and then one thread at a time calls any of them; null makes one of its own on all cores.
-  static absl::StatusOr<std::unique_ptr<Gate>> Create(const LayerSpec& layer, const RouterWeights& router,
+  // The gate layer.gate_at(gate_idx) with `router`'s weights, which are packed once per row type the gate will see:
+  // fp32 always, bf16 too when the checkpoint's router is bf16. `router` is not used afterwards. Gates that share a
+  // `context` share its compiled code and threads, and then one thread at a time calls any of them; null makes one of
+  // its own on all cores. INVALID_ARGUMENT names the layer and what does not fit together.
+  static absl::StatusOr<std::unique_ptr<Gate>> Create(const LayerSpec& layer, int gate_idx, const RouterWeights& router,
                                                       std::shared_ptr<LinearContext> context = nullptr);
   virtual ~Gate() = default;
 
   // Whether rows of this type may be given to Route as they are.
   virtual bool Accepts(DType dtype) const = 0;
 
-  // Routes rows [T, D] of an accepted type into rows [first_row, first_row + T) of `routing`, already sized.
-  virtual absl::Status Route(ConstMatrixView rows, int64_t first_row, Routing* routing) = 0;
+  // Routes rows [T, D] of an accepted type into rows [first_row, first_row + T) of `routing`, already sized. Of its
+  // columns
+  //   [0, k)               are the gate's choices, best first; k is `top_k` in 1..E, or the gate's own where that is 0;
+  //   [k, k + num_shared)  are the shared experts E, E + 1, …, with weight 1 or the shared gate's sigmoid;
+  //   the rest             have expert -1 and weight 0.
+  // Capacity is not applied: it is counted over whole requests (capacity.h). `stats` may be null; else it has been
+  // Reset to at least first_row + T rows and E experts, best_score of these rows is written and score_sum added to, in
+  // an order that depends on the number of rows and threads only.
+  virtual absl::Status Route(ConstMatrixView rows, int64_t first_row, int top_k, Routing* routing,
+                             ScoreStats* stats) = 0;
 };
 
 }  // namespace switchyard

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "moe/gating/gate.h"
+#include "moe/gating/select_experts.h"
 #include "moe/tensor/convert.h"
 
 namespace switchyard {
@@ -53,16 +54,16 @@ void Route(benchmark::State& state, const Shape& shape) {
                         .hidden_dim = shape.hidden_dim,
                         .expert_dim = 8,
                         .num_experts = shape.num_experts,
-                        .gate = {.top_k = shape.top_k, .renormalize = true}};
+                        .gate = {.top_k = shape.top_k, .normalization = Normalization::kSum}};
   const RouterWeights router{RandomBf16(shape.num_experts, shape.hidden_dim, 0.02f, 1)};
   std::shared_ptr<LinearContext> context = LinearContext::Create(static_cast<int>(state.range(1))).value();
-  const auto gate = Gate::Create(layer, router, context).value();
+  const auto gate = Gate::Create(layer, 0, router, context).value();
   const HostMatrix rows = RandomBf16(std::max<int64_t>(num_rows, 1024), shape.hidden_dim, 1.0f, 2);
   Routing routing;
   routing.Resize(num_rows, shape.top_k);
   int64_t first_row = 0;
   for (auto _ : state) {
-    const absl::Status status = gate->Route(rows.view().Rows(first_row, num_rows), 0, &routing);
+    const absl::Status status = gate->Route(rows.view().Rows(first_row, num_rows), 0, /*top_k=*/0, &routing, nullptr);
     if (!status.ok()) state.SkipWithError(status.ToString().c_str());
     benchmark::DoNotOptimize(routing.weight.data());
     first_row = first_row + 2 * num_rows <= rows.num_rows ? first_row + num_rows : 0;
@@ -73,7 +74,8 @@ void Route(benchmark::State& state, const Shape& shape) {
 void Select(benchmark::State& state) {
   constexpr int64_t kRows = 256;
   const int num_experts = static_cast<int>(state.range(0));
-  const GateSpec spec{.top_k = static_cast<int>(state.range(1)), .renormalize = state.range(2) != 0};
+  const GateSpec spec{.top_k = static_cast<int>(state.range(1)),
+                      .normalization = state.range(2) != 0 ? Normalization::kSum : Normalization::kNone};
   std::mt19937 random(3);
   std::normal_distribution<float> normal;
   std::vector<float> logits(kRows * num_experts);
@@ -81,7 +83,33 @@ void Select(benchmark::State& state) {
   Routing routing;
   routing.Resize(kRows, spec.top_k);
   for (auto _ : state) {
-    SelectExperts(spec, logits.data(), kRows, num_experts, 0, &routing);
+    SelectExperts(spec, {}, {logits.data(), kRows, num_experts, num_experts}, 0, &routing);
+    benchmark::DoNotOptimize(routing.weight.data());
+  }
+  SetRate(state, kRows);
+}
+
+// DeepSeek-V3: sigmoid with a correction, 4 of 8 groups by their two best, 8 of 256.
+void SelectInGroups(benchmark::State& state) {
+  constexpr int64_t kRows = 256;
+  constexpr int kExperts = 256;
+  const GateSpec spec{.scoring = Scoring::kSigmoid,
+                      .top_k = 8,
+                      .num_groups = 8,
+                      .groups_kept = 4,
+                      .group_score = GroupScore::kTop2Sum,
+                      .normalization = Normalization::kSum,
+                      .norm_epsilon = 1e-20,
+                      .scale = 2.5};
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  std::vector<float> logits(kRows * kExperts), correction(kExperts);
+  for (float& logit : logits) logit = normal(random);
+  for (float& value : correction) value = 0.1f * normal(random);
+  Routing routing;
+  routing.Resize(kRows, spec.top_k);
+  for (auto _ : state) {
+    SelectExperts(spec, correction, {logits.data(), kRows, kExperts, kExperts}, 0, &routing);
     benchmark::DoNotOptimize(routing.weight.data());
   }
   SetRate(state, kRows);
@@ -98,6 +126,7 @@ void RowsAndThreads(benchmark::internal::Benchmark* run) {
 BENCHMARK_CAPTURE(Route, qwen3, kQwen3)->Apply(RowsAndThreads);
 BENCHMARK_CAPTURE(Route, deepseek, kDeepSeek)->Apply(RowsAndThreads);
 BENCHMARK_CAPTURE(Route, mixtral, kMixtral)->Apply(RowsAndThreads);
+BENCHMARK(SelectInGroups);
 BENCHMARK(Select)
     ->ArgNames({"E", "k", "renormalize"})
     ->ArgsProduct({{8}, {2}, {1}})

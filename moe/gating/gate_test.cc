@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "moe/gating/select_experts.h"
 #include "moe/tensor/convert.h"
 
 namespace switchyard {
@@ -28,7 +29,7 @@ LayerSpec Layer(bool renormalize = true) {
           .hidden_dim = kDim,
           .expert_dim = 8,
           .num_experts = kExperts,
-          .gate = {.top_k = kTopK, .renormalize = renormalize}};
+          .gate = {.top_k = kTopK, .normalization = renormalize ? Normalization::kSum : Normalization::kNone}};
 }
 
 // Multiples of 1/64, exact in every type.
@@ -57,14 +58,14 @@ Routing Expected(const LayerSpec& layer, const HostMatrix& rows, const HostMatri
   }
   Routing routing;
   routing.Resize(rows.num_rows, kTopK);
-  SelectExperts(layer.gate, logits.data(), rows.num_rows, kExperts, 0, &routing);
+  SelectExperts(layer.gate, {}, {logits.data(), rows.num_rows, kExperts, kExperts}, 0, &routing);
   return routing;
 }
 
 TEST(Gate, RoutesRowsOfEveryAcceptedTypeLikeTheDefinition) {
   for (const DType stored : {DType::kF64, DType::kF32, DType::kF16, DType::kBF16}) {
     const RouterWeights router{RandomMatrix(stored, kExperts, kDim, 1)};
-    const auto gate = Gate::Create(Layer(), router).value();
+    const auto gate = Gate::Create(Layer(), 0, router).value();
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       if (!gate->Accepts(dtype)) continue;
       for (const int64_t num_rows : {1, 63, 64, 65, 1025}) {
@@ -72,7 +73,7 @@ TEST(Gate, RoutesRowsOfEveryAcceptedTypeLikeTheDefinition) {
         const Routing expected = Expected(Layer(), rows, router.weight);
         Routing routing;
         routing.Resize(num_rows, kTopK);
-        ASSERT_TRUE(gate->Route(rows.view(), 0, &routing).ok());
+        ASSERT_TRUE(gate->Route(rows.view(), 0, 0, &routing, nullptr).ok());
         EXPECT_EQ(routing.expert_idx, expected.expert_idx);
         EXPECT_EQ(routing.weight, expected.weight);
       }
@@ -128,13 +129,13 @@ TEST(Gate, Bf16ChoosesLikeFp64WhereverScoresDiffer) {
   std::copy_n(router_weight.buffer.data(), router_weight.view().size_bytes(), router.weight.buffer.data());
   for (const int num_threads : {1, 2, 3}) {
     std::shared_ptr<LinearContext> context = LinearContext::Create(num_threads).value();
-    const auto gate = Gate::Create(layer, router, context).value();
+    const auto gate = Gate::Create(layer, 0, router, context).value();
     if (!gate->Accepts(DType::kBF16)) GTEST_SKIP() << "no bf16 products on this CPU";
     int num_compared = 0, num_rows_routed = 0;
     for (const int64_t num_rows : {1, 2, 15, 16, 31, 40, 64, 100, 333, 700}) {
       Routing routing;
       routing.Resize(num_rows, kChoices);
-      ASSERT_TRUE(gate->Route(rows.view().Rows(0, num_rows), 0, &routing).ok());
+      ASSERT_TRUE(gate->Route(rows.view().Rows(0, num_rows), 0, 0, &routing, nullptr).ok());
       for (int64_t i = 0; i < num_rows; ++i) {
         ++num_rows_routed;
         const std::set<int32_t> expected = ExactChoice(&exact[i * kManyExperts], kManyExperts, kChoices);
@@ -149,8 +150,8 @@ TEST(Gate, Bf16ChoosesLikeFp64WhereverScoresDiffer) {
 }
 
 TEST(Gate, AcceptsFp32AlwaysAndBf16OnlyWithABf16Router) {
-  const auto fp32 = Gate::Create(Layer(), {RandomMatrix(DType::kF32, kExperts, kDim, 1)}).value();
-  const auto bf16 = Gate::Create(Layer(), {RandomMatrix(DType::kBF16, kExperts, kDim, 1)}).value();
+  const auto fp32 = Gate::Create(Layer(), 0, {RandomMatrix(DType::kF32, kExperts, kDim, 1)}).value();
+  const auto bf16 = Gate::Create(Layer(), 0, {RandomMatrix(DType::kBF16, kExperts, kDim, 1)}).value();
   EXPECT_TRUE(fp32->Accepts(DType::kF32));
   EXPECT_TRUE(bf16->Accepts(DType::kF32));
   EXPECT_FALSE(fp32->Accepts(DType::kBF16));
@@ -162,28 +163,28 @@ TEST(Gate, AcceptsFp32AlwaysAndBf16OnlyWithABf16Router) {
 
 TEST(Gate, FillsAPartOfARouting) {
   const RouterWeights router{RandomMatrix(DType::kF32, kExperts, kDim, 1)};
-  const auto gate = Gate::Create(Layer(false), router).value();
+  const auto gate = Gate::Create(Layer(false), 0, router).value();
   const HostMatrix rows = RandomMatrix(DType::kF32, 10, kDim, 2);
   Routing whole, parts;
   whole.Resize(10, kTopK);
   parts.Resize(10, kTopK);
-  ASSERT_TRUE(gate->Route(rows.view(), 0, &whole).ok());
-  ASSERT_TRUE(gate->Route(rows.view().Rows(6, 4), 6, &parts).ok());
-  ASSERT_TRUE(gate->Route(rows.view().Rows(0, 6), 0, &parts).ok());
+  ASSERT_TRUE(gate->Route(rows.view(), 0, 0, &whole, nullptr).ok());
+  ASSERT_TRUE(gate->Route(rows.view().Rows(6, 4), 6, 0, &parts, nullptr).ok());
+  ASSERT_TRUE(gate->Route(rows.view().Rows(0, 6), 0, 0, &parts, nullptr).ok());
   EXPECT_EQ(parts.expert_idx, whole.expert_idx);
   EXPECT_EQ(parts.weight, whole.weight);
-  EXPECT_TRUE(gate->Route(rows.view().Rows(0, 0), 10, &parts).ok());
+  EXPECT_TRUE(gate->Route(rows.view().Rows(0, 0), 10, 0, &parts, nullptr).ok());
 }
 
 TEST(Gate, ANanRowDoesNotTouchOthers) {
-  const auto gate = Gate::Create(Layer(), {RandomMatrix(DType::kF32, kExperts, kDim, 1)}).value();
+  const auto gate = Gate::Create(Layer(), 0, {RandomMatrix(DType::kF32, kExperts, kDim, 1)}).value();
   HostMatrix rows = RandomMatrix(DType::kF32, 3, kDim, 2);
   Routing before, after;
   before.Resize(3, kTopK);
   after.Resize(3, kTopK);
-  ASSERT_TRUE(gate->Route(rows.view(), 0, &before).ok());
+  ASSERT_TRUE(gate->Route(rows.view(), 0, 0, &before, nullptr).ok());
   rows.view().as<float>()[kDim + 3] = std::numeric_limits<float>::quiet_NaN();
-  ASSERT_TRUE(gate->Route(rows.view(), 0, &after).ok());
+  ASSERT_TRUE(gate->Route(rows.view(), 0, 0, &after, nullptr).ok());
   for (int j = 0; j < 3 * kTopK; ++j) {
     if (j / kTopK == 1) {
       EXPECT_TRUE(std::isnan(after.weight[j]));
@@ -195,18 +196,18 @@ TEST(Gate, ANanRowDoesNotTouchOthers) {
 
 TEST(Gate, RefusesWhatDoesNotFit) {
   const auto create = [](LayerSpec layer, int64_t num_rows, int64_t num_cols) {
-    return std::string(Gate::Create(layer, {RandomMatrix(DType::kF32, num_rows, num_cols, 1)}).status().message());
+    return std::string(Gate::Create(layer, 0, {RandomMatrix(DType::kF32, num_rows, num_cols, 1)}).status().message());
   };
   EXPECT_THAT(create(Layer(), kExperts, kDim + 1), HasSubstr("layer 3: router is [16, 41], expected [16, 40]"));
   LayerSpec layer = Layer();
   layer.gate.top_k = 17;
   EXPECT_THAT(create(layer, kExperts, kDim), HasSubstr("top_k is 17, expected 1 to 16"));
 
-  const auto gate = Gate::Create(Layer(), {RandomMatrix(DType::kF32, kExperts, kDim, 1)}).value();
+  const auto gate = Gate::Create(Layer(), 0, {RandomMatrix(DType::kF32, kExperts, kDim, 1)}).value();
   Routing routing;
   routing.Resize(2, kTopK);
   const auto route = [&](const HostMatrix& rows, int64_t first_row) {
-    const absl::Status status = gate->Route(rows.view(), first_row, &routing);
+    const absl::Status status = gate->Route(rows.view(), first_row, 0, &routing, nullptr);
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     return std::string(status.message());
   };

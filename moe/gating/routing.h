@@ -6,7 +6,8 @@
 
 namespace switchyard {
 
-// For T rows and k choices each; row-major [T, k]. Within a row the experts are distinct, best score first.
+// For T rows and k choices each; row-major [T, k]. Within a row the experts are distinct, best score first, then the
+// shared ones. A choice that was not made, or was lost to capacity, is expert -1 with weight 0.
 struct Routing {
   int64_t num_rows = 0;
   int top_k = 0;

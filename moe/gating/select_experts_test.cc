@@ -1,3 +1,5 @@
+#include "moe/gating/select_experts.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,8 +10,6 @@
 #include <set>
 #include <vector>
 
-#include "moe/gating/gate.h"
-
 namespace switchyard {
 namespace {
 
@@ -19,7 +19,7 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 Routing Select(const GateSpec& gate, const std::vector<float>& logits, int num_experts) {
   Routing routing;
   routing.Resize(logits.size() / num_experts, gate.top_k);
-  SelectExperts(gate, logits.data(), routing.num_rows, num_experts, 0, &routing);
+  SelectExperts(gate, {}, {logits.data(), routing.num_rows, num_experts, num_experts}, 0, &routing);
   return routing;
 }
 
@@ -39,12 +39,13 @@ void ExpectRow(const GateSpec& gate, const float* logits, int num_experts, const
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
   double sum = 0.0;
-  const int num_summed = gate.renormalize ? gate.top_k : num_experts;
+  const bool is_single = gate.top_k == 1 && !gate.normalizes_single;
+  const int num_summed = gate.normalization == Normalization::kSum && !is_single ? gate.top_k : num_experts;
   for (int i = 0; i < num_summed; ++i) sum += std::exp(double{logits[order[i]]} - logits[order[0]]);
   for (int j = 0; j < gate.top_k; ++j) {
     ASSERT_EQ(experts[j], order[j]) << "choice " << j;
     const double below_largest = double{logits[order[0]]} - logits[order[j]];
-    const double expected = std::exp(-below_largest) / sum;
+    const double expected = std::exp(-below_largest) / sum * gate.scale;
     // The difference is rounded to fp32 before its exponential is taken.
     const double relative = 1e-6 + below_largest * 0x1p-24;
     ASSERT_NEAR(weights[j], expected, relative * expected + 1e-37) << "choice " << j;
@@ -57,7 +58,7 @@ TEST(SelectExperts, MatchesTheDefinitionForManyShapes) {
       if (top_k > num_experts) continue;
       for (const bool renormalize : {false, true}) {
         SCOPED_TRACE(testing::Message() << num_experts << " experts, top " << top_k << ", renormalize " << renormalize);
-        const GateSpec gate{.top_k = top_k, .renormalize = renormalize};
+        const GateSpec gate{.top_k = top_k, .normalization = renormalize ? Normalization::kSum : Normalization::kNone};
         const std::vector<float> logits = RandomLogits(20, num_experts, 3.0, num_experts * 100 + top_k);
         const Routing routing = Select(gate, logits, num_experts);
         for (int64_t row_idx = 0; row_idx < 20; ++row_idx) {
@@ -72,7 +73,7 @@ TEST(SelectExperts, MatchesTheDefinitionForManyShapes) {
 TEST(SelectExperts, MatchesTheDefinitionForExtremeLogits) {
   for (const double deviation : {1e-30, 1e-3, 50.0, 1e4, 1e37}) {
     for (const bool renormalize : {false, true}) {
-      const GateSpec gate{.top_k = 4, .renormalize = renormalize};
+      const GateSpec gate{.top_k = 4, .normalization = renormalize ? Normalization::kSum : Normalization::kNone};
       const std::vector<float> logits = RandomLogits(50, 24, deviation, 77);
       const Routing routing = Select(gate, logits, 24);
       for (int64_t row_idx = 0; row_idx < 50; ++row_idx) {
@@ -82,8 +83,28 @@ TEST(SelectExperts, MatchesTheDefinitionForExtremeLogits) {
   }
 }
 
+// Tutel's floor under the sum and a tiny addend change no softmax sum; a single weight may stay what it is.
+TEST(SelectExperts, MatchesTheDefinitionWithScaleAndHarmlessBounds) {
+  for (const int top_k : {1, 2, 8}) {
+    for (const bool normalizes_single : {false, true}) {
+      const GateSpec gate{.top_k = top_k,
+                          .normalization = Normalization::kSum,
+                          .normalizes_single = normalizes_single,
+                          .norm_epsilon = 1e-20,
+                          .norm_min = 1.1920929e-7,
+                          .scale = 2.5};
+      const std::vector<float> logits = RandomLogits(20, 64, 3.0, top_k);
+      const Routing routing = Select(gate, logits, 64);
+      for (int64_t row_idx = 0; row_idx < 20; ++row_idx) {
+        ExpectRow(gate, &logits[row_idx * 64], 64, &routing.expert_idx[row_idx * top_k],
+                  &routing.weight[row_idx * top_k]);
+      }
+    }
+  }
+}
+
 TEST(SelectExperts, ExpertsAreDistinctOrderedAndWeightsSumToOne) {
-  const GateSpec gate{.top_k = 8, .renormalize = true};
+  const GateSpec gate{.top_k = 8, .normalization = Normalization::kSum};
   const std::vector<float> logits = RandomLogits(2000, 128, 1.0, 5);
   const Routing routing = Select(gate, logits, 128);
   for (int64_t row_idx = 0; row_idx < 2000; ++row_idx) {
@@ -96,7 +117,7 @@ TEST(SelectExperts, ExpertsAreDistinctOrderedAndWeightsSumToOne) {
 }
 
 TEST(SelectExperts, TiesGoToTheLowerIndex) {
-  const GateSpec gate{.top_k = 3, .renormalize = true};
+  const GateSpec gate{.top_k = 3, .normalization = Normalization::kSum};
   const Routing routing = Select(gate, {1, 5, 0, 5, 1, 5, 1, 2, /**/ 0.0f, -0.0f, 0.0f, -0.0f, -1, -1, -1, -1}, 8);
   EXPECT_EQ(routing.expert_idx, (std::vector<int32_t>{1, 3, 5, 0, 1, 2}));
   for (const float weight : routing.weight) EXPECT_FLOAT_EQ(weight, 1.0f / 3);
@@ -106,7 +127,7 @@ TEST(SelectExperts, TiesGoToTheLowerIndex) {
 TEST(SelectExperts, MatchesTheDefinitionWithManyTies) {
   for (const int num_experts : {16, 17, 60, 128, 256}) {
     for (const int top_k : {1, 5, 8, 16}) {
-      const GateSpec gate{.top_k = top_k, .renormalize = true};
+      const GateSpec gate{.top_k = top_k, .normalization = Normalization::kSum};
       std::vector<float> logits = RandomLogits(200, num_experts, 1.5, num_experts + top_k);
       for (float& logit : logits) logit = std::round(logit);
       const Routing routing = Select(gate, logits, num_experts);
@@ -128,9 +149,11 @@ TEST(SelectExperts, ANanRowGetsDistinctExpertsAndNanWeightsAlone) {
   for (const bool renormalize : {false, true}) {
     for (int bad = 0; bad < 20; ++bad) {
       std::vector<float> logits = RandomLogits(3, 20, 1.0, 9);
-      const Routing before = Select({.top_k = 5, .renormalize = renormalize}, logits, 20);
+      const Routing before =
+          Select({.top_k = 5, .normalization = renormalize ? Normalization::kSum : Normalization::kNone}, logits, 20);
       logits[20 + bad] = bad % 2 == 0 ? kNan : -kNan;
-      const Routing after = Select({.top_k = 5, .renormalize = renormalize}, logits, 20);
+      const Routing after =
+          Select({.top_k = 5, .normalization = renormalize ? Normalization::kSum : Normalization::kNone}, logits, 20);
       EXPECT_EQ(std::set<int32_t>(&after.expert_idx[5], &after.expert_idx[10]).size(), 5);
       for (int j = 0; j < 15; ++j) {
         EXPECT_GE(after.expert_idx[j], 0);
@@ -148,7 +171,9 @@ TEST(SelectExperts, ANanRowGetsDistinctExpertsAndNanWeightsAlone) {
 
 TEST(SelectExperts, NegativeInfinityHasNoWeight) {
   for (const bool renormalize : {false, true}) {
-    const Routing routing = Select({.top_k = 3, .renormalize = renormalize}, {-kInf, 1, -kInf, 1, -kInf}, 5);
+    const Routing routing =
+        Select({.top_k = 3, .normalization = renormalize ? Normalization::kSum : Normalization::kNone},
+               {-kInf, 1, -kInf, 1, -kInf}, 5);
     EXPECT_EQ(routing.expert_idx, (std::vector<int32_t>{1, 3, 0}));
     EXPECT_EQ(routing.weight, (std::vector<float>{0.5f, 0.5f, 0.0f}));
   }
@@ -156,7 +181,7 @@ TEST(SelectExperts, NegativeInfinityHasNoWeight) {
 
 TEST(SelectExperts, NoFiniteMaximumMeansNanWeightsInOrder) {
   for (const bool renormalize : {false, true}) {
-    const GateSpec gate{.top_k = 2, .renormalize = renormalize};
+    const GateSpec gate{.top_k = 2, .normalization = renormalize ? Normalization::kSum : Normalization::kNone};
     const Routing high = Select(gate, {0, kInf, 5, 1}, 4), low = Select(gate, {-kInf, -kInf, -kInf, -kInf}, 4);
     EXPECT_EQ(high.expert_idx, (std::vector<int32_t>{1, 2}));
     EXPECT_EQ(low.expert_idx, (std::vector<int32_t>{0, 1}));
@@ -165,13 +190,26 @@ TEST(SelectExperts, NoFiniteMaximumMeansNanWeightsInOrder) {
   }
 }
 
+TEST(SelectExperts, LeavesWhatLiesBetweenLogitsAndBehindChoices) {
+  Routing routing;
+  routing.Resize(2, 3);
+  std::fill(routing.expert_idx.begin(), routing.expert_idx.end(), -7);
+  std::fill(routing.weight.begin(), routing.weight.end(), -7.0f);
+  const std::vector<float> logits = {1, 2, 1, 99, 4, 3, 4, 99};
+  SelectExperts({.top_k = 2, .normalization = Normalization::kSum}, {}, {logits.data(), 2, 3, 4}, 0, &routing);
+  EXPECT_EQ(routing.expert_idx, (std::vector<int32_t>{1, 0, -7, 0, 2, -7}));
+  EXPECT_FLOAT_EQ(routing.weight[4], 0.5f);
+  EXPECT_EQ(routing.weight[2], -7.0f);
+  EXPECT_EQ(routing.weight[5], -7.0f);
+}
+
 TEST(SelectExperts, WritesOnlyItsOwnRows) {
   Routing routing;
   routing.Resize(5, 2);
   std::fill(routing.expert_idx.begin(), routing.expert_idx.end(), -7);
   std::fill(routing.weight.begin(), routing.weight.end(), -7.0f);
   const std::vector<float> logits = RandomLogits(2, 4, 1.0, 1);
-  SelectExperts({.top_k = 2}, logits.data(), 2, 4, 2, &routing);
+  SelectExperts({.top_k = 2}, {}, {logits.data(), 2, 4, 4}, 2, &routing);
   for (int i = 0; i < 10; ++i) {
     EXPECT_EQ(routing.expert_idx[i] == -7, i / 2 < 2 || i / 2 > 3) << i;
     EXPECT_EQ(routing.weight[i] == -7.0f, i / 2 < 2 || i / 2 > 3) << i;

@@ -18,6 +18,10 @@ double Activate(Activation activation, double x) {
       return 0.5 * x * (1.0 + std::erf(x * M_SQRT1_2));
     case Activation::kRelu:
       return x < 0.0 ? 0.0 : x;  // NaN stays NaN
+    case Activation::kGeluTanh:
+      return 0.5 * x * (1.0 + std::tanh(M_2_SQRTPI * M_SQRT1_2 * (x + 0.044715 * x * x * x)));
+    case Activation::kQuickGelu:
+      return x / (1.0 + std::exp(-1.702 * x));
   }
   return x;
 }

@@ -21,16 +21,39 @@ dnnl::algorithm DnnlAlgorithm(Activation activation) {
       return dnnl::algorithm::eltwise_gelu_erf;
     case Activation::kRelu:
       return dnnl::algorithm::eltwise_relu;
+    case Activation::kGeluTanh:
+      return dnnl::algorithm::eltwise_gelu_tanh;
+    case Activation::kQuickGelu:
+      return dnnl::algorithm::eltwise_swish;
   }
   return dnnl::algorithm::undef;
+}
+
+// The library's ReLU turns NaN into 0, and a damaged row would come out as a good one. With a slope below 0 it does
+// not: one so small that what it lets through is lost in any sum.
+constexpr float kReluSlope = 1e-30f;
+
+// swish(x) = x · sigmoid(alpha · x); relu(x) = alpha · x below 0
+float Alpha(Activation activation) {
+  switch (activation) {
+    case Activation::kSilu:
+      return 1.0f;
+    case Activation::kQuickGelu:
+      return 1.702f;
+    case Activation::kRelu:
+      return kReluSlope;
+    case Activation::kGelu:
+    case Activation::kGeluTanh:
+      break;
+  }
+  return 0.0f;
 }
 
 dnnl::post_ops PostOps(const MatmulVariant& variant, const std::optional<memory::desc>& multiplier) {
   constexpr float kScale = 1.0f, kBeta = 0.0f;
   dnnl::post_ops ops;
   if (variant.activation.has_value()) {
-    const float alpha = *variant.activation == Activation::kSilu ? 1.0f : 0.0f;  // swish(x) = x·sigmoid(alpha·x)
-    ops.append_eltwise(kScale, DnnlAlgorithm(*variant.activation), alpha, kBeta);
+    ops.append_eltwise(kScale, DnnlAlgorithm(*variant.activation), Alpha(*variant.activation), kBeta);
   }
   if (multiplier.has_value()) ops.append_binary(dnnl::algorithm::binary_mul, *multiplier);
   return ops;

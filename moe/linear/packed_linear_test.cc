@@ -39,6 +39,11 @@ double Activate(std::optional<Activation> activation, double x) {
   if (!activation.has_value()) return x;
   if (*activation == Activation::kSilu) return x / (1.0 + std::exp(-x));
   if (*activation == Activation::kRelu) return std::max(x, 0.0);
+  if (*activation == Activation::kQuickGelu) return x / (1.0 + std::exp(-1.702 * x));
+  // √(2/π) = 0.79788456080286536
+  if (*activation == Activation::kGeluTanh) {
+    return 0.5 * x * (1.0 + std::tanh(0.79788456080286536 * (x + 0.044715 * x * x * x)));
+  }
   return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
 }
 
@@ -92,7 +97,8 @@ TEST_P(ComputeTypes, EveryEpilogueMatchesItsDefinition) {
   const HostMatrix multiplier = RandomMatrix(GetParam() == DType::kF64 ? DType::kF64 : DType::kF32, kM, kN, 4);
   for (const std::optional<Activation> activation :
        {std::optional<Activation>(), std::optional(Activation::kSilu), std::optional(Activation::kGelu),
-        std::optional(Activation::kRelu)}) {
+        std::optional(Activation::kRelu), std::optional(Activation::kGeluTanh),
+        std::optional(Activation::kQuickGelu)}) {
     for (const bool biased : {false, true}) {
       for (const bool multiplied : {false, true}) {
         Case c{.compute = GetParam(), .stored = GetParam(), .biased = biased, .y_dtype = GetParam()};

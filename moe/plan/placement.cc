@@ -19,11 +19,12 @@ std::vector<int> EvenRanks(int num_experts, int num_ranks) {
 
 }  // namespace
 
-Placement Placement::Even(int num_experts, int num_ranks) {
-  return Placement(EvenRanks(num_experts, num_ranks), num_ranks);
+Placement Placement::Even(int num_experts, int num_ranks, int num_shared) {
+  return Placement(EvenRanks(num_experts, num_ranks), num_ranks, num_shared);
 }
 
-Placement::Placement(std::vector<int> rank_of_expert, int num_ranks) : experts_of_rank_(num_ranks) {
+Placement::Placement(std::vector<int> rank_of_expert, int num_ranks, int num_shared)
+    : experts_of_rank_(num_ranks), num_shared_(num_shared) {
   assert(num_ranks > 0);
   places_.reserve(rank_of_expert.size());
   for (std::size_t expert = 0; expert < rank_of_expert.size(); ++expert) {
@@ -32,6 +33,9 @@ Placement::Placement(std::vector<int> rank_of_expert, int num_ranks) : experts_o
     std::vector<int>& experts = experts_of_rank_[rank];
     places_.push_back({rank, static_cast<int>(experts.size())});
     experts.push_back(static_cast<int>(expert));
+  }
+  for (std::vector<int>& experts : experts_of_rank_) {
+    for (int shared = 0; shared < num_shared; ++shared) experts.push_back(num_experts() + shared);
   }
 }
 

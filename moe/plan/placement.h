@@ -12,25 +12,36 @@ struct ExpertPlace {
   int slot = 0;
 };
 
+// Shared experts, which every row takes, are on every rank: a row's is computed at its home. Their indices follow the
+// others', and so do their slots.
+//
 // Constant after construction, so freely shared between threads.
 class Placement {
  public:
   // Consecutive experts on each rank, counts differing by at most one; with more ranks than experts some ranks hold
   // none (they still are home to rows).
-  static Placement Even(int num_experts, int num_ranks);
+  static Placement Even(int num_experts, int num_ranks, int num_shared = 0);
 
   // `rank_of_expert[e]` in [0, num_ranks); slots follow the expert order.
-  Placement(std::vector<int> rank_of_expert, int num_ranks);
+  Placement(std::vector<int> rank_of_expert, int num_ranks, int num_shared = 0);
 
   int num_ranks() const { return static_cast<int>(experts_of_rank_.size()); }
+  // Without the shared ones.
   int num_experts() const { return static_cast<int>(places_.size()); }
-  const ExpertPlace& place(int expert_idx) const { return places_[expert_idx]; }
-  // Expert indices in slot order.
+  int num_shared() const { return num_shared_; }
+  // Of an expert for a row whose home is rank `home`.
+  ExpertPlace place(int expert_idx, int home) const {
+    if (expert_idx < num_experts()) return places_[expert_idx];
+    return {home, first_shared_slot(home) + expert_idx - num_experts()};
+  }
+  int first_shared_slot(int rank) const { return static_cast<int>(experts_of_rank_[rank].size()) - num_shared_; }
+  // Expert indices in slot order, the shared ones last.
   const std::vector<int>& experts_of(int rank) const { return experts_of_rank_[rank]; }
 
  private:
   std::vector<ExpertPlace> places_;
   std::vector<std::vector<int>> experts_of_rank_;
+  int num_shared_ = 0;
 };
 
 }  // namespace switchyard

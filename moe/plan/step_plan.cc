@@ -21,10 +21,9 @@ class FirstVisit {
   std::vector<int64_t> last_row_;
 };
 
-// send_counts[source · R + destination], and the totals of the step.
 struct StepCounts {
-  std::vector<int32_t> send_counts;
-  std::vector<int64_t> rows_per_expert;
+  std::vector<int32_t> send_counts;                 // [source · R + destination]
+  std::vector<std::vector<int32_t>> rows_per_slot;  // [rank][slot]
   std::vector<uint16_t> crossings;
   int64_t num_crossing_rows = 0;
 };
@@ -32,8 +31,10 @@ struct StepCounts {
 // First pass: how many rows go where, and how many each expert gets.
 StepCounts CountStep(const Routing& routing, const Placement& placement, const std::vector<int64_t>& home_offsets) {
   const int num_ranks = placement.num_ranks();
-  StepCounts counts{std::vector<int32_t>(static_cast<size_t>(num_ranks) * num_ranks),
-                    std::vector<int64_t>(placement.num_experts()), std::vector<uint16_t>(routing.num_rows)};
+  StepCounts counts;
+  counts.send_counts.resize(static_cast<size_t>(num_ranks) * num_ranks);
+  counts.crossings.resize(routing.num_rows);
+  for (int rank = 0; rank < num_ranks; ++rank) counts.rows_per_slot.emplace_back(placement.experts_of(rank).size());
   FirstVisit first_visit(num_ranks);
   const int32_t* choice = routing.expert_idx.data();
   for (int home = 0; home < num_ranks; ++home) {
@@ -42,11 +43,11 @@ StepCounts CountStep(const Routing& routing, const Placement& placement, const s
       int crossings = 0;
       for (const int32_t* end = choice + routing.top_k; choice != end; ++choice) {
         if (*choice < 0) continue;
-        ++counts.rows_per_expert[*choice];
-        const int destination = placement.place(*choice).rank;
-        if (!first_visit(row, destination)) continue;
-        ++send_counts[destination];
-        crossings += destination != home;
+        const ExpertPlace place = placement.place(*choice, home);
+        ++counts.rows_per_slot[place.rank][place.slot];
+        if (!first_visit(row, place.rank)) continue;
+        ++send_counts[place.rank];
+        crossings += place.rank != home;
       }
       counts.crossings[row] = static_cast<uint16_t>(crossings);
       counts.num_crossing_rows += crossings;
@@ -56,8 +57,7 @@ StepCounts CountStep(const Routing& routing, const Placement& placement, const s
 }
 
 // An empty plan of one rank: offsets are final, arrays have their size.
-RankPlan SizeRankPlan(int rank, const Placement& placement, const StepCounts& counts, int64_t num_home_rows) {
-  const int num_ranks = placement.num_ranks();
+RankPlan SizeRankPlan(int rank, int num_ranks, const StepCounts& counts, int64_t num_home_rows) {
   RankPlan plan;
   plan.num_home_rows = num_home_rows;
   plan.send_offsets.assign(num_ranks + 1, 0);
@@ -69,8 +69,8 @@ RankPlan SizeRankPlan(int rank, const Placement& placement, const StepCounts& co
         plan.recv_offsets[peer] + counts.send_counts[static_cast<size_t>(peer) * num_ranks + rank];
   }
   plan.expert_offsets.push_back(0);
-  for (const int expert : placement.experts_of(rank)) {
-    plan.expert_offsets.push_back(plan.expert_offsets.back() + static_cast<int32_t>(counts.rows_per_expert[expert]));
+  for (const int32_t num_rows : counts.rows_per_slot[rank]) {
+    plan.expert_offsets.push_back(plan.expert_offsets.back() + num_rows);
   }
   plan.send_rows.resize(plan.send_offsets.back());
   plan.pair_rows.resize(plan.expert_offsets.back());
@@ -78,20 +78,10 @@ RankPlan SizeRankPlan(int rank, const Placement& placement, const StepCounts& co
   return plan;
 }
 
-// Where the next pair of an expert is written.
-struct PairCursor {
-  int32_t* row = nullptr;
-  float* weight = nullptr;
-};
-
-std::vector<PairCursor> PairCursors(const Placement& placement, std::vector<RankPlan>& plans) {
-  std::vector<PairCursor> cursors(placement.num_experts());
-  for (int expert = 0; expert < placement.num_experts(); ++expert) {
-    const ExpertPlace& place = placement.place(expert);
-    RankPlan& plan = plans[place.rank];
-    const int32_t offset = plan.expert_offsets[place.slot];
-    cursors[expert] = {plan.pair_rows.data() + offset, plan.pair_weights.data() + offset};
-  }
+// Where the next pair of each slot is written: an index into pair_rows and pair_weights.
+std::vector<std::vector<int32_t>> PairCursors(const std::vector<RankPlan>& plans) {
+  std::vector<std::vector<int32_t>> cursors;
+  for (const RankPlan& plan : plans) cursors.emplace_back(plan.expert_offsets.begin(), plan.expert_offsets.end() - 1);
   return cursors;
 }
 
@@ -101,7 +91,7 @@ void FillPlans(const Routing& routing, const Placement& placement, const std::ve
                std::vector<RankPlan>& plans) {
   const int num_ranks = placement.num_ranks();
   FirstVisit first_visit(num_ranks);
-  std::vector<PairCursor> pairs = PairCursors(placement, plans);
+  std::vector<std::vector<int32_t>> cursors = PairCursors(plans);
   std::vector<int32_t> recv_row(num_ranks, -1);  // of the row in hand, by destination
   std::vector<int32_t*> send_row(num_ranks);     // where this home's next row for a destination is written
   size_t choice = 0;
@@ -114,16 +104,26 @@ void FillPlans(const Routing& routing, const Placement& placement, const std::ve
       for (const size_t end = choice + routing.top_k; choice != end; ++choice) {
         const int32_t expert = routing.expert_idx[choice];
         if (expert < 0) continue;
-        const int destination = placement.place(expert).rank;
-        if (first_visit(row, destination)) {
-          *send_row[destination]++ = home_row;
-          ++recv_row[destination];
+        const ExpertPlace place = placement.place(expert, home);
+        if (first_visit(row, place.rank)) {
+          *send_row[place.rank]++ = home_row;
+          ++recv_row[place.rank];
         }
-        *pairs[expert].row++ = recv_row[destination];
-        *pairs[expert].weight++ = routing.weight[choice];
+        const int32_t pair = cursors[place.rank][place.slot]++;
+        plans[place.rank].pair_rows[pair] = recv_row[place.rank];
+        plans[place.rank].pair_weights[pair] = routing.weight[choice];
       }
     }
   }
+}
+
+std::vector<int64_t> RowsPerExpert(const Placement& placement, const StepCounts& counts) {
+  std::vector<int64_t> rows(placement.num_experts());
+  for (int expert = 0; expert < placement.num_experts(); ++expert) {
+    const ExpertPlace place = placement.place(expert, /*home=*/0);
+    rows[expert] = counts.rows_per_slot[place.rank][place.slot];
+  }
+  return rows;
 }
 
 }  // namespace
@@ -154,11 +154,11 @@ StepPlan PlanStep(const Routing& routing, const Placement& placement, std::vecto
   StepPlan plan;
   plan.ranks.reserve(num_ranks);
   for (int rank = 0; rank < num_ranks; ++rank) {
-    plan.ranks.push_back(SizeRankPlan(rank, placement, counts, home_offsets[rank + 1] - home_offsets[rank]));
+    plan.ranks.push_back(SizeRankPlan(rank, num_ranks, counts, home_offsets[rank + 1] - home_offsets[rank]));
   }
   FillPlans(routing, placement, home_offsets, plan.ranks);
   plan.home_offsets = std::move(home_offsets);
-  plan.rows_per_expert = std::move(counts.rows_per_expert);
+  plan.rows_per_expert = RowsPerExpert(placement, counts);
   plan.crossings = std::move(counts.crossings);
   plan.num_crossing_rows = counts.num_crossing_rows;
   return plan;

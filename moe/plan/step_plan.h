@@ -57,7 +57,7 @@ struct RankPlan {
 struct StepPlan {
   std::vector<int64_t> home_offsets;     // [num_ranks + 1], rows of the step
   std::vector<RankPlan> ranks;           // [num_ranks]
-  std::vector<int64_t> rows_per_expert;  // [num_experts]
+  std::vector<int64_t> rows_per_expert;  // [num_experts], without shared ones
   std::vector<uint16_t> crossings;       // [T] copies of each row that leave its home rank
   int64_t num_crossing_rows = 0;         // their sum: rows dispatched between different ranks
 };

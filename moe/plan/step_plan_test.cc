@@ -74,12 +74,13 @@ int HomeOf(const std::vector<int64_t>& home_offsets, int64_t row) {
   return home;
 }
 
-// Straight from the definition: the distinct ranks that hold an expert of the row.
+// Straight from the definition: the distinct ranks that hold an expert of the row, and its home for shared experts.
 std::set<int> DestinationsOf(const PlanCase& plan_case, int64_t row) {
   std::set<int> ranks;
+  const int home = HomeOf(plan_case.home_offsets, row);
   const Routing& routing = plan_case.routing;
   for (int64_t i = row * routing.top_k; i < (row + 1) * routing.top_k; ++i) {
-    if (routing.expert_idx[i] >= 0) ranks.insert(plan_case.placement.place(routing.expert_idx[i]).rank);
+    if (routing.expert_idx[i] >= 0) ranks.insert(plan_case.placement.place(routing.expert_idx[i], home).rank);
   }
   return ranks;
 }
@@ -165,7 +166,7 @@ TEST(StepPlanTest, RowsPerExpertCountsChoices) {
     SCOPED_TRACE(plan_case.name);
     std::vector<int64_t> expected(plan_case.placement.num_experts());
     for (const int32_t expert : plan_case.routing.expert_idx) {
-      if (expert >= 0) ++expected[expert];
+      if (expert >= 0 && expert < plan_case.placement.num_experts()) ++expected[expert];
     }
     EXPECT_EQ(PlanStep(plan_case.routing, plan_case.placement, plan_case.home_offsets).rows_per_expert, expected);
   }
@@ -228,8 +229,8 @@ TEST(PlacementTest, SlotsFollowExpertOrder) {
   const Placement placement({2, 0, 2, 0}, 3);
   EXPECT_EQ(placement.experts_of(0), (std::vector<int>{1, 3}));
   EXPECT_TRUE(placement.experts_of(1).empty());
-  EXPECT_EQ(placement.place(2).rank, 2);
-  EXPECT_EQ(placement.place(2).slot, 1);
+  EXPECT_EQ(placement.place(2, 0).rank, 2);
+  EXPECT_EQ(placement.place(2, 0).slot, 1);
 }
 
 }  // namespace

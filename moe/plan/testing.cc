@@ -27,6 +27,29 @@ std::vector<int64_t> RandomHomeOffsets(int64_t num_rows, int num_ranks, uint32_t
   return offsets;
 }
 
+// Every row takes them, after its other choices.
+void AddSharedExperts(int num_shared, PlanCase& plan_case) {
+  const Routing routed = std::move(plan_case.routing);
+  Routing& all = plan_case.routing;
+  const int num_experts = plan_case.placement.num_experts();
+  all = {};
+  all.num_rows = routed.num_rows;
+  all.top_k = routed.top_k + num_shared;
+  for (int64_t row = 0; row < routed.num_rows; ++row) {
+    for (int choice = 0; choice < all.top_k; ++choice) {
+      const bool is_shared = choice >= routed.top_k;
+      const int64_t from = row * routed.top_k + choice;
+      all.expert_idx.push_back(is_shared ? num_experts + choice - routed.top_k : routed.expert_idx[from]);
+      all.weight.push_back(is_shared ? 0.5f + static_cast<float>(row) / 64 : routed.weight[from]);
+    }
+  }
+  std::vector<int> rank_of_expert;
+  for (int expert = 0; expert < num_experts; ++expert) {
+    rank_of_expert.push_back(plan_case.placement.place(expert, /*home=*/0).rank);
+  }
+  plan_case.placement = Placement(std::move(rank_of_expert), plan_case.placement.num_ranks(), num_shared);
+}
+
 PlanCase RandomCase(uint32_t seed) {
   std::mt19937 random(seed);
   const int num_ranks = 1 + random() % 9;
@@ -38,6 +61,7 @@ PlanCase RandomCase(uint32_t seed) {
       random() % 2 ? RandomPlacement(num_experts, num_ranks, seed) : Placement::Even(num_experts, num_ranks),
       random() % 2 ? RandomHomeOffsets(num_rows, num_ranks, seed) : HomeOffsets(num_rows, num_ranks)};
   if (random() % 3 == 0) DropSomeChoices(random_case.routing, seed);
+  if (random() % 3 == 0) AddSharedExperts(1 + random() % 3, random_case);
   return random_case;
 }
 

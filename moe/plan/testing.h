@@ -24,7 +24,7 @@ Routing RandomRouting(int64_t num_rows, int top_k, int num_experts, uint32_t see
 Placement RandomPlacement(int num_experts, int num_ranks, uint32_t seed);
 
 // Some hundred cases: 1 to 9 ranks, one row or none, k = 1 and k = E, more ranks than experts, all rows to one expert,
-// dropped choices, uneven homes. The same at every call.
+// dropped choices, shared experts, uneven homes. The same at every call.
 std::vector<PlanCase> PlanCases();
 
 }  // namespace switchyard

@@ -1,221 +1,154 @@
 #include "moe/weights/checkpoint_source.h"
 
-#include <cstring>
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <span>
 #include <utility>
 
-#include "absl/container/flat_hash_map.h"
-#include "absl/strings/str_join.h"
 #include "moe/weights/checkpoint.h"
 #include "moe/weights/family.h"
 #include "moe/weights/quoted.h"
 #include "moe/weights/source_index.h"
+#include "moe/weights/storage_order.h"
+#include "moe/weights/tensor_resolver.h"
 
 namespace switchyard {
 namespace {
 
-struct StoredMatrix {
-  ConstMatrixView matrix;
-  const SafetensorsFile* file = nullptr;
-};
+// Tutel bounds the learned temperature: logits are cosines times at most 100.
+constexpr double kMaxLogitScale = 100;
 
-struct StoredExpert {
-  StoredMatrix up, gate, down;
-};
-
-struct StoredLayer {
-  StoredMatrix router;
-  std::vector<StoredExpert> experts;
-};
-
-// Finds the tensors of blocks, checking name, type and shape of each.
-class TensorResolver {
- public:
-  explicit TensorResolver(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
-
-  absl::StatusOr<StoredLayer> Resolve(const MoeBlock& block) {
-    const LayerSpec& spec = block.spec;
-    const std::string path = ChoosePath(block.paths);
-    StoredLayer layer;
-    SY_ASSIGN_OR_RETURN(layer.router, Matrix(RouterName(path), spec.num_experts, spec.hidden_dim));
-    const std::string experts = path + ".experts";
-    const bool fused = Has(experts + ".gate_up_proj") || Has(experts + ".down_proj");
-    SY_RETURN_IF_ERROR(fused ? ResolveFused(spec, experts, &layer) : ResolveEach(block, experts, &layer));
-    return layer;
-  }
-
-  // Of every expert resolved so far; there is at least one once a block has been resolved.
-  DType experts_dtype() const { return *experts_dtype_; }
-
- private:
-  static std::string RouterName(const std::string& path) { return path + ".gate.weight"; }
-
-  bool Has(const std::string& name) const { return checkpoint_.Find(name).entry != nullptr; }
-
-  std::string ChoosePath(const std::vector<std::string>& paths) const {
-    for (const std::string& path : paths) {
-      if (Has(RouterName(path))) return path;
+// [in, out] as [out, in].
+HostMatrix Transposed(const HostMatrix& matrix) {
+  HostMatrix turned = HostMatrix::Allocate(matrix.dtype, matrix.num_cols, matrix.num_rows);
+  const size_t element_bytes = SizeOf(matrix.dtype);
+  for (int64_t row = 0; row < matrix.num_rows; ++row) {
+    for (int64_t col = 0; col < matrix.num_cols; ++col) {
+      std::copy_n(matrix.view().row(row) + col * element_bytes, element_bytes,
+                  turned.view().row(col) + row * element_bytes);
     }
-    return paths.front();
   }
+  return turned;
+}
 
-  absl::Status ResolveEach(const MoeBlock& block, const std::string& experts, StoredLayer* layer) {
-    const int64_t hidden = block.spec.hidden_dim, inner = block.spec.expert_dim;
-    for (int idx = 0; idx < block.spec.num_experts; ++idx) {
-      const auto name = [&](const std::string& part) { return absl::StrCat(experts, ".", idx, ".", part, ".weight"); };
-      StoredExpert expert;
-      SY_ASSIGN_OR_RETURN(expert.gate, ExpertMatrix(name(block.projections.gate), inner, hidden));
-      SY_ASSIGN_OR_RETURN(expert.up, ExpertMatrix(name(block.projections.up), inner, hidden));
-      SY_ASSIGN_OR_RETURN(expert.down, ExpertMatrix(name(block.projections.down), hidden, inner));
-      layer->experts.push_back(expert);
-    }
-    return absl::OkStatus();
+HostMatrix OutMajorCopy(const StoredMatrix& stored) {
+  HostMatrix copy = CopyOf(stored, stored.dtype);
+  return stored.transposed ? Transposed(copy) : std::move(copy);
+}
+
+std::array<const StoredMatrix*, 6> PartsOf(const StoredExpert& expert) {
+  return {&expert.up, &expert.gate, &expert.down, &expert.up_bias, &expert.gate_bias, &expert.down_bias};
+}
+
+// Reads all parts into memory, or none.
+absl::Status PopulateAll(std::span<const StoredMatrix* const> parts) {
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const absl::Status populated = PopulateStored(*parts[i]);
+    if (populated.ok()) continue;
+    for (const StoredMatrix* before : parts.first(i)) ReleaseStored(*before);
+    return populated;
   }
+  return absl::OkStatus();
+}
 
-  absl::Status ResolveFused(const LayerSpec& spec, const std::string& experts, StoredLayer* layer) {
-    const int64_t hidden = spec.hidden_dim, inner = spec.expert_dim;
-    // As matrices whose rows are those of all experts, one expert after the other.
-    SY_ASSIGN_OR_RETURN(const StoredMatrix gate_up,
-                        StackedMatrix(experts + ".gate_up_proj", spec.num_experts, 2 * inner, hidden));
-    SY_ASSIGN_OR_RETURN(const StoredMatrix down,
-                        StackedMatrix(experts + ".down_proj", spec.num_experts, hidden, inner));
-    for (int64_t idx = 0; idx < spec.num_experts; ++idx) {
-      StoredExpert expert;
-      expert.gate = {gate_up.matrix.Rows(idx * 2 * inner, inner), gate_up.file};
-      expert.up = {gate_up.matrix.Rows(idx * 2 * inner + inner, inner), gate_up.file};
-      expert.down = {down.matrix.Rows(idx * hidden, hidden), down.file};
-      layer->experts.push_back(expert);
-    }
-    return absl::OkStatus();
-  }
-
-  absl::StatusOr<StoredMatrix> ExpertMatrix(const std::string& name, int64_t num_rows, int64_t num_cols) {
-    SY_ASSIGN_OR_RETURN(const StoredMatrix stored, Matrix(name, num_rows, num_cols));
-    SY_RETURN_IF_ERROR(CheckSameType(name, stored));
-    return stored;
-  }
-
-  absl::StatusOr<StoredMatrix> StackedMatrix(const std::string& name, int64_t count, int64_t num_rows,
-                                             int64_t num_cols) {
-    SY_ASSIGN_OR_RETURN(StoredMatrix stored, Tensor(name, {count, num_rows, num_cols}));
-    stored.matrix.num_rows = count * num_rows;
-    stored.matrix.num_cols = num_cols;
-    SY_RETURN_IF_ERROR(CheckSameType(name, stored));
-    return stored;
-  }
-
-  absl::StatusOr<StoredMatrix> Matrix(const std::string& name, int64_t num_rows, int64_t num_cols) const {
-    SY_ASSIGN_OR_RETURN(StoredMatrix stored, Tensor(name, {num_rows, num_cols}));
-    stored.matrix.num_rows = num_rows;
-    stored.matrix.num_cols = num_cols;
-    return stored;
-  }
-
-  // The named tensor of this shape; the caller says how it is laid out as a matrix.
-  absl::StatusOr<StoredMatrix> Tensor(const std::string& name, const std::vector<int64_t>& shape) const {
-    const StoredTensor stored = checkpoint_.Find(name);
-    if (stored.entry == nullptr) {
-      return absl::NotFoundError(
-          absl::StrCat(checkpoint_.folder(), ": tensor ", Quoted(name), ": found none, expected ", Shown(shape)));
-    }
-    if (!stored.entry->type->element) {
-      return Wrong(name, stored, std::string(stored.entry->type->name), "F64, F32, F16 or BF16");
-    }
-    if (stored.entry->shape != shape) return Wrong(name, stored, Shown(stored.entry->shape), Shown(shape));
-    return StoredMatrix{{stored.entry->bytes.data(), *stored.entry->type->element, 0, 0}, stored.file};
-  }
-
-  absl::Status CheckSameType(const std::string& name, const StoredMatrix& stored) {
-    if (!experts_dtype_) {
-      experts_dtype_ = stored.matrix.dtype;
-      first_expert_tensor_ = name;
-    }
-    if (stored.matrix.dtype == *experts_dtype_) return absl::OkStatus();
-    return Wrong(name, {nullptr, stored.file}, std::string(DTypeName(stored.matrix.dtype)),
-                 absl::StrCat(std::string(DTypeName(*experts_dtype_)), " as in ", Quoted(first_expert_tensor_)));
-  }
-
-  static std::string Shown(const std::vector<int64_t>& shape) {
-    return absl::StrCat("shape [", absl::StrJoin(shape, ", "), "]");
-  }
-
-  static absl::Status Wrong(const std::string& name, const StoredTensor& stored, const std::string& found,
-                            const std::string& expected) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(stored.file->path(), ": tensor ", Quoted(name), ": found ", found, ", expected ", expected));
-  }
-
-  const Checkpoint& checkpoint_;
-  std::optional<DType> experts_dtype_;
-  std::string first_expert_tensor_;
-};
-
-bool IsAligned(ConstMatrixView matrix) { return reinterpret_cast<uintptr_t>(matrix.data) % SizeOf(matrix.dtype) == 0; }
-
-class CheckpointSource final : public WeightSource {
+class CheckpointSource final : public WeightSource, public StoredInFiles {
  public:
   CheckpointSource(std::unique_ptr<Checkpoint> checkpoint, ModelSpec spec, std::vector<StoredLayer> layers)
       : checkpoint_(std::move(checkpoint)), spec_(std::move(spec)), layers_(std::move(layers)) {}
 
   const ModelSpec& spec() const override { return spec_; }
 
-  absl::StatusOr<RouterWeights> ReadRouter(int layer_idx) override {
-    SY_RETURN_IF_ERROR(CheckLayerIndex(spec_, layer_idx));
-    const StoredMatrix& stored = layers_[layer_idx].router;
-    RouterWeights router = {Copy(stored.matrix)};
-    Release(stored);
+  absl::StatusOr<RouterWeights> ReadRouter(int layer_idx, int gate_idx) override {
+    SY_RETURN_IF_ERROR(CheckGateIndex(spec_, layer_idx, gate_idx));
+    const StoredGate& gate = layers_[layer_idx].gates[gate_idx];
+    const StoredMatrix& shared_gate = layers_[layer_idx].shared_gate;
+    const std::array parts = {&gate.weight,    &gate.bias,           &gate.score_correction,
+                              &gate.projector, &gate.projector_bias, &gate.temperature,
+                              &shared_gate};
+    SY_RETURN_IF_ERROR(PopulateAll(parts));
+    RouterWeights router;
+    router.weight = OutMajorCopy(gate.weight);
+    router.bias = FloatsOf(gate.bias);
+    router.score_correction = FloatsOf(gate.score_correction);
+    if (shared_gate.present()) router.shared_gate = OutMajorCopy(shared_gate);
+    if (gate.projector.present()) ReadCosine(gate, &router);
+    for (const StoredMatrix* part : parts) ReleaseStored(*part);
     return router;
   }
 
   absl::StatusOr<ExpertWeights> ReadExpert(int layer_idx, int expert_idx) override {
     SY_RETURN_IF_ERROR(CheckExpertIndex(spec_, layer_idx, expert_idx));
     const StoredExpert& stored = layers_[layer_idx].experts[expert_idx];
-    std::vector<HostMatrix>& copies = copies_[{layer_idx, expert_idx}];
-    copies.clear();
+    SY_RETURN_IF_ERROR(PopulateAll(PartsOf(stored)));
     ExpertWeights weights;
-    weights.up.matrix = Aligned(stored.up.matrix, &copies);
-    weights.gate.matrix = Aligned(stored.gate.matrix, &copies);
-    weights.down.matrix = Aligned(stored.down.matrix, &copies);
-    if (copies.empty()) copies_.erase({layer_idx, expert_idx});
+    const auto view = [&](const StoredMatrix& part) { return ViewOf(part, spec_.dtype, &weights.owned); };
+    weights.up = {view(stored.up), stored.up.transposed};
+    weights.gate = {view(stored.gate), stored.gate.transposed};
+    weights.down = {view(stored.down), stored.down.transposed};
+    weights.up_bias = view(stored.up_bias);
+    weights.gate_bias = view(stored.gate_bias);
+    weights.down_bias = view(stored.down_bias);
     return weights;
   }
 
   void ReleaseExpert(int layer_idx, int expert_idx) override {
     if (!CheckExpertIndex(spec_, layer_idx, expert_idx).ok()) return;
+    for (const StoredMatrix* part : PartsOf(layers_[layer_idx].experts[expert_idx])) ReleaseStored(*part);
+  }
+
+  StoragePosition PositionOf(int layer_idx, int expert_idx) const override {
     const StoredExpert& stored = layers_[layer_idx].experts[expert_idx];
-    for (const StoredMatrix* matrix : {&stored.up, &stored.gate, &stored.down}) Release(*matrix);
-    copies_.erase({layer_idx, expert_idx});
+    StoragePosition first = PositionIn(stored.up);
+    for (const StoredMatrix* part : PartsOf(stored)) {
+      if (part->present()) first = std::min(first, PositionIn(*part));
+    }
+    return first;
   }
 
  private:
-  static HostMatrix Copy(ConstMatrixView matrix) {
-    HostMatrix copy = HostMatrix::Allocate(matrix.dtype, matrix.num_rows, matrix.num_cols);
-    std::memcpy(copy.buffer.data(), matrix.data, matrix.size_bytes());
-    return copy;
+  static StoragePosition PositionIn(const StoredMatrix& stored) {
+    const auto* file_begin = reinterpret_cast<const std::byte*>(stored.file->header_bytes().data());
+    return {stored.file->path(), static_cast<size_t>(stored.data - file_begin)};
   }
 
-  // `matrix` itself, or an aligned copy kept in `copies`.
-  static ConstMatrixView Aligned(ConstMatrixView matrix, std::vector<HostMatrix>* copies) {
-    if (IsAligned(matrix)) return matrix;
-    copies->push_back(Copy(matrix));
-    return std::as_const(copies->back()).view();
-  }
-
-  static void Release(const StoredMatrix& stored) {
-    stored.file->ReleasePages({stored.matrix.data, stored.matrix.size_bytes()});
+  static void ReadCosine(const StoredGate& gate, RouterWeights* router) {
+    router->projector = OutMajorCopy(gate.projector);
+    router->projector_bias = FloatsOf(gate.projector_bias);
+    const double temperature = FloatsOf(gate.temperature)[0];
+    router->logit_scale = static_cast<float>(std::exp(std::min(temperature, std::log(kMaxLogitScale))));
   }
 
   const std::unique_ptr<Checkpoint> checkpoint_;
   const ModelSpec spec_;
   const std::vector<StoredLayer> layers_;
-  absl::flat_hash_map<std::pair<int, int>, std::vector<HostMatrix>> copies_;  // by layer and expert
 };
+
+// The rows and columns of an fp8 scale; refuses quantisations whose tensors this reader does not know.
+absl::StatusOr<Fp8Blocks> ReadQuantization(const ConfigReader& config) {
+  Fp8Blocks blocks;
+  if (!config.Has("quantization_config")) return blocks;
+  SY_ASSIGN_OR_RETURN(const ConfigReader quantization, config.Object("quantization_config"));
+  SY_ASSIGN_OR_RETURN(const std::string method, quantization.Text("quant_method"));
+  if (method != "fp8" && method != "mxfp4") {
+    return quantization.Error("quant_method", absl::StrCat("found ", Quoted(method), ", expected fp8 or mxfp4"));
+  }
+  SY_ASSIGN_OR_RETURN(const std::vector<int64_t> sizes, quantization.IntList("weight_block_size", 1, 1 << 20));
+  if (sizes.empty()) return blocks;
+  if (sizes.size() != 2) {
+    return quantization.Error("weight_block_size",
+                              absl::StrCat("found ", sizes.size(), " numbers, expected 2: rows and columns"));
+  }
+  return Fp8Blocks{sizes[0], sizes[1]};
+}
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<WeightSource>> OpenCheckpointSource(const std::string& folder) {
   SY_ASSIGN_OR_RETURN(auto checkpoint, Checkpoint::Open(folder));
   SY_ASSIGN_OR_RETURN(const std::vector<MoeBlock> blocks, ReadMoeBlocks(checkpoint->config()));
-  TensorResolver resolver(*checkpoint);
+  SY_ASSIGN_OR_RETURN(const Fp8Blocks fp8_blocks, ReadQuantization(checkpoint->config()));
+  TensorResolver resolver(*checkpoint, fp8_blocks);
   ModelSpec spec;
   std::vector<StoredLayer> layers;
   for (const MoeBlock& block : blocks) {

@@ -1,5 +1,5 @@
-// Weights from a checkpoint folder. Matrices are views into the mapped files; only a matrix that its file does not
-// align to its element is copied, for as long as its expert is in use.
+// Weights from a checkpoint folder. Matrices are views into the mapped files; only what its file does not hold as a
+// contiguous, aligned, unquantised matrix is copied, for as long as its expert is in use.
 #pragma once
 
 #include <memory>

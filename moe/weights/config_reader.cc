@@ -25,7 +25,7 @@ absl::StatusOr<ConfigReader> ConfigReader::Parse(std::string file, std::string_v
   if (!root->is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(file, ": found ", Described(*root), ", expected an object"));
   }
-  return ConfigReader(std::move(file), *std::move(root));
+  return ConfigReader(std::move(file), "", *std::move(root));
 }
 
 absl::StatusOr<int64_t> ConfigReader::Int(std::string_view key, int64_t min, int64_t max,
@@ -34,6 +34,17 @@ absl::StatusOr<int64_t> ConfigReader::Int(std::string_view key, int64_t min, int
   if (value == nullptr && fallback) return *fallback;
   if (value != nullptr && IsIntIn(*value, min, max)) return value->get<int64_t>();
   return Mismatch(key, value, absl::StrCat("a whole number ", Range(min, max)));
+}
+
+absl::StatusOr<double> ConfigReader::Double(std::string_view key, double min, double max,
+                                            std::optional<double> fallback) const {
+  const json* value = Find(key);
+  if (value == nullptr && fallback) return *fallback;
+  if (value != nullptr && value->is_number()) {
+    const auto number = value->get<double>();
+    if (min <= number && number <= max) return number;
+  }
+  return Mismatch(key, value, absl::StrCat("a number from ", min, " to ", max));
 }
 
 absl::StatusOr<bool> ConfigReader::Bool(std::string_view key, std::optional<bool> fallback) const {
@@ -62,8 +73,35 @@ absl::StatusOr<std::vector<int64_t>> ConfigReader::IntList(std::string_view key,
   return numbers;
 }
 
+absl::StatusOr<ConfigReader> ConfigReader::Object(std::string_view key) const {
+  const json* value = Find(key);
+  if (value == nullptr || !value->is_object()) return Mismatch(key, value, "an object");
+  return ConfigReader(file_, absl::StrCat(path_, std::string(key), "."), *value);
+}
+
+absl::StatusOr<std::vector<ConfigReader>> ConfigReader::Objects(std::string_view key) const {
+  std::vector<ConfigReader> objects;
+  const json* value = Find(key);
+  if (value == nullptr || !value->is_array()) {
+    SY_ASSIGN_OR_RETURN(ConfigReader object, Object(key));
+    objects.push_back(std::move(object));
+    return objects;
+  }
+  for (const json& item : *value) {
+    if (!item.is_object()) return Mismatch(key, &item, "a list of objects");
+    const std::string path = absl::StrCat(path_, std::string(key), "[", objects.size(), "].");
+    objects.push_back(ConfigReader(file_, path, item));
+  }
+  return objects;
+}
+
+bool ConfigReader::IsNull(std::string_view key) const {
+  const auto found = root_.find(std::string(key));
+  return found != root_.end() && found->is_null();
+}
+
 absl::Status ConfigReader::Error(std::string_view key, std::string_view message) const {
-  return absl::InvalidArgumentError(absl::StrCat(file_, ": ", std::string(key), ": ", std::string(message)));
+  return absl::InvalidArgumentError(absl::StrCat(file_, ": ", path_, std::string(key), ": ", std::string(message)));
 }
 
 const json* ConfigReader::Find(std::string_view key) const {

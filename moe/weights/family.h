@@ -9,31 +9,22 @@
 // The functions below read the keys that families share, each with its range.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "moe/weights/config_reader.h"
 #include "moe/weights/layer_spec.h"
+#include "moe/weights/storage_names.h"
 
 namespace switchyard {
 
-// Names of an expert's projections in storage, without prefix and suffix.
-struct ProjectionNames {
-  std::string gate = "gate_proj";
-  std::string up = "up_proj";
-  std::string down = "down_proj";
-};
-
-// One MoE layer and where it is stored. Under its module path P:
-//   P.gate.weight                     router, [E, D]
-//   P.experts.e.NAME.weight           per expert: gate and up [H, D], down [D, H]
-// or all experts fused, as newer writers store any family:
-//   P.experts.gate_up_proj [E, 2H, D], the gate's H rows first;  P.experts.down_proj [E, D, H]
+// One MoE layer and where it is stored.
 struct MoeBlock {
   LayerSpec spec;
   std::vector<std::string> paths;  // candidates for P; the first that has a router is taken
-  ProjectionNames projections;
+  StorageNames names;
 };
 
 using ReadBlocks = absl::StatusOr<std::vector<MoeBlock>> (*)(const ConfigReader& config);
@@ -48,12 +39,45 @@ class FamilyRegistration {
 // (listing those there are), a bad key, or a model without MoE layers.
 absl::StatusOr<std::vector<MoeBlock>> ReadMoeBlocks(const ConfigReader& config);
 
-// Keys that families share.
-absl::StatusOr<int> ReadNumLayers(const ConfigReader& config);                        // num_hidden_layers
-absl::StatusOr<int64_t> ReadWidth(const ConfigReader& config, std::string_view key);  // 1 .. 2^20
-absl::StatusOr<int> ReadTopK(const ConfigReader& config, int num_experts);            // num_experts_per_tok
-absl::StatusOr<Activation> ReadActivation(const ConfigReader& config);                // hidden_act, silu if absent
+// Every model_type there is, sorted.
+std::vector<std::string> KnownFamilies();
+
+// Keys that families share. Widths are from 1 to 2^20.
+absl::StatusOr<int64_t> ReadWidth(const ConfigReader& config, std::string_view key);
+absl::StatusOr<int> ReadTopK(const ConfigReader& config, std::string_view key, int num_experts);
+// transformers' names of activations; silu when the key is absent.
+absl::StatusOr<Activation> ReadActivation(const ConfigReader& config, std::string_view key);
 // The first of `keys` there is; the others, where present, must agree.
 absl::StatusOr<int> ReadNumExperts(const ConfigReader& config, const std::vector<std::string_view>& keys, int min);
+absl::StatusOr<int> ReadNumLayers(const ConfigReader& config, std::string_view key);
+inline absl::StatusOr<int> ReadNumLayers(const ConfigReader& config) {
+  return ReadNumLayers(config, "num_hidden_layers");
+}
+
+// Where a family keeps the sizes of a layer.
+struct SizeKeys {
+  std::vector<std::string_view> num_experts = {"num_local_experts"};
+  std::string_view hidden_dim = "hidden_size";
+  std::string_view expert_dim = "intermediate_size";
+  std::string_view top_k = "num_experts_per_tok";
+  std::string_view activation = "hidden_act";
+};
+// A layer with these sizes, and all else as LayerSpec has it.
+absl::StatusOr<LayerSpec> ReadSizes(const ConfigReader& config, const SizeKeys& keys);
+
+// Normalization::kSum when the key says so.
+absl::StatusOr<Normalization> ReadSumNormalization(const ConfigReader& config, std::string_view key,
+                                                   std::optional<bool> fallback);
+
+// Makes a shared expert of this inner width part of the layer, as experts of width expert_dim. 0: none.
+void AddShared(int64_t shared_dim, LayerSpec* spec);
+
+// `block` once for every layer in [0, num_layers) that has experts, named by its index, which also replaces "#" in its
+// paths.
+std::vector<MoeBlock> RepeatBlock(const MoeBlock& block, int num_layers,
+                                  const std::function<bool(int layer)>& has_experts);
+inline std::vector<MoeBlock> RepeatBlock(const MoeBlock& block, int num_layers) {
+  return RepeatBlock(block, num_layers, [](int) { return true; });
+}
 
 }  // namespace switchyard

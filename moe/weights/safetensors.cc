@@ -38,6 +38,14 @@ absl::StatusOr<std::span<const std::byte>> MapFile(const std::string& path) {
   return std::span(static_cast<const std::byte*>(mapping), num_bytes);
 }
 
+uintptr_t AddressOf(std::span<const std::byte> bytes) { return reinterpret_cast<uintptr_t>(bytes.data()); }
+
+// Windows that `bytes` lie in, in whole or in part, counted from address 0.
+uintptr_t FirstWindow(std::span<const std::byte> bytes) { return AddressOf(bytes) / kFaultWindowBytes; }
+uintptr_t EndWindow(std::span<const std::byte> bytes) {
+  return (AddressOf(bytes) + bytes.size() + kFaultWindowBytes - 1) / kFaultWindowBytes;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std::string& path) {
@@ -48,7 +56,9 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
 }
 
 SafetensorsFile::SafetensorsFile(std::string path, std::span<const std::byte> mapping)
-    : path_(std::move(path)), mapping_(mapping) {}
+    : path_(std::move(path)),
+      mapping_(mapping),
+      window_uses_(std::make_unique<std::atomic<uint32_t>[]>(EndWindow(mapping) - FirstWindow(mapping))) {}
 
 SafetensorsFile::~SafetensorsFile() { munmap(const_cast<std::byte*>(mapping_.data()), mapping_.size()); }
 
@@ -82,15 +92,60 @@ std::vector<std::string_view> SafetensorsFile::names() const {
   return names;
 }
 
+SafetensorsFile::Windows SafetensorsFile::WindowsOf(std::span<const std::byte> bytes) const {
+  const uintptr_t first = FirstWindow(mapping_);
+  return {FirstWindow(bytes) - first, EndWindow(bytes) - first};
+}
+
+absl::Status SafetensorsFile::PopulatePages(std::span<const std::byte> bytes) const {
+  if (bytes.empty()) return absl::OkStatus();
+  const Windows windows = WindowsOf(bytes);
+  for (size_t window = windows.begin; window < windows.end; ++window) window_uses_[window].fetch_add(1);
+  static const uintptr_t page_bytes = sysconf(_SC_PAGESIZE);
+  const uintptr_t begin = AddressOf(bytes) / page_bytes * page_bytes;
+  const size_t num_bytes = AddressOf(bytes) + bytes.size() - begin;
+  if (madvise(reinterpret_cast<void*>(begin), num_bytes, MADV_POPULATE_READ) == 0) return absl::OkStatus();
+  // What an access would be killed for. Anything else, such as a kernel before 5.14, only leaves the work to accesses.
+  const int error = errno;
+  if (error != EFAULT && error != EHWPOISON) return absl::OkStatus();
+  ReleasePages(bytes);
+  const size_t offset = bytes.data() - mapping_.data();
+  return absl::DataLossError(absl::StrCat(path_, ": bytes ", offset, " to ", offset + bytes.size(), " of ",
+                                          mapping_.size(), " cannot be read: the file became shorter or its disk ",
+                                          "fails"));
+}
+
+// Whether nobody uses the window any more. A release that no populate went before ends nothing.
+bool SafetensorsFile::EndUse(size_t window) const {
+  uint32_t uses = window_uses_[window].load();
+  while (uses > 0 && !window_uses_[window].compare_exchange_weak(uses, uses - 1)) {
+  }
+  return uses <= 1;
+}
+
+void SafetensorsFile::DropWindows(Windows windows) const {
+  if (windows.begin == windows.end) return;
+  const uintptr_t first = FirstWindow(mapping_);
+  const uintptr_t begin = std::max((first + windows.begin) * kFaultWindowBytes, AddressOf(mapping_));
+  const uintptr_t end = std::min((first + windows.end) * kFaultWindowBytes, AddressOf(mapping_) + mapping_.size());
+  // Only advice: nothing was ever written to this mapping, and if the pages stay, so be it. Whoever populates them at
+  // this moment reads them again at the first access.
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 void SafetensorsFile::ReleasePages(std::span<const std::byte> bytes) const {
   if (bytes.empty()) return;
-  const auto mapping_begin = reinterpret_cast<uintptr_t>(mapping_.data());
-  const auto begin = reinterpret_cast<uintptr_t>(bytes.data());
-  const uintptr_t window_begin = std::max(begin / kFaultWindowBytes * kFaultWindowBytes, mapping_begin);
-  const uintptr_t window_end = (begin + bytes.size() + kFaultWindowBytes - 1) / kFaultWindowBytes * kFaultWindowBytes;
-  const uintptr_t end = std::min(window_end, mapping_begin + mapping_.size());
-  // Only advice: nothing was ever written to this mapping, and if the pages stay, so be it.
-  madvise(reinterpret_cast<void*>(window_begin), end - window_begin, MADV_DONTNEED);
+  const Windows windows = WindowsOf(bytes);
+  Windows unused = {windows.begin, windows.begin};
+  for (size_t window = windows.begin; window < windows.end; ++window) {
+    if (EndUse(window)) {
+      unused.end = window + 1;
+    } else {
+      DropWindows(unused);
+      unused = {window + 1, window + 1};
+    }
+  }
+  DropWindows(unused);
 }
 
 }  // namespace switchyard

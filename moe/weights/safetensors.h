@@ -6,12 +6,15 @@
 // Opening checks the whole header against the file's size (safetensors_header.h lists the rules) and reads no tensor,
 // so it costs the same for any size of weights. Tensors' bytes may lie at any address: the format does not align them.
 //
-// The size is read once, at open. A file that another process truncates afterwards kills the reader with SIGBUS at its
-// next access, as with any mapped file; replace checkpoints by renaming, as WriteSafetensors does.
+// The size is read once, at open. Where another process truncates the file afterwards, PopulatePages says so; an access
+// that it did not precede, or that comes after a later truncation, kills the reader with SIGBUS, as with any mapped
+// file. Replace checkpoints by renaming, as WriteSafetensors does.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -52,19 +55,34 @@ class SafetensorsFile {
   // The length field and the JSON, as stored.
   std::string_view header_bytes() const { return header_bytes_; }
 
+  // Reads these bytes into memory, so that using them waits for nothing, and keeps them there until as many calls of
+  // ReleasePages. DATA_LOSS names the bytes when the file no longer has them or its disk fails.
+  absl::Status PopulatePages(std::span<const std::byte> bytes) const;
+
   // Gives the memory of these bytes back to the system; a later access reads them from the file again. Up to 2 MiB
-  // around them go too, even where neighbouring tensors lie, so that nothing stays resident after the last tensor.
+  // around them go too, except what PopulatePages still keeps, so that nothing stays resident after the last tensor.
   void ReleasePages(std::span<const std::byte> bytes) const;
 
  private:
+  // The mapping in parts of one size, by address.
+  struct Windows {
+    size_t begin = 0;
+    size_t end = 0;
+  };
+
   SafetensorsFile(std::string path, std::span<const std::byte> mapping);
   absl::Status ReadHeader();
+  Windows WindowsOf(std::span<const std::byte> bytes) const;
+  bool EndUse(size_t window) const;
+  void DropWindows(Windows windows) const;
 
   const std::string path_;
   const std::span<const std::byte> mapping_;
   std::string_view header_bytes_;
   std::map<std::string, TensorEntry, std::less<>> tensors_;
   std::map<std::string, std::string> metadata_;
+  // By window: how often it was populated and not yet released.
+  const std::unique_ptr<std::atomic<uint32_t>[]> window_uses_;
 };
 
 struct TensorToWrite {
@@ -74,6 +92,17 @@ struct TensorToWrite {
   std::span<const std::byte> bytes;  // little-endian, row-major
 };
 
+// A tensor whose bytes are made while the file is written, so that it may be larger than memory.
+struct StreamedTensor {
+  std::string name;
+  std::string type;
+  std::vector<int64_t> shape;
+  uint64_t num_bytes = 0;
+  // Fills `out` with the bytes from `begin` on. Called in order, with pieces of kStreamBytes and a shorter last one.
+  std::function<void(uint64_t begin, std::span<std::byte> out)> fill;
+};
+inline constexpr size_t kStreamBytes = 4 << 20;
+
 // A matrix as a tensor of rank 2 over the same bytes.
 TensorToWrite MatrixToWrite(std::string name, ConstMatrixView matrix);
 
@@ -82,5 +111,7 @@ TensorToWrite MatrixToWrite(std::string name, ConstMatrixView matrix);
 // InvalidArgument when a shape does not fit its bytes, a type is unknown or a name is given twice.
 absl::Status WriteSafetensors(const std::string& path, std::span<const TensorToWrite> tensors,
                               const std::map<std::string, std::string>& metadata = {});
+absl::Status WriteStreamedSafetensors(const std::string& path, std::span<const StreamedTensor> tensors,
+                                      const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace switchyard

@@ -249,6 +249,48 @@ TEST(SafetensorsFile, ReleasedPagesLeaveMemoryAndReadTheSameAgain) {
   unlink(path.c_str());
 }
 
+TEST(SafetensorsFile, PopulatedPagesStayWhileNeighboursAreReleased) {
+  const std::string path = TempPath("neighbours.safetensors");
+  const std::string bytes(5 << 20, '\7');
+  const auto data = std::as_bytes(std::span(bytes));
+  const std::array tensors = {TensorToWrite{"a", "U8", {5 << 20}, data}, TensorToWrite{"b", "U8", {5 << 20}, data}};
+  ASSERT_TRUE(WriteSafetensors(path, tensors).ok());
+  const auto file = SafetensorsFile::Open(path);
+  ASSERT_TRUE(file.ok()) << file.status();
+  const auto a = (*file)->Find("a")->bytes, b = (*file)->Find("b")->bytes;
+  const int64_t before_kib = ResidentFileKib();
+  ASSERT_TRUE((*file)->PopulatePages(a).ok());
+  ASSERT_TRUE((*file)->PopulatePages(b).ok());
+  const int64_t both_kib = ResidentFileKib();
+  (*file)->ReleasePages(a);
+  (*file)->ReleasePages(a);  // once too often
+  const int64_t one_kib = ResidentFileKib();
+  EXPECT_EQ(BytesOf(a), bytes) << "released, not lost";
+  (*file)->ReleasePages(a);
+  (*file)->ReleasePages(b);
+  const int64_t none_kib = ResidentFileKib();
+  if (before_kib >= 0 && both_kib >= before_kib + (10 << 10)) {  // the system reports it, and can populate
+    EXPECT_GE(one_kib, before_kib + (5 << 10) - 2048) << "all of b but a window that a's second release may take";
+    EXPECT_LT(none_kib, before_kib + 1024);
+  }
+  unlink(path.c_str());
+}
+
+TEST(SafetensorsFile, AFileThatBecameShorterIsNoticedBeforeItsBytesAreUsed) {
+  const std::string path = TempPath("shorter.safetensors");
+  const std::string bytes(1 << 20, '\7');
+  const std::array tensors = {TensorToWrite{"t", "U8", {1 << 20}, std::as_bytes(std::span(bytes))}};
+  ASSERT_TRUE(WriteSafetensors(path, tensors).ok());
+  const auto file = SafetensorsFile::Open(path);
+  ASSERT_TRUE(file.ok()) << file.status();
+  ASSERT_EQ(truncate(path.c_str(), 1 << 19), 0);
+  const absl::Status populated = (*file)->PopulatePages((*file)->Find("t")->bytes);
+  EXPECT_EQ(populated.code(), absl::StatusCode::kDataLoss) << populated;
+  EXPECT_THAT(populated.message(), HasSubstr(path + ": bytes "));
+  EXPECT_THAT(populated.message(), HasSubstr("cannot be read: the file became shorter or its disk fails"));
+  unlink(path.c_str());
+}
+
 TEST(WriteSafetensors, RoundTripsAndAlignsEveryTensor) {
   const std::string path = TempPath("round.safetensors");
   const std::array<uint8_t, 3> odd = {1, 2, 3};

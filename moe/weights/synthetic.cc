@@ -112,8 +112,8 @@ LayerSpec MakeLayerSpec(const SyntheticOptions& options, int layer_idx) {
   layer.expert_dim = options.expert_dim;
   layer.num_experts = options.num_experts;
   layer.gate.top_k = options.top_k;
-  layer.gate.renormalize = options.top_k > 1;
-  layer.expert = {options.activation, options.gated, options.biased};
+  if (options.top_k > 1) layer.gate.normalization = Normalization::kSum;
+  layer.expert = {.activation = options.activation, .gated = options.gated, .biased = options.biased};
   return layer;
 }
 
@@ -134,10 +134,10 @@ class SyntheticSource final : public WeightSource {
 
   const ModelSpec& spec() const override { return spec_; }
 
-  absl::StatusOr<RouterWeights> ReadRouter(int layer_idx) override {
-    SY_RETURN_IF_ERROR(CheckLayerIndex(spec_, layer_idx));
+  absl::StatusOr<RouterWeights> ReadRouter(int layer_idx, int gate_idx) override {
+    SY_RETURN_IF_ERROR(CheckGateIndex(spec_, layer_idx, gate_idx));
     const LayerSpec& layer = spec_.layers[layer_idx];
-    RouterWeights router = {HostMatrix::Allocate(spec_.dtype, layer.num_experts, layer.hidden_dim)};
+    RouterWeights router{.weight = HostMatrix::Allocate(spec_.dtype, layer.num_experts, layer.hidden_dim)};
     Fill(layer_idx, 0, TensorId::kRouter, layer.hidden_dim, router.weight.view());
     return router;
   }
@@ -146,14 +146,13 @@ class SyntheticSource final : public WeightSource {
     SY_RETURN_IF_ERROR(CheckExpertIndex(spec_, layer_idx, expert_idx));
     const LayerSpec& layer = spec_.layers[layer_idx];
     const int64_t hidden = layer.hidden_dim, inner = layer.expert_dim;
-    std::vector<HostMatrix>& matrices = in_use_[{layer_idx, expert_idx}];
-    matrices.clear();
-    const auto make = [&](TensorId tensor, int64_t num_rows, int64_t num_cols, int64_t fan_in) {
-      matrices.push_back(HostMatrix::Allocate(spec_.dtype, num_rows, num_cols));
-      Fill(layer_idx, expert_idx, tensor, fan_in, matrices.back().view());
-      return std::as_const(matrices.back()).view();
-    };
     ExpertWeights weights;
+    const auto make = [&](TensorId tensor, int64_t num_rows, int64_t num_cols, int64_t fan_in) {
+      auto matrix = std::make_shared<HostMatrix>(HostMatrix::Allocate(spec_.dtype, num_rows, num_cols));
+      Fill(layer_idx, expert_idx, tensor, fan_in, matrix->view());
+      weights.owned.push_back(matrix);
+      return std::as_const(*matrix).view();
+    };
     weights.up.matrix = make(TensorId::kUp, inner, hidden, hidden);
     weights.down.matrix = make(TensorId::kDown, hidden, inner, inner);
     if (layer.expert.gated) weights.gate.matrix = make(TensorId::kGate, inner, hidden, hidden);
@@ -164,7 +163,7 @@ class SyntheticSource final : public WeightSource {
     return weights;
   }
 
-  void ReleaseExpert(int layer_idx, int expert_idx) override { in_use_.erase({layer_idx, expert_idx}); }
+  void ReleaseExpert(int /*layer_idx*/, int /*expert_idx*/) override {}
 
  private:
   void Fill(int layer_idx, int expert_idx, TensorId tensor, int64_t fan_in, MatrixView matrix) const {
@@ -178,7 +177,6 @@ class SyntheticSource final : public WeightSource {
 
   const uint64_t seed_;
   const ModelSpec spec_;
-  absl::flat_hash_map<std::pair<int, int>, std::vector<HostMatrix>> in_use_;  // by layer and expert
 };
 
 }  // namespace

@@ -87,11 +87,11 @@ TEST(SyntheticSource, SpecFollowsTheOptions) {
   EXPECT_EQ(spec.layers[1].expert_dim, 12);
   EXPECT_EQ(spec.layers[1].num_experts, 5);
   EXPECT_EQ(spec.layers[1].gate.top_k, 3);
-  EXPECT_TRUE(spec.layers[1].gate.renormalize);
+  EXPECT_EQ(spec.layers[1].gate.normalization, Normalization::kSum);
   EXPECT_EQ(spec.layers[1].expert.activation, Activation::kSilu);
   EXPECT_TRUE(spec.layers[1].expert.gated);
   EXPECT_FALSE(spec.layers[1].expert.biased);
-  EXPECT_FALSE(Open("topk=1")->spec().layers[0].gate.renormalize);
+  EXPECT_EQ(Open("topk=1")->spec().layers[0].gate.normalization, Normalization::kNone);
 }
 
 TEST(SyntheticSource, MatricesHaveTheShapesOfTheLayer) {

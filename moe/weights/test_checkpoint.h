@@ -32,11 +32,20 @@ struct TestCheckpoint {
     const auto file = SafetensorsFile::Open(folder + "/model.safetensors");
     EXPECT_TRUE(file.ok()) << file.status();
     for (std::string_view tensor_name : (*file)->names()) {
-      if (tensor_name.find(".experts.") == tensor_name.npos && tensor_name.find(".gate.") == tensor_name.npos) continue;
+      if (!IsOfMoeLayer(tensor_name)) continue;
       const TensorEntry& entry = *(*file)->Find(tensor_name);
       checkpoint.tensors[std::string(tensor_name)] = {std::string(entry.type->name), entry.shape, BytesOf(entry.bytes)};
     }
     return checkpoint;
+  }
+
+  // Whether a tensor of any family's checkpoint is of a MoE layer, and so must be there.
+  static bool IsOfMoeLayer(std::string_view name) {
+    for (const char* part : {"experts.", ".gate.", ".router.", ".shared_expert", "e_score_correction_bias",
+                             "input_linear", "output_linear", "gates."}) {
+      if (name.find(part) != name.npos) return true;
+    }
+    return false;
   }
 
   // Writes the folder anew, with the tensors spread over `num_shards` files (one: no index), and returns it.

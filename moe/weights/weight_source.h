@@ -20,28 +20,43 @@ struct WeightView {
   bool present() const { return matrix.data != nullptr; }
 };
 
-// One expert's tensors. Views stay valid until ReleaseExpert of the same expert, or the source's end.
+// One expert's tensors. Views are into the source or into `owned`, what had to be brought into this form: they are
+// valid as long as both, and until ReleaseExpert of the same expert.
 struct ExpertWeights {
   WeightView up;              // [H, D]
   WeightView gate;            // [H, D], absent unless the layer is gated
   WeightView down;            // [D, H]
   ConstMatrixView up_bias;    // [1, H], data == nullptr unless biased
+  ConstMatrixView gate_bias;  // [1, H], data == nullptr unless gated and biased
   ConstMatrixView down_bias;  // [1, D], data == nullptr unless biased
+  std::vector<std::shared_ptr<const HostMatrix>> owned;
 };
 
+// What a gate computes logits with.
+//   linear:  logits = weight · x + bias
+//   cosine:  p = projector · x + projector_bias;  logits = (p / |p|) · (weight_e / |weight_e|) · logit_scale  (Tutel)
 struct RouterWeights {
-  HostMatrix weight;  // [E, D] in the checkpoint's type; owned
+  HostMatrix weight;                    // [E, D] in the checkpoint's type, or [E, P] of a cosine router; owned
+  std::vector<float> bias;              // [E], or empty
+  std::vector<float> score_correction;  // [E], or empty: added to the scores where experts compete (GateSpec)
+  HostMatrix shared_gate;               // [1, D] where LayerSpec::shared_gated
+  HostMatrix projector;                 // [P, D] of a cosine router, or without data
+  std::vector<float> projector_bias;    // [P]
+  float logit_scale = 1;
+  bool is_cosine() const { return projector.num_rows > 0; }
 };
 
-// Not thread-safe; one thread at a time.
+// Thread-safe.
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
 
   virtual const ModelSpec& spec() const = 0;
 
-  // `layer_idx` indexes spec().layers.
-  virtual absl::StatusOr<RouterWeights> ReadRouter(int layer_idx) = 0;
+  // `layer_idx` indexes spec().layers, `gate_idx` the layer's gates.
+  virtual absl::StatusOr<RouterWeights> ReadRouter(int layer_idx, int gate_idx) = 0;
+  absl::StatusOr<RouterWeights> ReadRouter(int layer_idx) { return ReadRouter(layer_idx, 0); }
+  // `expert_idx` in [0, num_stored_experts()).
   virtual absl::StatusOr<ExpertWeights> ReadExpert(int layer_idx, int expert_idx) = 0;
 
   // Tells the source that the expert's views are no longer used, so that its memory may go.

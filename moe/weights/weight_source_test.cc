@@ -41,9 +41,9 @@ TEST(Qwen3Moe, SpecIsTheConfigs) {
   EXPECT_EQ(layer.hidden_dim, 128);
   EXPECT_EQ(layer.expert_dim, 128);
   EXPECT_EQ(layer.num_experts, 16);
-  EXPECT_EQ(layer.gate.order, ScoreOrder::kSoftmaxThenTopK);
+  EXPECT_EQ(layer.gate.scoring, Scoring::kSoftmax);
   EXPECT_EQ(layer.gate.top_k, 4);
-  EXPECT_TRUE(layer.gate.renormalize);
+  EXPECT_EQ(layer.gate.normalization, Normalization::kSum);
   EXPECT_EQ(layer.expert.activation, Activation::kSilu);
   EXPECT_TRUE(layer.expert.gated);
   EXPECT_FALSE(layer.expert.biased);
@@ -77,7 +77,7 @@ TEST(Mixtral, SpecAndWeightsAreTheFiles) {
   ASSERT_EQ(spec.layers.size(), 2u);
   EXPECT_EQ(spec.layers[1].name, "1");
   EXPECT_EQ(spec.layers[1].gate.top_k, 2);
-  EXPECT_TRUE(spec.layers[1].gate.renormalize);
+  EXPECT_EQ(spec.layers[1].gate.normalization, Normalization::kSum);
   const auto expert = source->ReadExpert(1, 5);
   ASSERT_TRUE(expert.ok()) << expert.status();
   ExpectShape(expert->gate.matrix, 96, 64);
@@ -282,9 +282,10 @@ TEST(Qwen3Moe, SettingsBeyondWhatIsKnownAreRefused) {
       {"mlp_only_layers", 1, "mlp_only_layers: found the number 1, expected a list"},
       {"decoder_sparse_step", 0, "decoder_sparse_step: found the number 0, expected a whole number from 1"},
       {"norm_topk_prob", 1, "norm_topk_prob: found the number 1, expected true or false"},
-      {"hidden_act", "gelu_new", "hidden_act: found 'gelu_new', expected silu, gelu or relu"},
+      {"hidden_act", "mish", "hidden_act: found 'mish', expected one of silu, swish, gelu, gelu_new"},
       {"hidden_act", 3, "hidden_act: found the number 3, expected a string"},
-      {"model_type", "llama", "model_type: found 'llama', expected one of mixtral, qwen3_moe"},
+      {"model_type", "llama",
+       "model_type: found 'llama', expected one of dbrx, deepseek_v2, deepseek_v3, ernie4_5_moe, "},
   };
   const TestCheckpoint whole = TestCheckpoint::Load("golden_qwen3_moe");
   for (const ConfigCase& bad : cases) {
@@ -306,7 +307,7 @@ TEST(Qwen3Moe, OptionalSettingsAreFollowed) {
   const auto source = Open(checkpoint.Write());
   ASSERT_EQ(source->spec().layers.size(), 1u);
   EXPECT_EQ(source->spec().layers[0].name, "1");
-  EXPECT_FALSE(source->spec().layers[0].gate.renormalize);
+  EXPECT_EQ(source->spec().layers[0].gate.normalization, Normalization::kNone);
   checkpoint.config["decoder_sparse_step"] = 1;
   checkpoint.config["mlp_only_layers"] = {1};
   EXPECT_EQ(Open(checkpoint.Write())->spec().layers[0].name, "0");

@@ -4,6 +4,7 @@
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 #include <google/protobuf/wire_format_lite.h>
 
+#include <bit>
 #include <utility>
 #include <vector>
 
@@ -93,6 +94,22 @@ bool ReadField(CodedInputStream& input, uint32_t tag, DecodedForward* request,
     case WireFormatLite::MakeTag(v1::ForwardRequest::kReturnRoutingFieldNumber, kNumber):
       if (!input.ReadVarint64(&number)) return false;
       request->return_routing = number != 0;
+      return true;
+    case WireFormatLite::MakeTag(v1::ForwardRequest::kReturnBalanceLossFieldNumber, kNumber):
+      if (!input.ReadVarint64(&number)) return false;
+      request->return_balance_loss = number != 0;
+      return true;
+    case WireFormatLite::MakeTag(v1::ForwardRequest::kGateIndexFieldNumber, kNumber):
+      if (!input.ReadVarint64(&number)) return false;
+      request->gate_idx = static_cast<int64_t>(number);
+      return true;
+    case WireFormatLite::MakeTag(v1::ForwardRequest::kTopKFieldNumber, kNumber):
+      if (!input.ReadVarint64(&number)) return false;
+      request->top_k = static_cast<int64_t>(number);
+      return true;
+    case WireFormatLite::MakeTag(v1::ForwardRequest::kCapacityFactorFieldNumber, WireFormatLite::WIRETYPE_FIXED64):
+      if (!input.ReadLittleEndian64(&number)) return false;
+      request->capacity_factor = std::bit_cast<double>(number);
       return true;
     default:
       return WireFormatLite::SkipField(&input, tag);

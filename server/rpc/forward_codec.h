@@ -5,6 +5,7 @@
 #include <grpcpp/support/byte_buffer.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "moe/base/status.h"
@@ -20,6 +21,10 @@ struct DecodedForward {
   int dtype = 0;  // v1::DataType, unchecked
   int64_t num_rows = 0;
   bool return_routing = false;
+  bool return_balance_loss = false;
+  int64_t gate_idx = 0;  // unchecked, as all of these
+  int64_t top_k = 0;
+  std::optional<double> capacity_factor;
   ChunkedRows rows;
 };
 

@@ -34,6 +34,10 @@ v1::ForwardRequest RandomRequest(std::mt19937& random) {
   std::string* rows = request.mutable_rows();
   for (size_t i = 2 * (random() % 300); i > 0; --i) rows->push_back(static_cast<char>(random()));
   request.set_return_routing(random() % 2 == 0);
+  request.set_return_balance_loss(random() % 2 == 0);
+  request.set_gate_index(static_cast<int32_t>(random()) % 100);
+  request.set_top_k(static_cast<int32_t>(random()));
+  if (random() % 2 == 0) request.set_capacity_factor(static_cast<double>(random()) / 1000 - 5);
   return request;
 }
 
@@ -48,6 +52,11 @@ TEST(DecodeForward, AgreesWithProtobufHoweverTheBytesAreCut) {
     EXPECT_EQ(decoded->dtype, request.dtype());
     EXPECT_EQ(decoded->num_rows, request.num_rows());
     EXPECT_EQ(decoded->return_routing, request.return_routing());
+    EXPECT_EQ(decoded->return_balance_loss, request.return_balance_loss());
+    EXPECT_EQ(decoded->gate_idx, request.gate_index());
+    EXPECT_EQ(decoded->top_k, request.top_k());
+    EXPECT_EQ(decoded->capacity_factor.has_value(), request.has_capacity_factor());
+    EXPECT_EQ(decoded->capacity_factor.value_or(0), request.capacity_factor());
     EXPECT_EQ(ReadAll(decoded->rows), request.rows());
   }
 }

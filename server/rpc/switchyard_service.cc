@@ -1,5 +1,6 @@
 #include "server/rpc/switchyard_service.h"
 
+#include <cmath>
 #include <map>
 
 #include "moe/base/logging.h"
@@ -9,6 +10,8 @@
 
 namespace switchyard {
 namespace {
+
+constexpr double kMaxCapacityFactor = 1e6;
 
 absl::StatusOr<DType> FromWire(int dtype) {
   if (dtype >= v1::DATA_TYPE_FP64 && dtype <= v1::DATA_TYPE_BF16) return static_cast<DType>(dtype);
@@ -39,6 +42,41 @@ absl::Status CheckRows(const DecodedForward& decoded, const ServedLayer& layer, 
                      std::string(DTypeName(dtype)), " = ", decoded.num_rows, " × ", row_bytes, " bytes"));
   }
   return absl::OkStatus();
+}
+
+// The gate of a request, and what the caller wants of it.
+absl::Status ChooseGate(const DecodedForward& decoded, int64_t max_batch_rows, Request* request) {
+  const LayerSpec& spec = request->layer->spec;
+  if (decoded.gate_idx < 0 || decoded.gate_idx >= spec.num_gates()) {
+    return absl::InvalidArgumentError(absl::StrCat("gate_index: the layer has ", spec.num_gates(),
+                                                   " gates, expected 0 to ", spec.num_gates() - 1, ", found ",
+                                                   decoded.gate_idx));
+  }
+  if (decoded.top_k < 0 || decoded.top_k > spec.num_experts) {
+    return absl::InvalidArgumentError(absl::StrCat("top_k: expected 1 to ", spec.num_experts,
+                                                   " experts, or 0 for the gate's own number, found ", decoded.top_k));
+  }
+  const GateSpec& gate = spec.gate_at(static_cast<int>(decoded.gate_idx));
+  if (gate.scoring == Scoring::kSparseMixer && decoded.top_k > gate.top_k) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("top_k: this gate (sparsemixer) draws ", gate.top_k, " experts at most, found ", decoded.top_k));
+  }
+  request->gate_idx = static_cast<int>(decoded.gate_idx);
+  request->top_k = decoded.top_k > 0 ? static_cast<int>(decoded.top_k) : gate.top_k;
+  request->capacity = gate.capacity;
+  if (decoded.capacity_factor.has_value()) {
+    if (!(std::abs(*decoded.capacity_factor) <= kMaxCapacityFactor)) {
+      return absl::InvalidArgumentError(absl::StrCat("capacity_factor: expected a number from ", -kMaxCapacityFactor,
+                                                     " to ", kMaxCapacityFactor, ", found ", *decoded.capacity_factor));
+    }
+    request->capacity.rule = CapacityRule::kTutel;
+    request->capacity.factor = *decoded.capacity_factor;
+  }
+  const int usual = spec.num_choices();
+  request->row_cost = (request->num_choices() + usual - 1) / usual;
+  if (request->row_cost <= max_batch_rows) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "top_k: ", request->top_k, " is more than steps of --max_batch_rows=", max_batch_rows, " have room for"));
 }
 
 void FillStats(const RequestStats& from, v1::ForwardStats* stats) {
@@ -87,6 +125,8 @@ class ForwardCall final : public grpc::ServerUnaryReactor {
     request->dtype = dtype;
     request->num_rows = decoded.num_rows;
     request->return_routing = decoded.return_routing;
+    request->return_balance_loss = decoded.return_balance_loss;
+    SY_RETURN_IF_ERROR(ChooseGate(decoded, front_->options().max_batch_rows, request.get()));
     request->rows = std::move(decoded.rows);
     auto output = std::make_shared<grpc::Slice>(num_bytes);
     request->output = reinterpret_cast<std::byte*>(const_cast<uint8_t*>(output->begin()));
@@ -127,10 +167,16 @@ class ForwardCall final : public grpc::ServerUnaryReactor {
     FillStats(request.stats, response.mutable_stats());
     if (request.return_routing) {
       v1::Routing& routing = *response.mutable_routing();
-      routing.set_top_k(request.routing.top_k);
-      routing.mutable_expert_ids()->Add(request.routing.expert_idx.begin(), request.routing.expert_idx.end());
-      routing.mutable_expert_weights()->Add(request.routing.weight.begin(), request.routing.weight.end());
+      routing.set_top_k(request.top_k);
+      for (int64_t row = 0; row < request.num_rows; ++row) {
+        const int64_t first = row * request.routing.top_k;
+        const auto experts = request.routing.expert_idx.begin() + first;
+        const auto weights = request.routing.weight.begin() + first;
+        routing.mutable_expert_ids()->Add(experts, experts + request.top_k);
+        routing.mutable_expert_weights()->Add(weights, weights + request.top_k);
+      }
     }
+    if (request.return_balance_loss) response.set_balance_loss(request.balance_loss);
     return response;
   }
 
@@ -204,6 +250,9 @@ grpc::ServerUnaryReactor* SwitchyardService::ListModels(grpc::CallbackServerCont
       layer.set_expert_dim(spec.expert_dim);
       layer.set_num_experts(spec.num_experts);
       layer.set_top_k(spec.gate.top_k);
+      layer.set_gate(DescribeGate(spec.gate, spec.num_experts));
+      layer.set_num_gates(spec.num_gates());
+      layer.set_shared_dim(spec.shared_dim);
       layer.set_activation(std::string(ActivationName(spec.expert.activation)));
       layer.set_gated(spec.expert.gated);
     }

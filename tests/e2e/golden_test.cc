@@ -2,59 +2,105 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 
+#include "absl/strings/match.h"
 #include "client/compare.h"
 #include "client/tensor_io.h"
+#include "moe/weights/safetensors.h"
 #include "tests/e2e/server_process.h"
 
 namespace switchyard {
 namespace {
 
-struct GoldenModel {
-  const char* folder;
-  int num_layers;
+// One layer of a recorded checkpoint, and the module path that its vectors are stored under ("" of a bare Tutel layer).
+struct GoldenLayer {
+  std::string model;  // a folder of tests/testdata
+  std::string layer;
+  std::string path;
 };
-
-constexpr GoldenModel kModels[] = {{"jargon-moe", 4}, {"golden_qwen3_moe", 2}, {"golden_mixtral", 2}};
 
 std::string Folder(const std::string& model) { return "tests/testdata/" + model; }
 
-HostMatrix Golden(const std::string& model, int layer, const std::string& what) {
-  return LoadMatrix({Folder(model) + "/golden.safetensors", absl::StrCat("model.layers.", layer, ".mlp.", what)})
-      .value();
+std::vector<std::string> Models() {
+  std::vector<std::string> models;
+  for (const auto& entry : std::filesystem::directory_iterator("tests/testdata")) {
+    if (std::filesystem::exists(entry.path() / "golden.safetensors")) models.push_back(entry.path().filename());
+  }
+  std::sort(models.begin(), models.end());
+  return models;
+}
+
+// "model.layers.3.mlp" is layer "3", "encoder.block.1.layer.1.mlp" is "encoder.1", and no path at all is "0".
+std::string LayerOf(const std::string& path) {
+  if (path.empty()) return "0";
+  const size_t digit = path.find_first_of("0123456789");
+  const std::string index = path.substr(digit, path.find('.', digit) - digit);
+  for (const char* stack : {"encoder", "decoder"}) {
+    if (path.find(stack) != std::string::npos) return absl::StrCat(stack, ".", index);
+  }
+  return index;
+}
+
+std::vector<GoldenLayer> LayersOf(const std::string& model) {
+  std::vector<GoldenLayer> layers;
+  const auto file = SafetensorsFile::Open(Folder(model) + "/golden.safetensors");
+  EXPECT_TRUE(file.ok()) << file.status();
+  for (const std::string_view view : (*file)->names()) {
+    const std::string name(view), input = "input";
+    if (!absl::EndsWith(name, input) || !(name == input || absl::EndsWith(name, "." + input))) continue;
+    const std::string path = name == input ? "" : name.substr(0, name.size() - input.size() - 1);
+    layers.push_back({model, LayerOf(path), path});
+  }
+  EXPECT_FALSE(layers.empty()) << model;
+  return layers;
+}
+
+TensorRef GoldenTensor(const GoldenLayer& layer, const std::string& what) {
+  return {Folder(layer.model) + "/golden.safetensors", layer.path.empty() ? what : absl::StrCat(layer.path, ".", what)};
+}
+
+HostMatrix Golden(const GoldenLayer& layer, const std::string& what) {
+  return LoadMatrix(GoldenTensor(layer, what)).value();
 }
 
 std::vector<std::string> ModelFlags() {
   std::vector<std::string> flags;
-  for (const GoldenModel& model : kModels)
-    flags.push_back(absl::StrCat("--model=", model.folder, "=", Folder(model.folder)));
+  for (const std::string& model : Models()) flags.push_back(absl::StrCat("--model=", model, "=", Folder(model)));
   return flags;
 }
 
-// What MODELS.md asks: fp32 within rtol 1e-4, atol 1e-5; bf16 within rtol 2e-2, atol 2e-2 of the largest output.
+// What is asked of them: fp32 and better within rtol 1e-4, atol 1e-5 of the largest output; bf16 within 2e-2 of both.
 Tolerance ToleranceFor(const std::string& compute_dtype, ConstMatrixView expected) {
-  if (compute_dtype != "bf16") return {1e-4, 1e-5};
   double largest = 0;
   for (int64_t i = 0; i < expected.num_rows * expected.num_cols; ++i) {
     largest = std::max<double>(largest, std::abs(expected.as<float>()[i]));
   }
+  if (compute_dtype != "bf16") return {1e-4, 1e-5 * std::max(1.0, largest)};
   return {2e-2, 2e-2 * largest};
 }
 
+void ExpectLayer(Client& client, const std::string& compute_dtype, const GoldenLayer& layer, ConstMatrixView input,
+                 ConstMatrixView expected) {
+  SCOPED_TRACE(absl::StrCat(layer.model, " layer ", layer.layer, ", ", input.num_rows, " rows"));
+  const auto result = client.Forward({.model = layer.model, .layer = layer.layer, .rows = input});
+  ASSERT_TRUE(result.ok()) << result.status();
+  const auto comparison = Compare(result->rows.view(), expected, ToleranceFor(compute_dtype, expected));
+  EXPECT_TRUE(comparison.within_tolerance())
+      << comparison.num_beyond << " of " << comparison.num_elements << " beyond, largest error "
+      << comparison.max_abs_error << " in row " << comparison.worst_row;
+}
+
 void ExpectGolden(Client& client, const std::string& compute_dtype) {
-  for (const GoldenModel& model : kModels) {
-    for (int layer = 0; layer < model.num_layers; ++layer) {
-      const HostMatrix input = Golden(model.folder, layer, "input");
-      const HostMatrix expected = Golden(model.folder, layer, "output");
-      const auto result = client.Forward({.model = model.folder, .layer = std::to_string(layer), .rows = input.view()});
-      ASSERT_TRUE(result.ok()) << result.status();
-      const auto comparison =
-          Compare(result->rows.view(), expected.view(), ToleranceFor(compute_dtype, expected.view()));
-      EXPECT_TRUE(comparison.within_tolerance())
-          << model.folder << " layer " << layer << ": " << comparison.num_beyond << " of " << comparison.num_elements
-          << " beyond, largest error " << comparison.max_abs_error;
+  for (const std::string& model : Models()) {
+    for (const GoldenLayer& layer : LayersOf(model)) {
+      const HostMatrix input = Golden(layer, "input"), expected = Golden(layer, "output");
+      ExpectLayer(client, compute_dtype, layer, input.view(), expected.view());
+      const auto alone = LoadMatrix(GoldenTensor(layer, "output_of_first_token_alone"));
+      if (alone.ok()) ExpectLayer(client, compute_dtype, layer, input.view().Rows(0, 1), alone->view());
     }
   }
 }
@@ -125,13 +171,15 @@ TEST(AwaitedWorkers, EveryLayerOverGrpc) {
   for (auto& worker : workers) EXPECT_EQ(worker->Wait(), 0) << "a drained worker ends well";
 }
 
+const GoldenLayer kJargonLayer = {"jargon-moe", "2", "model.layers.2.mlp"};
+
 TEST(Rows, TheAnswerDoesNotDependOnTheBatchOrTheType) {
   std::vector<std::string> flags = ModelFlags();
   flags.insert(flags.end(), {"--local_workers=2", "--compute_dtype=fp32", "--max_batch_rows=100"});
   auto server = ServerProcess::Start(flags);
   ASSERT_TRUE(server.ok()) << server.status();
   const auto client = (*server)->Connect();
-  const HostMatrix input = Golden("jargon-moe", 2, "input"), expected = Golden("jargon-moe", 2, "output");
+  const HostMatrix input = Golden(kJargonLayer, "input"), expected = Golden(kJargonLayer, "output");
   // 512 rows go through several steps of at most 100.
   const auto whole =
       client->Forward({.model = "jargon-moe", .layer = "2", .rows = input.view(), .return_routing = true});

@@ -8,8 +8,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "moe/experts/check_layer.h"
 #include "moe/experts/cpu/cpu_expert.h"
 #include "moe/experts/cpu/row_kernels.h"
+#include "moe/experts/custom_expert.h"
 #include "moe/linear/parallel.h"
 #include "moe/linear/row_chunks.h"
 
@@ -25,7 +27,15 @@ struct Tile {
 
 struct CpuLayer {
   LayerSpec spec;
-  std::vector<std::unique_ptr<CpuExpert>> experts;  // by slot; null until loaded
+  std::vector<std::unique_ptr<HostExpert>> experts;  // by slot; null until loaded
+};
+
+// What RunExperts was asked for.
+struct CpuStep {
+  const CpuLayer& layer;
+  const RankPlanView& plan;
+  ConstMatrixView received;
+  MatrixView partial_sums;
 };
 
 absl::Status CheckShape(const char* name, ConstMatrixView matrix, DType dtype, int64_t num_rows) {
@@ -44,11 +54,12 @@ absl::Status CheckSameWidth(const char* name, ConstMatrixView matrix, int64_t nu
 template <typename T>
 class CpuEngine final : public ExpertEngine {
  public:
-  CpuEngine(const CpuEngineOptions& options, std::unique_ptr<LinearContext> context)
+  CpuEngine(const CpuEngineOptions& options, std::unique_ptr<LinearContext> context, HostExpertFactory make_expert)
       : options_(options),
         num_threads_(context->num_threads()),
         kernels_(FastestRowKernels<T>()),
-        context_(std::move(context)) {}
+        context_(std::move(context)),
+        make_expert_(std::move(make_expert)) {}
 
   DType compute_dtype() const override { return options_.compute_dtype; }
   absl::Status AddLayer(const LayerSpec& spec, int num_slots) override;
@@ -68,11 +79,10 @@ class CpuEngine final : public ExpertEngine {
   absl::Status CheckStep(LayerId layer, const RankPlanView& plan, ConstMatrixView received,
                          ConstMatrixView partial_sums) const;
   void CutTiles(const RankPlanView& plan);
-  void StartSums(const RankPlanView& plan, MatrixView partial_sums);
-  void GatherPair(const RankPlanView& plan, ConstMatrixView received, int64_t pair, std::byte* x) const;
-  void AddPair(const RankPlanView& plan, int64_t pair, const Sum* y, MatrixView partial_sums);
-  void MoveRows(const RankPlanView& plan, const Tile* done, const Tile* next, ConstMatrixView received,
-                MatrixView partial_sums);
+  void StartSums(const CpuStep& step);
+  void GatherPair(const CpuStep& step, int64_t pair, std::byte* x) const;
+  void AddPair(const CpuStep& step, int64_t pair, const Sum* y);
+  void MoveRows(const CpuStep& step, const Tile* done, const Tile* next);
   absl::Status RunTile(const CpuLayer& layer, const Tile& tile);
   void FindSources(const RankPlanView& plan, ConstMatrixView returned);
 
@@ -81,14 +91,14 @@ class CpuEngine final : public ExpertEngine {
   const RowKernels<T> kernels_;
 
   const std::unique_ptr<LinearContext> context_;  // before the experts that use it
+  const HostExpertFactory make_expert_;
   std::vector<CpuLayer> layers_;
 
   // Buffers of the step that is running, kept for the next one.
   std::array<HostBuffer, 4> scratch_;  // by Scratch
-  ExpertScratch expert_scratch_;
-  HostBuffer x_;     // [tile, D], rows of a tile side by side
-  HostBuffer y_;     // [tile, D] of Sum, the expert's output for them
-  HostBuffer sums_;  // [num_recv_rows, D] of Sum, unless T is Sum
+  HostBuffer x_;                       // [tile, D], rows of a tile side by side
+  HostBuffer y_;                       // [tile, D] of Sum, the expert's output for them
+  HostBuffer sums_;                    // [num_recv_rows, D] of Sum, unless T is Sum
   std::vector<Tile> tiles_;
   std::vector<int32_t> pairs_left_;      // per received row: pairs not yet added
   std::vector<uint8_t> is_started_;      // per received row: whether its sum holds a pair
@@ -98,11 +108,8 @@ class CpuEngine final : public ExpertEngine {
 
 template <typename T>
 absl::Status CpuEngine<T>::AddLayer(const LayerSpec& spec, int num_slots) {
-  if (spec.hidden_dim < 1 || spec.expert_dim < 1 || num_slots < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("layer ", spec.name, ": hidden_dim ", spec.hidden_dim,
-                                                   ", expert_dim ", spec.expert_dim, ", ", num_slots,
-                                                   " slots; expected positive widths and no negative count"));
-  }
+  SY_RETURN_IF_ERROR(CheckLayerSizes(spec, num_slots));
+  if (options_.custom_expert.empty()) SY_RETURN_IF_ERROR(CheckExpertFormula(spec));
   layers_.push_back({spec, {}});
   layers_.back().experts.resize(num_slots);
   return absl::OkStatus();
@@ -118,7 +125,7 @@ absl::Status CpuEngine<T>::LoadExpert(LayerId layer, int slot, const ExpertWeigh
     return absl::InvalidArgumentError(
         absl::StrCat("layer ", target.spec.name, ": slot ", slot, ", expected 0 to ", target.experts.size() - 1));
   }
-  auto expert = CpuExpert::Load(context_.get(), options_.compute_dtype, target.spec, weights);
+  auto expert = make_expert_({options_.compute_dtype, context_.get()}, target.spec, weights);
   if (!expert.ok()) {
     return Annotate(expert.status(), absl::StrCat("layer ", target.spec.name, ", expert in slot ", slot));
   }
@@ -189,30 +196,36 @@ void CpuEngine<T>::CutTiles(const RankPlanView& plan) {
 }
 
 template <typename T>
-void CpuEngine<T>::StartSums(const RankPlanView& plan, MatrixView partial_sums) {
-  pairs_left_.assign(plan.num_recv_rows(), 0);
-  is_started_.assign(plan.num_recv_rows(), 0);
-  for (const int32_t row_idx : plan.pair_rows) ++pairs_left_[row_idx];
-  for (int64_t row_idx = 0; row_idx < plan.num_recv_rows(); ++row_idx) {
-    if (pairs_left_[row_idx] == 0) std::memset(partial_sums.row(row_idx), 0, partial_sums.row_bytes());
+void CpuEngine<T>::StartSums(const CpuStep& step) {
+  const MatrixView& sums = step.partial_sums;
+  pairs_left_.assign(sums.num_rows, 0);
+  is_started_.assign(sums.num_rows, 0);
+  for (const int32_t row_idx : step.plan.pair_rows) ++pairs_left_[row_idx];
+  for (int64_t row_idx = 0; row_idx < sums.num_rows; ++row_idx) {
+    if (pairs_left_[row_idx] == 0) std::memset(sums.row(row_idx), 0, sums.row_bytes());
   }
-  if constexpr (!std::is_same_v<T, Sum>) {
-    sums_.EnsureSize(static_cast<size_t>(plan.num_recv_rows()) * partial_sums.num_cols * sizeof(Sum));
-  }
+  if constexpr (!std::is_same_v<T, Sum>) sums_.EnsureSize(sums.num_rows * sums.num_cols * sizeof(Sum));
 }
 
 template <typename T>
-void CpuEngine<T>::GatherPair(const RankPlanView& plan, ConstMatrixView received, int64_t pair, std::byte* x) const {
-  std::memcpy(x, received.row(plan.pair_rows[pair]), received.row_bytes());
+void CpuEngine<T>::GatherPair(const CpuStep& step, int64_t pair, std::byte* x) const {
+  const std::byte* const row = step.received.row(step.plan.pair_rows[pair]);
+  if (step.layer.spec.expert.weighs_input) {
+    kernels_.scale(step.plan.pair_weights[pair], reinterpret_cast<const T*>(row), reinterpret_cast<T*>(x),
+                   step.received.num_cols);
+  } else {
+    std::memcpy(x, row, step.received.row_bytes());
+  }
 }
 
 // The first pair of a row starts its sum and the last one rounds it to the rows' type, so that sums need no pass that
 // clears them and none that converts them.
 template <typename T>
-void CpuEngine<T>::AddPair(const RankPlanView& plan, int64_t pair, const Sum* y, MatrixView partial_sums) {
-  const int64_t num_cols = partial_sums.num_cols;
-  const int32_t row_idx = plan.pair_rows[pair];
-  T* const out = reinterpret_cast<T*>(partial_sums.row(row_idx));
+void CpuEngine<T>::AddPair(const CpuStep& step, int64_t pair, const Sum* y) {
+  const int64_t num_cols = step.partial_sums.num_cols;
+  const int32_t row_idx = step.plan.pair_rows[pair];
+  const Sum weight = step.layer.spec.expert.weighs_input ? 1 : step.plan.pair_weights[pair];
+  T* const out = reinterpret_cast<T*>(step.partial_sums.row(row_idx));
   Sum* sum = nullptr;
   if constexpr (std::is_same_v<T, Sum>) {
     sum = out;
@@ -222,24 +235,24 @@ void CpuEngine<T>::AddPair(const RankPlanView& plan, int64_t pair, const Sum* y,
   const Sum* base = is_started_[row_idx] != 0 ? sum : nullptr;
   is_started_[row_idx] = 1;
   if (--pairs_left_[row_idx] == 0) {
-    kernels_.finish(plan.pair_weights[pair], y, base, out, num_cols);
+    kernels_.finish(weight, y, base, out, num_cols);
   } else {
-    kernels_.accumulate(plan.pair_weights[pair], y, base, sum, num_cols);
+    kernels_.accumulate(weight, y, base, sum, num_cols);
   }
 }
 
 // Adds the outputs of tile `done` to their rows' sums and gathers the rows of tile `next`; either may be null. An
 // expert's pairs have different rows, so a tile's are added in parallel.
 template <typename T>
-void CpuEngine<T>::MoveRows(const RankPlanView& plan, const Tile* done, const Tile* next, ConstMatrixView received,
-                            MatrixView partial_sums) {
+void CpuEngine<T>::MoveRows(const CpuStep& step, const Tile* done, const Tile* next) {
   const int64_t num_done = done != nullptr ? done->num_pairs : 0;
   const int64_t num_next = next != nullptr ? next->num_pairs : 0;
+  const ConstMatrixView& received = step.received;
   x_.EnsureSize(num_next * received.row_bytes());
   const Sum* const y = reinterpret_cast<const Sum*>(y_.data());
   ParallelFor(num_threads_, std::max(num_done, num_next), [&](int64_t i) {
-    if (i < num_done) AddPair(plan, done->first_pair + i, y + i * received.num_cols, partial_sums);
-    if (i < num_next) GatherPair(plan, received, next->first_pair + i, x_.data() + i * received.row_bytes());
+    if (i < num_done) AddPair(step, done->first_pair + i, y + i * received.num_cols);
+    if (i < num_next) GatherPair(step, next->first_pair + i, x_.data() + i * received.row_bytes());
   });
 }
 
@@ -249,22 +262,23 @@ absl::Status CpuEngine<T>::RunTile(const CpuLayer& layer, const Tile& tile) {
   MatrixView y{nullptr, SumDType(compute_dtype()), tile.num_pairs, layer.spec.hidden_dim};
   y_.EnsureSize(y.size_bytes());
   y.data = y_.data();
-  return layer.experts[tile.slot]->Run(x, &expert_scratch_, y);
+  return layer.experts[tile.slot]->Run(x, y);
 }
 
 template <typename T>
 absl::Status CpuEngine<T>::RunExperts(LayerId layer, const RankPlanView& plan, ConstMatrixView received,
                                       MatrixView partial_sums) {
   SY_RETURN_IF_ERROR(CheckStep(layer, plan, received, partial_sums));
+  const CpuStep step{layers_[layer.value], plan, received, partial_sums};
   CutTiles(plan);
-  StartSums(plan, partial_sums);
+  StartSums(step);
   const Tile* done = nullptr;
   for (const Tile& tile : tiles_) {
-    MoveRows(plan, done, &tile, received, partial_sums);
-    SY_RETURN_IF_ERROR(RunTile(layers_[layer.value], tile));
+    MoveRows(step, done, &tile);
+    SY_RETURN_IF_ERROR(RunTile(step.layer, tile));
     done = &tile;
   }
-  MoveRows(plan, done, nullptr, received, partial_sums);
+  MoveRows(step, done, nullptr);
   return absl::OkStatus();
 }
 
@@ -301,17 +315,29 @@ absl::Status CpuEngine<T>::Combine(const RankPlanView& plan, ConstMatrixView ret
   return absl::OkStatus();
 }
 
+// Experts of ExpertSpec's formula, which share what lies between their products.
+HostExpertFactory FormulaExperts() {
+  return [scratch = std::make_shared<ExpertScratch>()](const HostExpertContext& context, const LayerSpec& layer,
+                                                       const ExpertWeights& weights) {
+    return CpuExpert::Load(context, layer, weights, scratch);
+  };
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ExpertEngine>> CreateCpuEngine(const CpuEngineOptions& options) {
+  HostExpertFactory make_expert = FormulaExperts();
+  if (!options.custom_expert.empty()) {
+    SY_ASSIGN_OR_RETURN(make_expert, FindCustomExpert(options.custom_expert));
+  }
   SY_ASSIGN_OR_RETURN(std::unique_ptr<LinearContext> context, LinearContext::Create(options.num_threads));
   switch (options.compute_dtype) {
     case DType::kF64:
-      return std::make_unique<CpuEngine<double>>(options, std::move(context));
+      return std::make_unique<CpuEngine<double>>(options, std::move(context), std::move(make_expert));
     case DType::kF32:
-      return std::make_unique<CpuEngine<float>>(options, std::move(context));
+      return std::make_unique<CpuEngine<float>>(options, std::move(context), std::move(make_expert));
     case DType::kBF16:
-      return std::make_unique<CpuEngine<BF16>>(options, std::move(context));
+      return std::make_unique<CpuEngine<BF16>>(options, std::move(context), std::move(make_expert));
     case DType::kF16:
       break;
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "moe/experts/expert_engine.h"
 
@@ -17,9 +18,13 @@ struct CpuEngineOptions {
   // Whether the first expert of each new shape also compiles the code for every number of rows (0.1 to 0.2 s and up to
   // 40 MiB per shape), instead of each step compiling what it meets first (0.3 ms each). For servers.
   bool compile_at_load = false;
+
+  // Name of the custom expert that computes instead of ExpertSpec's formula (custom_expert.h); empty for none.
+  std::string custom_expert = {};
 };
 
-// UNIMPLEMENTED for compute types that the CPU or its library lacks.
+// UNIMPLEMENTED for compute types that the CPU or its library lacks; NOT_FOUND for a custom expert that is not
+// registered, with the names of those that are.
 absl::StatusOr<std::unique_ptr<ExpertEngine>> CreateCpuEngine(const CpuEngineOptions& options);
 
 }  // namespace switchyard

@@ -26,7 +26,7 @@ namespace {
 
 LayerSpec Qwen3Layer() {
   LayerSpec layer{.name = "0", .hidden_dim = kBenchDim, .expert_dim = kBenchWidth, .num_experts = kBenchExperts};
-  layer.gate = {.top_k = kBenchTopK, .renormalize = true};
+  layer.gate = {.top_k = kBenchTopK, .normalization = Normalization::kSum};
   return layer;
 }
 
@@ -43,7 +43,7 @@ struct Problem {
 
   Problem() {
     RouterWeights router{RandomBf16(kBenchExperts, kBenchDim, 2)};
-    gate = OrDie(Gate::Create(layer, router));
+    gate = OrDie(Gate::Create(layer, 0, router));
     RouteAndPlan();
     engine = OrDie(CreateCpuEngine({.compute_dtype = DType::kBF16, .compile_at_load = true}));
     OrDie(engine->AddLayer(layer, kBenchExperts));
@@ -60,7 +60,7 @@ struct Problem {
 
   void RouteAndPlan() {
     routing.Resize(kBenchRows, kBenchTopK);
-    OrDie(gate->Route(rows.view(), 0, &routing));
+    OrDie(gate->Route(rows.view(), 0, 0, &routing, nullptr));
     plan = PlanStep(routing, placement, HomeOffsets(kBenchRows, 1));
   }
 
@@ -135,14 +135,15 @@ BENCHMARK(Ratios)->UseRealTime()->Unit(benchmark::kMillisecond)->MinTime(6);
 
 // The top-k alone, on logits that are there already.
 void SelectExpertsOnly(benchmark::State& state) {
-  GateSpec gate{.top_k = kBenchTopK, .renormalize = state.range(0) != 0};
+  GateSpec gate{.top_k = kBenchTopK, .normalization = state.range(0) != 0 ? Normalization::kSum : Normalization::kNone};
   std::mt19937 random(7);
   std::normal_distribution<float> normal;
   std::vector<float> logits(kBenchRows * kBenchExperts);
   for (float& logit : logits) logit = normal(random);
   Routing routing;
   routing.Resize(kBenchRows, kBenchTopK);
-  for (auto _ : state) SelectExperts(gate, logits.data(), kBenchRows, kBenchExperts, 0, &routing);
+  const LogitRows logit_rows{logits.data(), kBenchRows, kBenchExperts, kBenchExperts};
+  for (auto _ : state) SelectExperts(gate, {}, logit_rows, 0, &routing);
 }
 BENCHMARK(SelectExpertsOnly)->Arg(0)->Arg(1)->Unit(benchmark::kMicrosecond);
 

@@ -48,12 +48,13 @@ struct Weights {
       owned.push_back(RandomMatrix(dtype, 1, num_cols, 1.0, &random));
       return std::as_const(owned.back()).view();
     };
-    for (int e = 0; e < layer.num_experts; ++e) {
+    for (int e = 0; e < layer.num_stored_experts(); ++e) {
       ExpertWeights expert{.up = add(layer.expert_dim, layer.hidden_dim)};
       if (layer.expert.gated) expert.gate = add(layer.expert_dim, layer.hidden_dim);
       expert.down = add(layer.hidden_dim, layer.expert_dim);
       if (layer.expert.biased) {
         expert.up_bias = add_bias(layer.expert_dim);
+        if (layer.expert.gated) expert.gate_bias = add_bias(layer.expert_dim);
         expert.down_bias = add_bias(layer.hidden_dim);
       }
       experts.push_back(expert);
@@ -94,6 +95,21 @@ Routing RandomRouting(int64_t num_rows, int top_k, int num_experts, Skew skew, u
   return routing;
 }
 
+// The same with the layer's shared experts as last choices, whose weights are 1 in every other row.
+Routing RoutingWithShared(const LayerSpec& layer, const Routing& routed) {
+  Routing routing;
+  routing.Resize(routed.num_rows, routed.top_k + layer.num_shared);
+  for (int64_t row_idx = 0; row_idx < routed.num_rows; ++row_idx) {
+    for (int j = 0; j < routing.top_k; ++j) {
+      const size_t choice = row_idx * routing.top_k + j, routed_choice = row_idx * routed.top_k + j;
+      const bool is_shared = j >= routed.top_k;
+      routing.expert_idx[choice] = is_shared ? layer.num_experts + j - routed.top_k : routed.expert_idx[routed_choice];
+      routing.weight[choice] = is_shared ? 1.0f - 0.375f * (row_idx % 2) : routed.weight[routed_choice];
+    }
+  }
+  return routing;
+}
+
 std::unique_ptr<ExpertEngine> NewEngine(DType compute) {
   return CreateCpuEngine({.compute_dtype = compute, .num_threads = 2}).value();
 }
@@ -121,7 +137,7 @@ MatrixView ScratchRows(ExpertEngine& engine, ExpertEngine::Scratch purpose, int6
 class Group {
  public:
   Group(DType compute, const LayerSpec& layer, const Weights& weights, int num_ranks)
-      : layer_(layer), placement_(Placement::Even(layer.num_experts, num_ranks)) {
+      : layer_(layer), placement_(Placement::Even(layer.num_experts, num_ranks, layer.num_shared)) {
     for (int r = 0; r < num_ranks; ++r) engines_.push_back(LoadedEngine(compute, layer, weights, placement_, r));
   }
 
@@ -224,21 +240,91 @@ class CpuEngineTest : public testing::TestWithParam<DType> {};
 INSTANTIATE_TEST_SUITE_P(All, CpuEngineTest, testing::Values(DType::kF64, DType::kF32, DType::kBF16),
                          [](const auto& info) { return std::string(DTypeName(info.param)); });
 
+// Few rows for an expert and many, on one rank and on two.
+void ExpectRightOnRanks(DType compute, const LayerSpec& layer) {
+  const Weights weights(layer, compute, /*transposed=*/false, 5);
+  for (const int num_ranks : {1, 2}) {
+    Group group(compute, layer, weights, num_ranks);
+    for (const int64_t num_rows : {1, 20, 300}) {
+      const Routing routed = RandomRouting(num_rows, 3, layer.num_experts, Skew::kUniform, 6);
+      ExpectMatchesReference(group, layer, weights, compute, RoutingWithShared(layer, routed));
+    }
+  }
+}
+
+constexpr Activation kActivations[] = {Activation::kSilu, Activation::kGelu, Activation::kRelu, Activation::kGeluTanh,
+                                       Activation::kQuickGelu};
+
 TEST_P(CpuEngineTest, EveryKindOfExpertOnOneAndTwoRanks) {
-  for (const Activation activation : {Activation::kSilu, Activation::kGelu, Activation::kRelu}) {
+  for (const Activation activation : kActivations) {
     for (const bool gated : {true, false}) {
       for (const bool biased : {true, false}) {
         SCOPED_TRACE(testing::Message() << ActivationName(activation) << " gated " << gated << " biased " << biased);
-        const LayerSpec layer = SmallLayer({activation, gated, biased});
-        const Weights weights(layer, GetParam(), /*transposed=*/false, 5);
-        const Routing routing = RandomRouting(20, 3, layer.num_experts, Skew::kUniform, 6);
-        for (const int num_ranks : {1, 2}) {
-          Group group(GetParam(), layer, weights, num_ranks);
-          ExpectMatchesReference(group, layer, weights, GetParam(), routing);
-        }
+        ExpectRightOnRanks(GetParam(), SmallLayer({.activation = activation, .gated = gated, .biased = biased}));
       }
     }
   }
+}
+
+// Inputs and weights are such that gate and up lie within ±6, so the limits here bind for most of them or a few.
+TEST_P(CpuEngineTest, ClampedExperts) {
+  for (const Activation activation : {Activation::kSilu, Activation::kQuickGelu}) {
+    for (const double limit : {0.0, 0.25, 1.0, 7.0}) {
+      for (const double up_offset : {0.0, 1.0}) {
+        SCOPED_TRACE(testing::Message() << ActivationName(activation) << " limit " << limit << " + " << up_offset);
+        ExpectRightOnRanks(
+            GetParam(),
+            SmallLayer({.activation = activation, .biased = limit != 1.0, .limit = limit, .up_offset = up_offset}));
+      }
+    }
+  }
+}
+
+TEST_P(CpuEngineTest, WeightsOfTheInput) {
+  for (const bool gated : {true, false}) {
+    for (const double limit : {0.0, 0.5}) {
+      if (!gated && limit != 0) continue;
+      SCOPED_TRACE(testing::Message() << "gated " << gated << " limit " << limit);
+      // With biases an expert is no longer the same whichever side is weighed, for any activation.
+      ExpectRightOnRanks(GetParam(),
+                         SmallLayer({.gated = gated, .biased = true, .limit = limit, .weighs_input = true}));
+    }
+  }
+}
+
+TEST_P(CpuEngineTest, SharedExpertsComputeEveryRow) {
+  for (const int num_shared : {1, 3}) {
+    for (const bool weighs_input : {false, true}) {
+      SCOPED_TRACE(testing::Message() << num_shared << " shared, weighs input " << weighs_input);
+      LayerSpec layer = SmallLayer({.biased = true, .weighs_input = weighs_input});
+      layer.num_shared = num_shared;
+      ExpectRightOnRanks(GetParam(), layer);
+      layer.num_experts = 4;
+      const Weights weights(layer, GetParam(), /*transposed=*/false, 5);
+      Group group(GetParam(), layer, weights, 6);  // ranks that hold nothing but shared experts
+      Routing routing = RoutingWithShared(layer, RandomRouting(31, 2, 4, Skew::kZipf, 6));
+      for (int64_t row_idx = 0; row_idx < 31; row_idx += 3) routing.expert_idx[row_idx * routing.top_k] = -1;
+      ExpectMatchesReference(group, layer, weights, GetParam(), routing);
+    }
+  }
+}
+
+// As transformers does it: a weight times a bf16 row is rounded to bf16 before anything is computed with it.
+TEST(CpuEngine, WeighedInputsAreRoundedToTheirType) {
+  LayerSpec layer{.name = "0", .hidden_dim = 1, .expert_dim = 1, .num_experts = 1};
+  layer.expert = {.activation = Activation::kRelu, .gated = false, .weighs_input = true};
+  const HostMatrix three = FromDoubles({3}, DType::kBF16, 1, 1), one = FromDoubles({1}, DType::kBF16, 1, 1),
+                   row = FromDoubles({1.0078125}, DType::kBF16, 1, 1);
+  auto engine = NewEngine(DType::kBF16);
+  ASSERT_TRUE(engine->AddLayer(layer, 1).ok());
+  ASSERT_TRUE(engine->LoadExpert(LayerId{0}, 0, {.up = {three.view()}, .down = {one.view()}}).ok());
+  const Routing routing{.num_rows = 1, .top_k = 1, .expert_idx = {0}, .weight = {0.77734375f}};
+  const StepPlan plan = PlanStep(routing, Placement::Even(1, 1), {0, 1});
+  HostMatrix output = HostMatrix::Allocate(DType::kBF16, 1, 1);
+  ASSERT_TRUE(engine->RunExperts(LayerId{0}, plan.ranks[0].view(), row.view(), output.view()).ok());
+  // 0.77734375 · 1.0078125 = 0.78341675 becomes 0.78515625, three times which is 2.35546875 and becomes 2.359375. Three
+  // times the unrounded product would become 2.34375.
+  EXPECT_EQ(ToDoubles(output.view())[0], 2.359375);
 }
 
 TEST_P(CpuEngineTest, EverySkewAndNumberOfRows) {
@@ -298,16 +384,23 @@ TEST_P(CpuEngineTest, ARowDoesNotDependOnItsBatchBeyondRounding) {
 }
 
 TEST_P(CpuEngineTest, NanStaysInItsRow) {
-  const LayerSpec layer = SmallLayer();
-  const Weights weights(layer, GetParam(), false, 7);
-  Group group(GetParam(), layer, weights, 2);
-  std::vector<double> values(8 * layer.hidden_dim, 0.5);
-  values[3 * layer.hidden_dim + 5] = std::numeric_limits<double>::quiet_NaN();
-  const HostMatrix rows = FromDoubles(values, GetParam(), 8, layer.hidden_dim);
-  const HostMatrix output = group.Run(rows.view(), RandomRouting(8, 2, layer.num_experts, Skew::kUniform, 1));
-  const std::vector<double> got = ToDoubles(output.view());
-  for (size_t i = 0; i < got.size(); ++i) {
-    EXPECT_EQ(std::isnan(got[i]), static_cast<int64_t>(i) / layer.hidden_dim == 3);
+  std::vector<ExpertSpec> experts = {{.limit = 1, .up_offset = 1}, {.weighs_input = true}};
+  for (const Activation activation : kActivations) {
+    for (const bool gated : {true, false}) experts.push_back({.activation = activation, .gated = gated});
+  }
+  for (const ExpertSpec& expert : experts) {
+    SCOPED_TRACE(testing::Message() << ActivationName(expert.activation) << " gated " << expert.gated);
+    const LayerSpec layer = SmallLayer(expert);
+    const Weights weights(layer, GetParam(), false, 7);
+    Group group(GetParam(), layer, weights, 2);
+    std::vector<double> values(8 * layer.hidden_dim, 0.5);
+    values[3 * layer.hidden_dim + 5] = std::numeric_limits<double>::quiet_NaN();
+    const HostMatrix rows = FromDoubles(values, GetParam(), 8, layer.hidden_dim);
+    const HostMatrix output = group.Run(rows.view(), RandomRouting(8, 2, layer.num_experts, Skew::kUniform, 1));
+    const std::vector<double> got = ToDoubles(output.view());
+    for (size_t i = 0; i < got.size(); ++i) {
+      ASSERT_EQ(std::isnan(got[i]), static_cast<int64_t>(i) / layer.hidden_dim == 3) << i / layer.hidden_dim;
+    }
   }
 }
 
@@ -334,18 +427,20 @@ TEST_P(CpuEngineTest, LayersAreIndependent) {
 }
 
 TEST_P(CpuEngineTest, CompilingAtLoadChangesNoResult) {
-  const LayerSpec layer = SmallLayer();
-  const Weights weights(layer, GetParam(), false, 7);
-  auto engine = CreateCpuEngine({.compute_dtype = GetParam(), .num_threads = 1, .compile_at_load = true}).value();
-  ASSERT_TRUE(engine->AddLayer(layer, 6).ok());
-  for (int e = 0; e < 6; ++e) ASSERT_TRUE(engine->LoadExpert(LayerId{0}, e, weights.experts[e]).ok());
-  std::mt19937 random(3);
-  const HostMatrix rows = RandomMatrix(GetParam(), 10, layer.hidden_dim, 1.0, &random);
-  const Routing routing = RandomRouting(10, 2, 6, Skew::kUniform, 4);
-  const StepPlan plan = PlanStep(routing, Placement::Even(6, 1), HomeOffsets(10, 1));
-  HostMatrix output = HostMatrix::Allocate(GetParam(), 10, layer.hidden_dim);
-  ASSERT_TRUE(engine->RunExperts(LayerId{0}, plan.ranks[0].view(), rows.view(), output.view()).ok());
-  ExpectClose(output, ReferenceExperts(layer, weights.experts, rows.view(), routing));
+  for (const ExpertSpec& expert : {ExpertSpec{}, ExpertSpec{.gated = false}, ExpertSpec{.biased = true, .limit = 1}}) {
+    const LayerSpec layer = SmallLayer(expert);
+    const Weights weights(layer, GetParam(), false, 7);
+    auto engine = CreateCpuEngine({.compute_dtype = GetParam(), .num_threads = 1, .compile_at_load = true}).value();
+    ASSERT_TRUE(engine->AddLayer(layer, 6).ok());
+    for (int e = 0; e < 6; ++e) ASSERT_TRUE(engine->LoadExpert(LayerId{0}, e, weights.experts[e]).ok());
+    std::mt19937 random(3);
+    const HostMatrix rows = RandomMatrix(GetParam(), 10, layer.hidden_dim, 1.0, &random);
+    const Routing routing = RandomRouting(10, 2, 6, Skew::kUniform, 4);
+    const StepPlan plan = PlanStep(routing, Placement::Even(6, 1), HomeOffsets(10, 1));
+    HostMatrix output = HostMatrix::Allocate(GetParam(), 10, layer.hidden_dim);
+    ASSERT_TRUE(engine->RunExperts(LayerId{0}, plan.ranks[0].view(), rows.view(), output.view()).ok());
+    ExpectClose(output, ReferenceExperts(layer, weights.experts, rows.view(), routing));
+  }
 }
 
 TEST_P(CpuEngineTest, WeightBytesStayNearTheRawSize) {
@@ -383,7 +478,26 @@ TEST(CpuEngine, RefusesWrongLayersSlotsAndWeights) {
   EXPECT_THAT(message(LayerId{0}, 0, broken), HasSubstr("down: maps 33 to 57, expected 57 to 33"));
   broken = weights.experts[0];
   broken.up_bias = weights.experts[0].up.matrix.Rows(0, 1);
-  EXPECT_THAT(message(LayerId{0}, 0, broken), HasSubstr("up_bias: present in a layer without biases"));
+  EXPECT_THAT(message(LayerId{0}, 0, broken), HasSubstr("up_bias: present in a layer without one"));
+  broken = weights.experts[0];
+  broken.gate_bias = weights.experts[0].up.matrix.Rows(0, 1);
+  EXPECT_THAT(message(LayerId{0}, 0, broken), HasSubstr("gate_bias: present"));
+}
+
+TEST(CpuEngine, RefusesGatedBiasedExpertsWithoutGateBias) {
+  const LayerSpec layer = SmallLayer({.biased = true});
+  Weights weights(layer, DType::kF32, false, 1);
+  auto engine = NewEngine(DType::kF32);
+  ASSERT_TRUE(engine->AddLayer(layer, 1).ok());
+  weights.experts[0].gate_bias = {};
+  EXPECT_THAT(std::string(engine->LoadExpert(LayerId{0}, 0, weights.experts[0]).message()),
+              HasSubstr("layer 3, expert in slot 0: gate_bias: missing"));
+}
+
+TEST(CpuEngine, RefusesFormulasItLacks) {
+  const absl::Status status = NewEngine(DType::kF32)->AddLayer(SmallLayer({.gated = false, .limit = 7}), 1);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("layer 3: limit"));
 }
 
 TEST(CpuEngine, RefusesStepsThatDoNotFit) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 namespace switchyard {
@@ -16,6 +17,14 @@ struct BF16 {
 template <typename T>
 using SumOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// act(min(gate, limit)) · (clamp(up, ±limit) + up_offset) for act(x) = x · sigmoid(scale · x): SiLU (1) and quick-GELU
+// (1.702). Bounds leave NaN as it is, which is why this is not left to the library and its clip.
+struct ClampedSwish {
+  double scale = 1;
+  double limit = std::numeric_limits<double>::infinity();
+  double up_offset = 0;
+};
+
 template <typename T>
 struct RowKernels {
   using Sum = SumOf<T>;
@@ -25,6 +34,12 @@ struct RowKernels {
 
   // The same, rounded to the rows' type.
   void (*finish)(Sum weight, const Sum* y, const Sum* base, T* out, int64_t num_cols);
+
+  // out[i] = weight · row[i], rounded to the rows' type.
+  void (*scale)(Sum weight, const T* row, T* out, int64_t num_cols);
+
+  // out[i] = the formula above of gate[i] and up[i].
+  void (*clamped_swish)(const ClampedSwish& formula, const Sum* gate, const Sum* up, T* out, int64_t num_cols);
 
   // out[i] = the sum of sources[0][i], sources[1][i], … in this order; num_sources >= 1. No source overlaps out.
   void (*add_rows)(const T* const* sources, int num_sources, T* out, int64_t num_cols);

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
@@ -94,6 +95,51 @@ TYPED_TEST(RowKernelsTest, AddRowsSumsAllSources) {
       }
     }
   }
+}
+
+TYPED_TEST(RowKernelsTest, ScaleMultipliesAndRounds) {
+  for (const int64_t n : kWidths) {
+    const auto row = this->template Random<TypeParam>(n);
+    std::vector<TypeParam> out(n);
+    this->kernels_.scale(SumOf<TypeParam>(0.3), row.data(), out.data(), n);
+    for (int64_t i = 0; i < n; ++i) {
+      const double expected = SumOf<TypeParam>(0.3) * ToDouble(row[i]);
+      EXPECT_NEAR(ToDouble(out[i]), expected, this->kUnit * std::abs(expected));
+    }
+  }
+}
+
+TYPED_TEST(RowKernelsTest, ClampedSwishMatchesItsFormula) {
+  using Sum = SumOf<TypeParam>;
+  for (const ClampedSwish formula : {ClampedSwish{.scale = 1.702, .limit = 1.5, .up_offset = 1}, ClampedSwish{}}) {
+    for (const int64_t n : kWidths) {
+      auto gate = this->template Random<Sum>(n), up = this->template Random<Sum>(n);
+      for (Sum& value : gate) value *= 30;  // far into the sigmoid's ends
+      std::vector<TypeParam> out(n);
+      this->kernels_.clamped_swish(formula, gate.data(), up.data(), out.data(), n);
+      for (int64_t i = 0; i < n; ++i) {
+        const double g = std::min<double>(gate[i], formula.limit);
+        const double u = std::clamp<double>(up[i], -formula.limit, formula.limit) + formula.up_offset;
+        // fp32 errors of the exponent's argument count once more for each unit of its size.
+        const double unit = this->kUnit * (4 + std::abs(g));
+        EXPECT_NEAR(ToDouble(out[i]), g / (1 + std::exp(-formula.scale * g)) * u,
+                    unit * std::abs(g / (1 + std::exp(-formula.scale * g))) * (std::abs(up[i]) + 1) + 1e-30)
+            << gate[i] << " " << up[i];
+      }
+    }
+  }
+}
+
+TYPED_TEST(RowKernelsTest, BoundsLeaveNanAndBindInfinity) {
+  using Sum = SumOf<TypeParam>;
+  const ClampedSwish formula{.scale = 1.702, .limit = 7, .up_offset = 1};
+  const std::vector<Sum> gate{Sum(NAN), Sum(7), Sum(INFINITY), Sum(-200)}, up{Sum(1), Sum(NAN), Sum(-INFINITY), Sum(2)};
+  std::vector<TypeParam> out(4);
+  this->kernels_.clamped_swish(formula, gate.data(), up.data(), out.data(), 4);
+  EXPECT_TRUE(std::isnan(ToDouble(out[0])));
+  EXPECT_TRUE(std::isnan(ToDouble(out[1])));
+  EXPECT_NEAR(ToDouble(out[2]), 7 / (1 + std::exp(-1.702 * 7)) * -6, 42 * this->kUnit);
+  EXPECT_NEAR(ToDouble(out[3]), 0, 1e-30);
 }
 
 TYPED_TEST(RowKernelsTest, NanAndInfinityPass) {

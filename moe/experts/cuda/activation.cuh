@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "moe/experts/cuda/inner_formula.h"
+
 namespace switchyard {
 
 struct Identity {
@@ -24,10 +26,46 @@ struct Gelu {
   static __device__ __forceinline__ double Apply(double x) { return 0.5 * x * (1.0 + erf(x * 0.70710678118654752)); }
 };
 
+// NaN stays NaN, which a maximum would make 0.
 struct Relu {
-  static __device__ __forceinline__ float Apply(float x) { return fmaxf(x, 0.0f); }
-  static __device__ __forceinline__ double Apply(double x) { return fmax(x, 0.0); }
+  static __device__ __forceinline__ float Apply(float x) { return x < 0.0f ? 0.0f : x; }
+  static __device__ __forceinline__ double Apply(double x) { return x < 0.0 ? 0.0 : x; }
 };
+
+struct GeluTanh {
+  static __device__ __forceinline__ float Apply(float x) {
+    return 0.5f * x * (1.0f + tanhf(0.7978845608028654f * (x + 0.044715f * x * x * x)));
+  }
+  static __device__ __forceinline__ double Apply(double x) {
+    return 0.5 * x * (1.0 + tanh(0.79788456080286536 * (x + 0.044715 * x * x * x)));
+  }
+};
+
+// x · sigmoid(scale · x), and with bounds where there are any when it is gated (inner_formula.h).
+template <typename F>
+struct Swish {
+  SwishConstants<F> constants;
+  __device__ __forceinline__ float Apply(float x) const {
+    return __fdividef(x, 1.0f + __expf(-static_cast<float>(constants.scale) * x));
+  }
+  __device__ __forceinline__ double Apply(double x) const { return x / (1.0 + exp(-constants.scale * x)); }
+};
+
+// act(gate) · up.
+template <typename Act, typename F>
+__device__ __forceinline__ F MultiplyGated(const Act& act, F gate, F up) {
+  return act.Apply(gate) * up;
+}
+
+// Bounds leave NaN as it is.
+template <typename F>
+__device__ __forceinline__ F MultiplyGated(const Swish<F>& act, F gate, F up) {
+  const F limit = act.constants.limit;
+  gate = gate > limit ? limit : gate;
+  up = up > limit ? limit : up;
+  up = up < -limit ? -limit : up;
+  return act.Apply(gate) * (up + act.constants.up_offset);
+}
 
 // Two values as one register of two 16-bit elements.
 template <typename T>

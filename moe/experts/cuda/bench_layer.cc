@@ -20,7 +20,7 @@ constexpr double kTolerance = 1e-2;
 
 LayerSpec Layer(int64_t dim, int64_t width, int num_experts, int top_k, ExpertSpec expert = {}) {
   LayerSpec spec{.name = "0", .hidden_dim = dim, .expert_dim = width, .num_experts = num_experts, .expert = expert};
-  spec.gate = {.top_k = top_k, .renormalize = true};
+  spec.gate = {.top_k = top_k, .normalization = Normalization::kSum};
   return spec;
 }
 
@@ -71,6 +71,7 @@ BenchWeights::BenchWeights(const LayerSpec& spec) : spec_(spec) {
     if (spec.expert.gated) set.gate = RandomBf16(width, dim, up_scale, key + 2);
     if (spec.expert.biased) {
       set.up_bias = RandomBf16(1, width, 0.5, key + 3);
+      if (spec.expert.gated) set.gate_bias = RandomBf16(1, width, 0.5, key + 5);
       set.down_bias = RandomBf16(1, dim, 0.5, key + 4);
     }
     sets_.push_back(std::move(set));
@@ -82,6 +83,7 @@ ExpertWeights BenchWeights::Expert(int expert_idx) const {
   ExpertWeights weights{.up = {set.up.view()}, .down = {set.down.view()}};
   if (spec_.expert.gated) weights.gate = {set.gate.view()};
   if (spec_.expert.biased) weights.up_bias = set.up_bias.view(), weights.down_bias = set.down_bias.view();
+  if (spec_.expert.biased && spec_.expert.gated) weights.gate_bias = set.gate_bias.view();
   return weights;
 }
 

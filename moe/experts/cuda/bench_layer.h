@@ -44,7 +44,7 @@ class BenchWeights {
 
  private:
   struct Set {
-    HostMatrix up, gate, down, up_bias, down_bias;
+    HostMatrix up, gate, down, up_bias, gate_bias, down_bias;
   };
 
   const LayerSpec spec_;

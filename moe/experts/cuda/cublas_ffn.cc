@@ -95,7 +95,8 @@ absl::Status CublasFfn::RunExpert(const CudaLayer& layer, const FfnStep& step, s
   };
   ActivateArgs activate;
   activate.dtype = dtype_;
-  activate.activation = layer.spec.expert.activation;
+  activate.form = InnerFormOf(layer.spec.expert);
+  activate.swish = SwishConstantsOf<double>(layer.spec.expert);
   activate.gated = layer.spec.expert.gated;
   activate.products = row_of(products, shape.up_rows);
   activate.product_pitch = shape.up_rows;
@@ -115,7 +116,6 @@ absl::Status CublasFfn::RunExpert(const CudaLayer& layer, const FfnStep& step, s
   if (!biased) return absl::OkStatus();
   ActivateArgs add_bias;
   add_bias.dtype = dtype_;
-  add_bias.activated = false;
   add_bias.products = outputs;
   add_bias.product_pitch = shape.row_pitch;
   add_bias.out = outputs;

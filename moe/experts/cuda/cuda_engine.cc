@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "moe/cuda/cuda_status.h"
+#include "moe/experts/check_layer.h"
 #include "moe/experts/cuda/cuda_device.h"
 #include "moe/experts/cuda/expert_ffn.h"
 #include "moe/experts/cuda/row_kernels.h"
@@ -114,11 +115,8 @@ class CudaEngine final : public ExpertEngine {
 };
 
 absl::Status CudaEngine::AddLayer(const LayerSpec& spec, int num_slots) {
-  if (spec.hidden_dim < 1 || spec.expert_dim < 1 || num_slots < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("layer ", spec.name, ": hidden_dim ", spec.hidden_dim,
-                                                   ", expert_dim ", spec.expert_dim, ", ", num_slots,
-                                                   " slots; expected positive widths and no negative count"));
-  }
+  SY_RETURN_IF_ERROR(CheckLayerSizes(spec, num_slots));
+  SY_RETURN_IF_ERROR(CheckExpertFormula(spec));
   if (loader_ != nullptr) {
     return absl::FailedPreconditionError(absl::StrCat("layer ", spec.name, " comes after Reserve"));
   }
@@ -127,10 +125,17 @@ absl::Status CudaEngine::AddLayer(const LayerSpec& spec, int num_slots) {
   return absl::OkStatus();
 }
 
+// Of any of the layer's gates, shared experts included.
+int MaxChoices(const LayerSpec& spec) {
+  int top_k = 0;
+  for (int i = 0; i < spec.num_gates(); ++i) top_k = std::max(top_k, spec.gate_at(i).top_k);
+  return top_k + spec.num_shared;
+}
+
 // A row has at most as many pairs on this rank as it has choices, and as there are experts.
 DeviceNeeds CudaEngine::NeedsOf(const CudaLayer& layer, int64_t max_rows) const {
   const FfnShape& shape = layer.shape;
-  const int64_t max_pairs = max_rows * std::min(layer.spec.gate.top_k, layer.num_slots);
+  const int64_t max_pairs = max_rows * std::min(MaxChoices(layer.spec), layer.num_slots);
   DeviceNeeds needs;
   auto workspace = [&](Workspace purpose) -> int64_t& { return needs.workspace_bytes[static_cast<size_t>(purpose)]; };
   needs.weight_bytes = layer.num_slots * (shape.up_elements() + shape.down_elements()) * element_bytes();
@@ -204,10 +209,11 @@ absl::Status CudaEngine::CheckExpert(const CudaLayer& layer, int slot, const Exp
   SY_RETURN_IF_ERROR(CheckWeight("down", weights.down, shape.hidden_dim, shape.expert_dim));
   if (layer.spec.expert.biased) {
     SY_RETURN_IF_ERROR(CheckBias("up", weights.up_bias, shape.expert_dim));
+    if (layer.spec.expert.gated) SY_RETURN_IF_ERROR(CheckBias("gate", weights.gate_bias, shape.expert_dim));
     return CheckBias("down", weights.down_bias, shape.hidden_dim);
   }
-  if (weights.up_bias.data != nullptr || weights.down_bias.data != nullptr) {
-    return absl::InvalidArgumentError("a bias for an expert of a layer without");
+  for (const ConstMatrixView& bias : {weights.up_bias, weights.gate_bias, weights.down_bias}) {
+    if (bias.data != nullptr) return absl::InvalidArgumentError("a bias for an expert of a layer without");
   }
   return absl::OkStatus();
 }
@@ -222,12 +228,18 @@ std::vector<MatrixLoad> CudaEngine::MatricesOf(const CudaLayer& layer, int slot,
 
 std::vector<BiasLoad> CudaEngine::BiasesOf(const CudaLayer& layer, int slot, const ExpertWeights& weights) const {
   if (!layer.spec.expert.biased) return {};
-  const PackTarget up = ffn_->TargetOf(layer, slot, ExpertFfn::Part::kUp);
   const DType dtype = dtype_ == DType::kF64 ? DType::kF64 : DType::kF32;
-  return {{weights.up_bias, up.place, up.first_row, dtype,
-           layer.up_bias.data() + slot * layer.shape.up_rows * bias_bytes()},
-          {weights.down_bias, RowPlace::kPlain, 0, dtype,
-           layer.down_bias.data() + slot * layer.shape.row_pitch * bias_bytes()}};
+  std::byte* const up_bias = layer.up_bias.data() + slot * layer.shape.up_rows * bias_bytes();
+  // Biases lie as the rows of the matrix that they belong to.
+  const auto beside = [&](ConstMatrixView bias, ExpertFfn::Part part) {
+    const PackTarget matrix = ffn_->TargetOf(layer, slot, part);
+    return BiasLoad{bias, matrix.place, matrix.first_row, dtype, up_bias};
+  };
+  std::vector<BiasLoad> loads = {beside(weights.up_bias, ExpertFfn::Part::kUp),
+                                 {weights.down_bias, RowPlace::kPlain, 0, dtype,
+                                  layer.down_bias.data() + slot * layer.shape.row_pitch * bias_bytes()}};
+  if (layer.spec.expert.gated) loads.push_back(beside(weights.gate_bias, ExpertFfn::Part::kGate));
+  return loads;
 }
 
 absl::Status CudaEngine::LoadExpert(LayerId layer_id, int slot, const ExpertWeights& weights) {
@@ -294,10 +306,12 @@ absl::Status CudaEngine::NewPairLists(const RankPlanView& plan, int num_parts, R
   return absl::OkStatus();
 }
 
-// Rows that are read as often as there are weights to multiply them with had better be in device memory.
+// Rows that are read as often as there are weights to multiply them with had better be in device memory, and rows that
+// are weighed are other rows.
 bool CudaEngine::CanStayInPlace(const CudaLayer& layer, const RankPlanView& plan, ConstMatrixView received) const {
-  return ffn_->reads_runs_in_place() && layer.shape.row_pitch == layer.shape.hidden_dim &&
-         reinterpret_cast<uintptr_t>(received.data) % 16 == 0 && TakesRuns(plan) && IsDeviceMemory(received.data);
+  return ffn_->reads_runs_in_place() && !layer.spec.expert.weighs_input &&
+         layer.shape.row_pitch == layer.shape.hidden_dim && reinterpret_cast<uintptr_t>(received.data) % 16 == 0 &&
+         TakesRuns(plan) && IsDeviceMemory(received.data);
 }
 
 absl::Status CudaEngine::GatherSendRows(const RankPlanView& plan, ConstMatrixView home_rows, MatrixView send_rows) {
@@ -340,6 +354,7 @@ absl::Status CudaEngine::RunExperts(LayerId layer_id, const RankPlanView& plan, 
   SY_RETURN_IF_ERROR(NewPairLists(plan, num_parts, &outputs));
   RowLists scattered = outputs;  // where each row goes: the same unless outputs come in parts
   if (num_parts > 1 && step.rows_in_place.data == nullptr) SY_RETURN_IF_ERROR(NewPairLists(plan, 1, &scattered));
+  (layer->spec.expert.weighs_input ? outputs : scattered).weights = nullptr;  // a pair is weighed once
   SY_RETURN_IF_ERROR(device_->UploadTables());
   const int64_t pitch = layer->shape.row_pitch;
   if (step.rows_in_place.data == nullptr) {

@@ -76,7 +76,7 @@ class LayerBenchmark {
     std::iota(experts.begin(), experts.end(), 0);
     weights_.LoadInto(engine_.get(), experts);
     MakeRows();
-    gate_ = OrDie(Gate::Create(spec_, RouterWeights{RandomBf16(spec_.num_experts, spec_.hidden_dim, 1, 999)}));
+    gate_ = OrDie(Gate::Create(spec_, 0, RouterWeights{RandomBf16(spec_.num_experts, spec_.hidden_dim, 1, 999)}));
     timer_ = std::make_unique<StreamTimer>(engine_->stream());
   }
 
@@ -188,8 +188,8 @@ class LayerBenchmark {
   }
 
   void WholeStep(ConstMatrixView rows, MatrixView output, Routing* routing) {
-    routing->Resize(rows.num_rows, spec_.gate.top_k);
-    OrDie(gate_->Route(rows, 0, routing));
+    routing->Resize(rows.num_rows, spec_.num_choices());
+    OrDie(gate_->Route(rows, 0, 0, routing, nullptr));
     const StepPlan plan = PlanStep(*routing, Placement::Even(spec_.num_experts, 1), {0, rows.num_rows});
     const ConstMatrixView home = OrDie(engine_->BeginStep(0, rows));
     const MatrixView step_output = OrDie(engine_->StepOutput(0, output));

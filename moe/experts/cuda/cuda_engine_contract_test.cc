@@ -85,7 +85,7 @@ void ContractTest::StepsInFlight(const std::vector<LayerSpec>& specs, const std:
   for (size_t i = 0; i < steps.size(); ++i) {
     free_lanes.acquire();
     InFlight& step = steps[i];
-    EXPECT_EQ(EnqueueStep(*engine, static_cast<int>(i) % num_lanes, LayerId{step.layer}, specs[step.layer].num_experts,
+    EXPECT_EQ(EnqueueStep(*engine, static_cast<int>(i) % num_lanes, LayerId{step.layer}, specs[step.layer],
                           step.routing, step.rows, step.output, Way::kInPlace),
               absl::OkStatus());
     begun.release();
@@ -135,7 +135,7 @@ TEST_P(CudaContractTest, PageLockedRowsGiveTheSameBytes) {
     std::memcpy(pinned.data(), rows.buffer.data(), num_bytes);
     const MatrixView output{pinned.data() + num_bytes, dtype(), num_rows, 256};
     std::memset(output.data, 0xff, num_bytes);
-    ASSERT_EQ(EnqueueStep(*engine, engine->num_lanes() - 1, LayerId{0}, 16, routing,
+    ASSERT_EQ(EnqueueStep(*engine, engine->num_lanes() - 1, LayerId{0}, layer.spec, routing,
                           {pinned.data(), dtype(), num_rows, 256}, output, Way::kInPlace),
               absl::OkStatus());
     ASSERT_EQ(engine->WaitStep(engine->num_lanes() - 1), absl::OkStatus());
@@ -175,6 +175,25 @@ TEST_P(CudaContractTest, NanStaysInItsRowAndInItsStep) {
   RunStep(*engine, layer, routing, NanMatrix(dtype(), kRows, kDim).view());
   for (const int64_t num_rows : {1, 5, 130}) {
     RunAndCompare(*engine, layer, SkewedRouting(num_rows, 2, 8, Skew::kSomeEmpty, 2));
+  }
+}
+
+TEST_P(CudaContractTest, NanStaysInItsRowThroughEveryFormula) {
+  constexpr int64_t kRows = 40, kDim = 64;
+  std::vector<ExpertSpec> experts = {{.limit = 1, .up_offset = 1}, {.weighs_input = true}};
+  for (const Activation activation :
+       {Activation::kGelu, Activation::kRelu, Activation::kGeluTanh, Activation::kQuickGelu}) {
+    for (const bool gated : {true, false}) experts.push_back({.activation = activation, .gated = gated});
+  }
+  for (const ExpertSpec& expert : experts) {
+    SCOPED_TRACE(testing::Message() << ActivationName(expert.activation) << " gated " << expert.gated);
+    const TestLayer layer = Layer(TestSpec(kDim, 48, 4, 2, expert));
+    const auto engine = Loaded(layer, kRows);
+    HostMatrix rows = RandomRows(dtype(), kRows, kDim, 1);
+    std::memset(rows.view().row(3), 0xff, rows.view().row_bytes());
+    const HostMatrix output = RunStep(*engine, layer, SkewedRouting(kRows, 2, 4, Skew::kUniform, 1), rows.view());
+    EXPECT_EQ(CountNans(output.view().Rows(3, 1)), kDim);
+    EXPECT_EQ(CountNans(output.view()), kDim);
   }
 }
 
@@ -259,8 +278,9 @@ TEST_F(SmallRefusalTest, StepsLargerThanReserved) {
   const auto engine = LoadedEngine(device_, {}, {&layer}, 16);
   const HostMatrix rows = RandomRows(DType::kBF16, 17, 32, 1);
   HostMatrix output = NanMatrix(DType::kBF16, 17, 32);
-  const absl::Status refused = EnqueueStep(*engine, 0, LayerId{0}, 4, SkewedRouting(17, 2, 4, Skew::kUniform, 1),
-                                           rows.view(), output.view(), Way::kInPlace);
+  const absl::Status refused =
+      EnqueueStep(*engine, 0, LayerId{0}, layer.spec, SkewedRouting(17, 2, 4, Skew::kUniform, 1), rows.view(),
+                  output.view(), Way::kInPlace);
   EXPECT_FALSE(refused.ok());
   EXPECT_THAT(std::string(refused.message()), HasSubstr("17"));
   EXPECT_THAT(std::string(refused.message()), HasSubstr("16"));
@@ -289,6 +309,29 @@ TEST_F(SmallRefusalTest, WrongLayersSlotsAndWeights) {
   broken = layer.experts[0];
   broken.up_bias = layer.experts[0].up.matrix.Rows(0, 1);
   expect_refused(LayerId{0}, 0, broken, "bias");
+  broken = layer.experts[0];
+  broken.gate_bias = layer.experts[0].up.matrix.Rows(0, 1);
+  expect_refused(LayerId{0}, 0, broken, "bias");
+}
+
+TEST_F(SmallRefusalTest, GatedBiasedExpertsWithoutGateBias) {
+  const TestLayer layer(TestSpec(32, 24, 4, 2, {.biased = true}), {}, 1);
+  const auto engine = CreateCudaEngine(device_, {}).value();
+  ASSERT_EQ(engine->AddLayer(layer.spec, 2), absl::OkStatus());
+  ASSERT_EQ(engine->Reserve(16), absl::OkStatus());
+  ExpertWeights broken = layer.experts[0];
+  broken.gate_bias = {};
+  const absl::Status refused = engine->LoadExpert(LayerId{0}, 0, broken);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("gate bias"));
+}
+
+TEST_F(SmallRefusalTest, FormulasWithoutCode) {
+  const auto engine = CreateCudaEngine(device_, {}).value();
+  const absl::Status refused =
+      engine->AddLayer(TestSpec(32, 24, 4, 2, {.activation = Activation::kGelu, .limit = 7}), 4);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("layer 3: limit"));
 }
 
 TEST_F(SmallRefusalTest, ShapesThatDoNotFitThePlan) {

@@ -15,7 +15,8 @@
 namespace switchyard {
 namespace {
 
-constexpr Activation kActivations[] = {Activation::kSilu, Activation::kGelu, Activation::kRelu};
+constexpr Activation kActivations[] = {Activation::kSilu, Activation::kGelu, Activation::kRelu, Activation::kGeluTanh,
+                                       Activation::kQuickGelu};
 
 class EngineTest : public EngineVariantTest {
  protected:
@@ -25,14 +26,54 @@ class EngineTest : public EngineVariantTest {
       for (const bool gated : {true, false}) {
         for (const bool biased : {true, false}) {
           SCOPED_TRACE(testing::Message() << ActivationName(activation) << " gated " << gated << " biased " << biased);
-          const TestLayer layer = Layer(TestSpec(dim, width, 6, 3, {activation, gated, biased}));
-          const auto engine = Loaded(layer, 128);
-          for (const int64_t num_rows : row_counts) {
-            const Routing routing = SkewedRouting(num_rows, 3, 6, Skew::kUniform, 6);
-            RunAndCompare(*engine, layer, routing, Way::kInPlace);
-            RunAndCompare(*engine, layer, routing, Way::kAllPhases);
-          }
+          BothWays(TestSpec(dim, width, 6, 3, {.activation = activation, .gated = gated, .biased = biased}),
+                   row_counts);
         }
+      }
+    }
+  }
+
+  void BothWays(const LayerSpec& spec, const std::vector<int64_t>& row_counts) const {
+    const TestLayer layer = Layer(spec);
+    const auto engine = Loaded(layer, 128);
+    for (const int64_t num_rows : row_counts) {
+      const Routing routing =
+          WithShared(spec, SkewedRouting(num_rows, spec.gate.top_k, spec.num_experts, Skew::kUniform, 6));
+      RunAndCompare(*engine, layer, routing, Way::kInPlace);
+      RunAndCompare(*engine, layer, routing, Way::kAllPhases);
+    }
+  }
+
+  // Gate and up are of about 1 in size, so that limits bind for most, some or none of them.
+  void ClampedExperts(int64_t dim, int64_t width, const std::vector<int64_t>& row_counts) const {
+    for (const Activation activation : {Activation::kSilu, Activation::kQuickGelu}) {
+      for (const double limit : {0.0, 0.5, 7.0}) {
+        SCOPED_TRACE(testing::Message() << ActivationName(activation) << " limit " << limit);
+        ExpertSpec expert{.activation = activation, .biased = limit != 7, .limit = limit, .up_offset = 1};
+        BothWays(TestSpec(dim, width, 6, 3, expert), row_counts);
+        expert.up_offset = 0;
+        BothWays(TestSpec(dim, width, 6, 3, expert), row_counts);
+      }
+    }
+  }
+
+  // Biases keep the side that is weighed from being all the same. One expert for all rows is what could stay in place.
+  void WeighedInputs(int64_t dim, int64_t width, const std::vector<int64_t>& row_counts) const {
+    for (const bool gated : {true, false}) {
+      SCOPED_TRACE(testing::Message() << "gated " << gated);
+      const ExpertSpec expert{.gated = gated, .biased = true, .weighs_input = true};
+      BothWays(TestSpec(dim, width, 6, 3, expert), row_counts);
+      BothWays(TestSpec(dim, width, 1, 1, expert), row_counts);
+    }
+  }
+
+  void SharedExperts(int64_t dim, int64_t width, const std::vector<int64_t>& row_counts) const {
+    for (const int num_shared : {1, 3}) {
+      for (const bool weighs_input : {false, true}) {
+        SCOPED_TRACE(testing::Message() << num_shared << " shared, weighs input " << weighs_input);
+        LayerSpec spec = TestSpec(dim, width, 6, 3, {.weighs_input = weighs_input});
+        spec.num_shared = num_shared;
+        BothWays(spec, row_counts);
       }
     }
   }
@@ -68,8 +109,9 @@ class EngineTest : public EngineVariantTest {
       Group group(GetParam(), layer, num_ranks, row_counts.back());
       for (const int64_t num_rows : row_counts) {
         SCOPED_TRACE(testing::Message() << num_rows << " rows on " << num_ranks << " ranks");
-        Routing routing = SkewedRouting(num_rows, spec.gate.top_k, spec.num_experts, Skew::kZipf, num_rows);
-        if (num_rows > 4) routing.expert_idx[4 * spec.gate.top_k] = -1;
+        Routing routing =
+            WithShared(spec, SkewedRouting(num_rows, spec.gate.top_k, spec.num_experts, Skew::kZipf, num_rows));
+        if (num_rows > 4) routing.expert_idx[4 * spec.num_choices()] = -1;
         const HostMatrix rows = RandomRows(dtype(), num_rows, spec.hidden_dim, 5);
         for (const int num_chunks : {1, 3}) {
           const HostMatrix output = group.Run(rows.view(), routing, num_chunks);
@@ -90,6 +132,12 @@ TEST_P(SmallEngineTest, EveryKindOfExpert) {
   EveryKindOfExpert(24, 40, {5});
   EveryKindOfExpert(64, 64, {20});
 }
+
+TEST_P(SmallEngineTest, ClampedExperts) { ClampedExperts(24, 40, {1, 20}); }
+
+TEST_P(SmallEngineTest, WeighedInputs) { WeighedInputs(24, 40, {1, 20}); }
+
+TEST_P(SmallEngineTest, SharedExperts) { SharedExperts(24, 40, {1, 20}); }
 
 TEST_P(SmallEngineTest, EverySkew) { EverySkew(TestSpec(64, 48, 6, 3), {1, 2, 17, 70}); }
 
@@ -116,6 +164,16 @@ class CudaEngineTest : public EngineTest {};
 INSTANTIATE_TEST_SUITE_P(All, CudaEngineTest, EngineVariants(), VariantName);
 
 TEST_P(CudaEngineTest, EveryKindOfExpert) { EveryKindOfExpert(128, 192, {1, 9, 100}); }
+
+TEST_P(CudaEngineTest, ClampedExperts) { ClampedExperts(128, 192, {1, 9, 100}); }
+
+// 2880 wide, so that a small step's outputs come in parts and have lists of their own.
+TEST_P(CudaEngineTest, WeighedInputs) {
+  WeighedInputs(128, 192, {1, 9, 100});
+  WeighedInputs(128, 2880, {1, 5});
+}
+
+TEST_P(CudaEngineTest, SharedExperts) { SharedExperts(128, 192, {1, 9, 100}); }
 
 TEST_P(CudaEngineTest, EverySkew) { EverySkew(TestSpec(256, 128, 8, 3), {1, 8, 17, 129, 300, 2000}); }
 
@@ -176,6 +234,14 @@ TEST_P(CudaEngineTest, ShapesOfRealLayers) {
 TEST_P(CudaEngineTest, DroppedChoices) { DroppedChoices(TestSpec(128, 96, 8, 2), 400); }
 
 TEST_P(CudaEngineTest, Ranks) { Ranks(TestSpec(256, 128, 16, 4), {2, 3}, {1, 64, 1500}); }
+
+TEST_P(CudaEngineTest, RanksWithSharedExperts) {
+  LayerSpec spec = TestSpec(256, 128, 16, 4);
+  spec.num_shared = 2;
+  Ranks(spec, {2, 3}, {1, 64, 500});
+  spec.num_experts = 2, spec.gate.top_k = 1;  // ranks that hold nothing but shared experts
+  Ranks(spec, {3}, {1, 64});
+}
 
 TEST_P(CudaEngineTest, LayersAreIndependent) {
   const TestLayer first = Layer(TestSpec(128, 64, 6, 2), 1);

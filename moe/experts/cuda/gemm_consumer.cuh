@@ -84,21 +84,26 @@ class Consumer {
   }
 
   __device__ void WriteOut(const WorkUnit& unit, int m_block) {
-    if (!args_.activated) return WriteChunks<Identity>(unit, m_block);
-    switch (args_.activation) {
-      case Activation::kSilu:
-        return WriteChunks<Silu>(unit, m_block);
-      case Activation::kGelu:
-        return WriteChunks<Gelu>(unit, m_block);
-      case Activation::kRelu:
-        return WriteChunks<Relu>(unit, m_block);
+    switch (args_.form) {
+      case InnerForm::kNone:
+        return WriteChunks(Identity{}, unit, m_block);
+      case InnerForm::kSilu:
+        return WriteChunks(Silu{}, unit, m_block);
+      case InnerForm::kGelu:
+        return WriteChunks(Gelu{}, unit, m_block);
+      case InnerForm::kRelu:
+        return WriteChunks(Relu{}, unit, m_block);
+      case InnerForm::kGeluTanh:
+        return WriteChunks(GeluTanh{}, unit, m_block);
+      case InnerForm::kSwish:
+        return WriteChunks(Swish<float>{args_.swish}, unit, m_block);
     }
   }
 
   // A thread holds features lane / 4 and lane / 4 + 8 of its warp's 16, for rows 8 j + 2 (lane % 4) and the next, as
   // sums_[4 j + 0 … 3].
   template <typename Act>
-  __device__ void WriteChunks(const WorkUnit& unit, int m_block) {
+  __device__ void WriteChunks(const Act& act, const WorkUnit& unit, int m_block) {
     const int warp = thread_ / 32;
     const int lane = thread_ % 32;
     float bias[2] = {0.0f, 0.0f};
@@ -119,11 +124,11 @@ class Consumer {
       if (first >= unit.num_rows) break;
       const float* const sums = &sums_[first / 2];
       if (args_.gated) {
-        StageGated<Act>(sums, bias, staging);
+        StageGated(act, sums, bias, staging);
         __syncwarp();
         StoreChunk<1>(out, first, unit.num_rows, staging);
       } else {
-        StagePlain<Act>(sums, bias, staging);
+        StagePlain(act, sums, bias, staging);
         __syncwarp();
         StoreChunk<2>(out, first, unit.num_rows, staging);
       }
@@ -132,14 +137,15 @@ class Consumer {
   }
 
   template <typename Act>
-  static __device__ void StageGated(const float* sums, const float* bias, std::byte* staging) {
+  static __device__ void StageGated(const Act& act, const float* sums, const float* bias, std::byte* staging) {
     const int lane = threadIdx.x % 32;
     constexpr int kMatrices = Shape::kChunkRows / 8;
     uint32_t packed[kMatrices];
 #pragma unroll
     for (int i = 0; i < kMatrices; ++i) {
       const float* s = sums + 4 * i;
-      packed[i] = Pack<T>(Act::Apply(s[0] + bias[0]) * (s[2] + bias[1]), Act::Apply(s[1] + bias[0]) * (s[3] + bias[1]));
+      packed[i] = Pack<T>(MultiplyGated(act, s[0] + bias[0], s[2] + bias[1]),
+                          MultiplyGated(act, s[1] + bias[0], s[3] + bias[1]));
     }
     if constexpr (kMatrices == 4) {
       hopper::StoreMatricesTransposed(staging + lane * Shape::kOutPitch, packed[0], packed[1], packed[2], packed[3]);
@@ -149,7 +155,7 @@ class Consumer {
   }
 
   template <typename Act>
-  static __device__ void StagePlain(const float* sums, const float* bias, std::byte* staging) {
+  static __device__ void StagePlain(const Act& act, const float* sums, const float* bias, std::byte* staging) {
     const int lane = threadIdx.x % 32;
     // Matrices: rows 8 j, features 0 to 7 and 8 to 15; then rows 8 (j + 1) likewise.
     std::byte* const to = staging + (lane / 16 * 8 + lane % 8) * Shape::kOutPitch + lane / 8 % 2 * 16;
@@ -159,7 +165,7 @@ class Consumer {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float* s = sums + 4 * (j + i / 2) + i % 2 * 2;
-        packed[i] = Pack<T>(Act::Apply(s[0] + bias[i % 2]), Act::Apply(s[1] + bias[i % 2]));
+        packed[i] = Pack<T>(act.Apply(s[0] + bias[i % 2]), act.Apply(s[1] + bias[i % 2]));
       }
       hopper::StoreMatricesTransposed(to + 8 * j * Shape::kOutPitch, packed[0], packed[1], packed[2], packed[3]);
     }

@@ -1,9 +1,10 @@
 // One matrix product per expert, all in one kernel, on Hopper's tensor cores (sm_90a):
 //
-//   out[p, :] = activation(W[slot of p] · x[p, :] + bias[slot of p])        for every grouped row p
+//   out[p, :] = act(W[slot of p] · x[p, :] + bias[slot of p])        for every grouped row p
 //
 // x [num_pairs, K] and out [num_pairs, N] are grouped rows and W packed weights (layouts.h); sums are fp32, x and out
-// bf16 or fp16. In gated products W holds gate and up and out[p, h] = activation(gate_h) · up_h.
+// bf16 or fp16. In gated products W and bias hold gate and up and out[p, h] = act(gate_h) · up_h; inner_formula.h has
+// all the forms of it.
 //
 // Weights are the first operand of the tensor cores' product and rows the second: experts have few rows and never a
 // round number of them, and only the second operand may be 8, 16, 32, … 256 wide. So a tile computes little more than
@@ -21,9 +22,9 @@
 #include <cstdint>
 
 #include "moe/base/status.h"
+#include "moe/experts/cuda/inner_formula.h"
 #include "moe/experts/cuda/layouts.h"
 #include "moe/tensor/dtype.h"
-#include "moe/weights/layer_spec.h"
 
 namespace switchyard {
 
@@ -70,8 +71,8 @@ struct GroupedGemmArgs {
   int k_splits = 1;
   int64_t split_stride = 0;  // elements
   bool gated = false;
-  bool activated = false;  // false: out is the plain product (plus bias)
-  Activation activation = Activation::kSilu;
+  InnerForm form = InnerForm::kNone;
+  SwishConstants<float> swish;  // of kSwish
 };
 
 // Enqueues the product. `max_blocks` bounds the multiprocessors that it uses.

@@ -145,8 +145,8 @@ GroupedGemmArgs HopperFfn::UpArgs(const CudaLayer& layer, const FfnStep& step) c
   args.m_blocks = static_cast<int>(layer.shape.up_rows / kBlockDim);
   args.k_blocks = static_cast<int>(layer.shape.row_pitch / kBlockDim);
   args.gated = layer.spec.expert.gated;
-  args.activated = true;
-  args.activation = layer.spec.expert.activation;
+  args.form = InnerFormOf(layer.spec.expert);
+  args.swish = SwishConstantsOf<float>(layer.spec.expert);
   return args;
 }
 

@@ -50,20 +50,30 @@ absl::Status Launch(void (*kernel)(Params...), int64_t num_threads, bool early, 
   return absl::OkStatus();
 }
 
-// P is a Piece; `width` and `pitch` count pieces.
-template <typename P>
-__global__ void __launch_bounds__(kThreads)
-    ScatterKernel(const P* rows, int64_t num_rows, int width, RowLists lists, P* grouped, int pitch) {
+template <typename T, int kCount>
+__device__ __forceinline__ Piece<T, kCount> Times(const Piece<T, kCount>& piece, SumOf<T> weight) {
+  Piece<T, kCount> product;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) product.values[i] = static_cast<T>(weight * static_cast<SumOf<T>>(piece.values[i]));
+  return product;
+}
+
+// `width` and `pitch` count pieces.
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kThreads) ScatterKernel(const Piece<T, kCount>* rows, int64_t num_rows, int width,
+                                                          RowLists lists, Piece<T, kCount>* grouped, int pitch) {
   WaitForPrevious();
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x; i < num_rows * pitch; i += stride) {
     const int64_t row = i / pitch;
     const int col = static_cast<int>(i - row * pitch);
-    P piece{};
+    Piece<T, kCount> piece{};
     if (col < width) piece = rows[row * width + col];
     const int end = lists.offsets[row + 1];
     for (int at = lists.offsets[row]; at < end; ++at) {
-      grouped[static_cast<int64_t>(lists.indices[at]) * pitch + col] = piece;
+      const bool weighs = lists.weights != nullptr && col < width;
+      grouped[static_cast<int64_t>(lists.indices[at]) * pitch + col] =
+          weighs ? Times<T, kCount>(piece, lists.weights[at]) : piece;
     }
   }
 }
@@ -103,6 +113,7 @@ __global__ void __launch_bounds__(kThreads) SumKernel(const Piece<T, kCount>* ad
   }
 }
 
+// P is a Piece; `width` counts pieces.
 template <typename P>
 __global__ void __launch_bounds__(kThreads)
     GatherKernel(const P* rows, int width, const int32_t* indices, P* out, int64_t num_rows) {
@@ -115,7 +126,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T, typename Act>
-__global__ void __launch_bounds__(kThreads) ActivateKernel(ActivateArgs args) {
+__global__ void __launch_bounds__(kThreads) ActivateKernel(ActivateArgs args, Act act) {
   const T* products = static_cast<const T*>(args.products);
   T* const out = static_cast<T*>(args.out);
   const SumOf<T>* const biases = static_cast<const SumOf<T>*>(args.bias);
@@ -128,10 +139,12 @@ __global__ void __launch_bounds__(kThreads) ActivateKernel(ActivateArgs args) {
     if (col < args.width) {
       const T* const in = products + row * args.product_pitch + col;
       const SumOf<T> bias = biases != nullptr ? biases[col] : 0;
-      value = Act::Apply(static_cast<SumOf<T>>(in[0]) + bias);
+      const SumOf<T> first = static_cast<SumOf<T>>(in[0]) + bias;
       if (args.gated) {
         const SumOf<T> up_bias = biases != nullptr ? biases[args.pitch + col] : 0;
-        value *= static_cast<SumOf<T>>(in[args.pitch]) + up_bias;
+        value = MultiplyGated(act, first, static_cast<SumOf<T>>(in[args.pitch]) + up_bias);
+      } else {
+        value = act.Apply(first);
       }
     }
     out[i] = static_cast<T>(value);
@@ -164,17 +177,26 @@ absl::Status WithType(DType dtype, bool whole_pieces, const Body& body) {
 
 template <typename T>
 absl::Status LaunchActivate(const ActivateArgs& args, cudaStream_t stream) {
-  const int64_t num_threads = args.num_rows * args.pitch;
-  if (!args.activated) return Launch(ActivateKernel<T, Identity>, num_threads, false, stream, args);
-  switch (args.activation) {
-    case Activation::kSilu:
-      return Launch(ActivateKernel<T, Silu>, num_threads, false, stream, args);
-    case Activation::kGelu:
-      return Launch(ActivateKernel<T, Gelu>, num_threads, false, stream, args);
-    case Activation::kRelu:
-      return Launch(ActivateKernel<T, Relu>, num_threads, false, stream, args);
+  using F = SumOf<T>;
+  const auto launch = [&](auto act) {
+    return Launch(ActivateKernel<T, decltype(act)>, args.num_rows * args.pitch, false, stream, args, act);
+  };
+  switch (args.form) {
+    case InnerForm::kNone:
+      return launch(Identity{});
+    case InnerForm::kSilu:
+      return launch(Silu{});
+    case InnerForm::kGelu:
+      return launch(Gelu{});
+    case InnerForm::kRelu:
+      return launch(Relu{});
+    case InnerForm::kGeluTanh:
+      return launch(GeluTanh{});
+    case InnerForm::kSwish:
+      return launch(Swish<F>{
+          {static_cast<F>(args.swish.scale), static_cast<F>(args.swish.limit), static_cast<F>(args.swish.up_offset)}});
   }
-  return absl::InternalError("no such activation");
+  return absl::InternalError("no such form");
 }
 
 }  // namespace
@@ -184,9 +206,12 @@ absl::Status ScatterRows(ConstMatrixView rows, const RowLists& lists, void* grou
   if (rows.num_rows == 0) return absl::OkStatus();
   const bool whole = rows.row_bytes() % 16 == 0 && IsAligned(rows.data, 16);
   return WithType(rows.dtype, whole, [&](auto element, auto count) {
-    using P = Piece<decltype(element), decltype(count)::value>;
-    return Launch(ScatterKernel<P>, rows.num_rows * pitch / count, false, stream, reinterpret_cast<const P*>(rows.data),
-                  rows.num_rows, rows.num_cols / count, lists, static_cast<P*>(grouped), pitch / count);
+    using T = decltype(element);
+    constexpr int kCount = decltype(count)::value;
+    using P = Piece<T, kCount>;
+    return Launch(ScatterKernel<T, kCount>, rows.num_rows * pitch / kCount, false, stream,
+                  reinterpret_cast<const P*>(rows.data), rows.num_rows, rows.num_cols / kCount, lists,
+                  static_cast<P*>(grouped), pitch / kCount);
   });
 }
 

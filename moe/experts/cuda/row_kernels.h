@@ -12,8 +12,8 @@
 #include <cstdint>
 
 #include "moe/base/status.h"
+#include "moe/experts/cuda/inner_formula.h"
 #include "moe/tensor/tensor.h"
-#include "moe/weights/layer_spec.h"
 
 namespace switchyard {
 
@@ -25,7 +25,8 @@ struct RowLists {
   const float* weights = nullptr;
 };
 
-// grouped[indices of i] = rows[i] for every row; columns from the width to `pitch` become zero.
+// grouped[indices of i] = weight · rows[i] for every row; columns from the width to `pitch` become zero. Without
+// weights rows are copied bit for bit.
 absl::Status ScatterRows(ConstMatrixView rows, const RowLists& lists, void* grouped, int64_t pitch,
                          cudaStream_t stream);
 
@@ -36,15 +37,15 @@ absl::Status SumRows(const void* addends, int64_t pitch, const RowLists& lists, 
 // out[i] = rows[indices[i]].
 absl::Status GatherRows(ConstMatrixView rows, const int32_t* indices, MatrixView out, cudaStream_t stream);
 
-// For engines whose matrix products cannot apply it: activated[p, h] = act(products[p, h] + bias[h]), or, gated,
-// act(products[p, h] + bias[h]) · (products[p, pitch + h] + bias[pitch + h]), for grouped rows of one expert.
-// `products` rows are `product_pitch` elements, `activated` rows and the bias `pitch`; columns from `width` to `pitch`
+// For engines whose matrix products cannot apply it: out[p, h] = act(products[p, h] + bias[h]), or, gated, the form of
+// inner_formula.h with gate products[p, h] + bias[h] and up products[p, pitch + h] + bias[pitch + h], for grouped rows
+// of one expert. `products` rows are `product_pitch` elements, `out` rows `pitch`; columns from `width` to `pitch`
 // become zero. `bias` (null, or as many elements as a row of `products`) is fp32, fp64 for fp64 rows.
 struct ActivateArgs {
   DType dtype = DType::kF32;
-  Activation activation = Activation::kSilu;
+  InnerForm form = InnerForm::kNone;
+  SwishConstants<double> swish;  // of kSwish
   bool gated = false;
-  bool activated = true;  // false: only the bias is added
   const void* products = nullptr;
   int64_t product_pitch = 0;
   void* out = nullptr;

@@ -138,10 +138,10 @@ std::string Bytes(const HostMatrix& matrix) {
 }
 
 TestLayer::TestLayer(const LayerSpec& layer_spec, StoredAs stored, uint64_t seed, int num_distinct) : spec(layer_spec) {
-  const int num_sets = std::min(num_distinct, spec.num_experts);
+  const int num_sets = std::min(num_distinct, spec.num_stored_experts());
   std::vector<ExpertWeights> sets;
   for (int set = 0; set < num_sets; ++set) sets.push_back(MakeExpert(stored, seed * 1000 + set));
-  for (int e = 0; e < spec.num_experts; ++e) experts.push_back(sets[e % num_sets]);
+  for (int e = 0; e < spec.num_stored_experts(); ++e) experts.push_back(sets[e % num_sets]);
 }
 
 ExpertWeights TestLayer::MakeExpert(StoredAs stored, uint64_t key) {
@@ -151,6 +151,7 @@ ExpertWeights TestLayer::MakeExpert(StoredAs stored, uint64_t key) {
   expert.down = AddWeight(stored, dim, width, key * 8 + 2);
   if (spec.expert.biased) {
     expert.up_bias = Add(RandomMatrix(stored.dtype, 1, width, 0.5, key * 8 + 3));
+    if (spec.expert.gated) expert.gate_bias = Add(RandomMatrix(stored.dtype, 1, width, 0.5, key * 8 + 5));
     expert.down_bias = Add(RandomMatrix(stored.dtype, 1, dim, 0.5, key * 8 + 4));
   }
   return expert;
@@ -195,13 +196,30 @@ Routing SkewedRouting(int64_t num_rows, int top_k, int num_experts, Skew skew, u
   return routing;
 }
 
+Routing WithShared(const LayerSpec& spec, const Routing& routed) {
+  Routing routing;
+  routing.Resize(routed.num_rows, routed.top_k + spec.num_shared);
+  for (int64_t row_idx = 0; row_idx < routed.num_rows; ++row_idx) {
+    for (int j = 0; j < routing.top_k; ++j) {
+      const size_t choice = row_idx * routing.top_k + j, routed_choice = row_idx * routed.top_k + j;
+      const bool is_shared = j >= routed.top_k;
+      routing.expert_idx[choice] = is_shared ? spec.num_experts + j - routed.top_k : routed.expert_idx[routed_choice];
+      routing.weight[choice] =
+          is_shared ? 1.0f - 0.375f * static_cast<float>(row_idx % 2) : routed.weight[routed_choice];
+    }
+  }
+  return routing;
+}
+
+Placement PlacementOf(const LayerSpec& spec, int num_ranks) {
+  return Placement::Even(spec.num_experts, num_ranks, spec.num_shared);
+}
+
 std::unique_ptr<ExpertEngine> LoadedEngine(std::shared_ptr<CudaDevice> device, const CudaEngineOptions& options,
                                            const std::vector<const TestLayer*>& layers, int64_t max_rows, int rank,
                                            int num_ranks) {
   std::unique_ptr<ExpertEngine> engine = CreateCudaEngine(std::move(device), options).value();
-  const auto experts_of = [&](const TestLayer& layer) {
-    return Placement::Even(layer.spec.num_experts, num_ranks).experts_of(rank);
-  };
+  const auto experts_of = [&](const TestLayer& layer) { return PlacementOf(layer.spec, num_ranks).experts_of(rank); };
   for (const TestLayer* layer : layers) {
     EXPECT_EQ(engine->AddLayer(layer->spec, static_cast<int>(experts_of(*layer).size())), absl::OkStatus());
   }
@@ -217,9 +235,9 @@ std::unique_ptr<ExpertEngine> LoadedEngine(std::shared_ptr<CudaDevice> device, c
   return engine;
 }
 
-absl::Status EnqueueStep(ExpertEngine& engine, int lane, LayerId layer, int num_experts, const Routing& routing,
+absl::Status EnqueueStep(ExpertEngine& engine, int lane, LayerId layer, const LayerSpec& spec, const Routing& routing,
                          ConstMatrixView rows, MatrixView output, Way way) {
-  const StepPlan plan = PlanStep(routing, Placement::Even(num_experts, 1), {0, routing.num_rows});
+  const StepPlan plan = PlanStep(routing, PlacementOf(spec, 1), {0, routing.num_rows});
   const RankPlanView view = plan.ranks[0].view();
   if (view.num_send_rows() != view.num_home_rows) way = Way::kAllPhases;
   SY_ASSIGN_OR_RETURN(const ConstMatrixView home, engine.BeginStep(lane, rows));
@@ -232,7 +250,7 @@ absl::Status EnqueueStep(ExpertEngine& engine, int lane, LayerId layer, int num_
 HostMatrix RunStep(ExpertEngine& engine, const TestLayer& layer, const Routing& routing, ConstMatrixView rows, Way way,
                    LayerId id) {
   HostMatrix output = NanMatrix(rows.dtype, rows.num_rows, rows.num_cols);
-  EXPECT_EQ(EnqueueStep(engine, 0, id, layer.spec.num_experts, routing, rows, output.view(), way), absl::OkStatus());
+  EXPECT_EQ(EnqueueStep(engine, 0, id, layer.spec, routing, rows, output.view(), way), absl::OkStatus());
   EXPECT_EQ(engine.WaitStep(0), absl::OkStatus());
   return output;
 }
@@ -296,7 +314,7 @@ void RunAndCompare(ExpertEngine& engine, const TestLayer& layer, const Routing& 
 }
 
 Group::Group(const CudaEngineOptions& options, const TestLayer& layer, int num_ranks, int64_t max_rows)
-    : layer_(layer), placement_(Placement::Even(layer.spec.num_experts, num_ranks)) {
+    : layer_(layer), placement_(PlacementOf(layer.spec, num_ranks)) {
   for (int r = 0; r < num_ranks; ++r) {
     engines_.push_back(LoadedEngine(OpenCudaDevice({}).value(), options, {&layer_}, max_rows, r, num_ranks));
   }

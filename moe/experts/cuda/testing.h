@@ -56,6 +56,12 @@ enum class Skew : uint8_t { kUniform, kZipf, kOneExpert, kSomeEmpty };
 // k distinct experts per row, with weights that need not sum to 1. All rows on one expert are a routing with k = 1.
 Routing SkewedRouting(int64_t num_rows, int top_k, int num_experts, Skew skew, uint32_t seed);
 
+// The same with the layer's shared experts as each row's last choices.
+Routing WithShared(const LayerSpec& spec, const Routing& routed);
+
+// Routed experts evenly over the ranks, shared ones on each.
+Placement PlacementOf(const LayerSpec& spec, int num_ranks);
+
 // An engine with the experts that `rank` of `num_ranks` holds of every layer.
 std::unique_ptr<ExpertEngine> LoadedEngine(std::shared_ptr<CudaDevice> device, const CudaEngineOptions& options,
                                            const std::vector<const TestLayer*>& layers, int64_t max_rows, int rank = 0,
@@ -66,7 +72,7 @@ std::unique_ptr<ExpertEngine> LoadedEngine(std::shared_ptr<CudaDevice> device, c
 enum class Way : uint8_t { kInPlace, kAllPhases };
 
 // Enqueues a step of a lone rank. The plan ends before this returns, as engines copy what they need of it.
-absl::Status EnqueueStep(ExpertEngine& engine, int lane, LayerId layer, int num_experts, const Routing& routing,
+absl::Status EnqueueStep(ExpertEngine& engine, int lane, LayerId layer, const LayerSpec& spec, const Routing& routing,
                          ConstMatrixView rows, MatrixView output, Way way);
 
 // Runs a step of a lone rank on lane 0. A failure fails the test.

@@ -1,0 +1,11 @@
+// Qwen3-Next: see qwen_moe.h; with a gated shared expert. Its extra prediction layers lie under "mtp.", where nothing
+// is looked for.
+#include "moe/weights/families/qwen_moe.h"
+
+namespace switchyard {
+namespace {
+
+const FamilyRegistration kRegistration("qwen3_next", &ReadQwenBlocksWithShared);
+
+}  // namespace
+}  // namespace switchyard
