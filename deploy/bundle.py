@@ -111,11 +111,11 @@ def fill(root, arguments):
 
 
 def pack(root, output):
-    """A .tar.gz that is the same whenever its content is."""
+    """A .tar.xz that is the same whenever its content is."""
     tar = ["tar", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "-C", os.path.dirname(root)]
     with open(output, "wb") as file:
         packing = subprocess.Popen(tar + ["-c", NAME], stdout=subprocess.PIPE)
-        compressing = subprocess.run(["gzip", "-6", "--no-name"], stdin=packing.stdout, stdout=file)
+        compressing = subprocess.run(["xz", "-3", "--threads=0", "--block-size=16MiB"], stdin=packing.stdout, stdout=file)
         packing.stdout.close()
         if packing.wait() != 0 or compressing.returncode != 0:
             sys.exit(f"bundle.py: {output} could not be written")

@@ -53,6 +53,8 @@ void DefineWorkers(CLI::App& app, ServerOptions* options) {
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
       ->capture_default_str();
   app.add_flag("--allow_tf32", options->allow_tf32, "let fp32 products on GPUs round their inputs to TF32, for speed");
+  app.add_option("--custom_expert", options->custom_expert,
+                 "registered C++ expert that replaces the checkpoints' own (CPU); see docs/models.md");
   app.add_option("--worker_threads", options->worker_threads,
                  "CPU threads of each local worker; 0 shares the cores out evenly")
       ->capture_default_str();

@@ -157,6 +157,7 @@ absl::Status Front::StartWorkers(const std::string& token) {
                           absl::StrCat("--device=", options_.device),
                           absl::StrCat("--gpu_memory_limit=", options_.gpu_memory_limit),
                           absl::StrCat("--allow_tf32=", options_.allow_tf32 ? "true" : "false"),
+                          absl::StrCat("--custom_expert=", options_.custom_expert),
                           absl::StrCat("--threads=", threads),
                           absl::StrCat("--log_level=", options_.log_level),
                           absl::StrCat("--log_format=", options_.log_format)};

@@ -64,6 +64,9 @@ absl::Status ModelTable::AddModel(const ModelOption& option, const ServerOptions
   model.name = option.name;
   model.location = option.location;
   model.spec = source->spec();
+  if (options.local_workers > 0) {
+    SY_ASSIGN_OR_RETURN(model.file_identity, source->FileIdentity());
+  }
   model.first_layer = static_cast<int>(layers_.size());
   SY_ASSIGN_OR_RETURN(const ComputeDType compute, ChooseComputeDType(options, model.spec.dtype));
   model.is_dtype_settled = compute.is_settled;
@@ -129,6 +132,7 @@ worker::Welcome ModelTable::WelcomeFor(int rank, int num_ranks, int64_t max_batc
     share.set_name(model.name);
     share.set_location(model.location);
     share.set_fingerprint(model.spec.fingerprint);
+    share.set_file_identity(model.file_identity);
     share.set_compute_dtype(std::string(DTypeName(compute_dtype(model))));
     for (size_t i = 0; i < model.spec.layers.size(); ++i) {
       const auto& experts = layers_[model.first_layer + i]->placement.experts_of(rank);

@@ -26,6 +26,7 @@ struct ServerOptions {
   int local_workers = 0;
   std::string device = "auto";
   int64_t gpu_memory_limit = 0;  // bytes of GPU memory of each; 0 for all that is free
+  std::string custom_expert;     // of local workers, see WorkerOptions
   bool allow_tf32 = false;       // fp32 products on GPUs may round their inputs to TF32
   int worker_threads = 0;        // CPU threads of each; 0 shares the cores out evenly
   std::string worker_binary;     // empty: beside this program

@@ -25,8 +25,10 @@ class Cpu final : public Device {
   std::vector<std::string> compute_dtypes() const override { return {"fp64", "fp32", "bf16"}; }
   std::string exchange_name() const override { return "gloo"; }
   absl::StatusOr<std::unique_ptr<ExpertEngine>> MakeEngine(DType compute_dtype) override {
-    return CreateCpuEngine(
-        {.compute_dtype = compute_dtype, .num_threads = options_.num_threads, .compile_at_load = true});
+    return CreateCpuEngine({.compute_dtype = compute_dtype,
+                            .num_threads = options_.num_threads,
+                            .compile_at_load = true,
+                            .custom_expert = options_.custom_expert});
   }
   std::unique_ptr<CommunicatorFactory> MakeExchange() override {
     return CreateGlooFactory({.bind_host = options_.exchange_host});
@@ -103,6 +105,10 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const WorkerOptions& options)
 #ifdef SWITCHYARD_HAS_CUDA
   const int num_gpus = options.device == "cpu" ? 0 : NumCudaDevices();
   SY_ASSIGN_OR_RETURN(const int gpu, ChooseGpu(options, num_gpus, "this host has no GPU or no driver for it"));
+  if (gpu != kCpu && !options.custom_expert.empty()) {
+    return absl::FailedPreconditionError(absl::StrCat("--custom_expert=", options.custom_expert,
+                                                      ": custom experts compute on the CPU; add --device=cpu"));
+  }
   if (gpu != kCpu) return OpenGpu(gpu, options);
 #else
   SY_RETURN_IF_ERROR(ChooseGpu(options, /*num_gpus=*/0, "this build has no GPU engine").status());

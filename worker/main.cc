@@ -24,6 +24,8 @@ void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
       ->capture_default_str();
   app.add_flag("--allow_tf32", options.allow_tf32, "let fp32 products on a GPU round their inputs to TF32, for speed");
+  app.add_option("--custom_expert", options.custom_expert,
+                 "registered C++ expert that replaces the checkpoints' own (CPU); see docs/models.md");
   app.add_option("--threads", options.num_threads, "threads of the CPU engine; 0 for every core it may run on")
       ->capture_default_str();
   app.add_option("--exchange_host", options.exchange_host,

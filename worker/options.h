@@ -15,6 +15,9 @@ struct WorkerOptions {
   int64_t gpu_memory_limit = 0;
   // Whether fp32 products on a GPU may round their inputs to TF32.
   bool allow_tf32 = false;
+  // Name of a registered custom expert (moe/experts/custom_expert.h) that computes in the place of every expert, on the
+  // CPU; empty for the checkpoint's own formula.
+  std::string custom_expert;
   // Address that the other ranks reach this one at for the exchange.
   std::string exchange_host = "127.0.0.1";
   // Threads of the CPU engine; 0 uses every core the process may run on.

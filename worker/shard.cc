@@ -17,8 +17,20 @@ int64_t CountExperts(const worker::Welcome& welcome) {
   return total;
 }
 
+// The files must stay what the front opened, or some ranks, or some experts, would be of other weights than the rest.
+absl::Status CheckSameFiles(const worker::ModelShare& model, const WeightSource& source) {
+  if (model.file_identity() == 0) return absl::OkStatus();
+  SY_ASSIGN_OR_RETURN(const uint64_t identity, source.FileIdentity());
+  if (identity == model.file_identity()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(model.location(),
+                   " was written to since the front opened it; restart the front to serve what is there now, or "
+                   "put the files back"));
+}
+
 absl::StatusOr<std::unique_ptr<WeightSource>> OpenSameWeights(const worker::ModelShare& model) {
   SY_ASSIGN_OR_RETURN(auto source, OpenWeightSource(model.location()));
+  SY_RETURN_IF_ERROR(CheckSameFiles(model, *source));
   if (source->spec().fingerprint != model.fingerprint()) {
     return absl::FailedPreconditionError(
         absl::StrCat(model.location(),
@@ -113,6 +125,7 @@ absl::Status Shard::LoadModel(const OpenModel& open, int64_t max_batch_rows, con
   SY_RETURN_IF_ERROR(LoadExperts(*open.source, *engine, experts, [&](const ExpertToLoad& expert) {
     expert_done(ExpertBytes(spec.layers[expert.layer_idx], open.compute_dtype));
   }));
+  SY_RETURN_IF_ERROR(CheckSameFiles(model, *open.source));  // also while they were read
   for (int i = 0; i < model.layers_size(); ++i) {
     const LayerSpec& layer = spec.layers[i];
     layers_.push_back({engine.get(), LayerId{i}, layer.hidden_dim, model.layers(i).expert_idx_size()});

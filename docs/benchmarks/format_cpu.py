@@ -1,6 +1,6 @@
 """Turns the JSON of the CPU benchmarks into the text of cpu.md.
 
-    format_cpu.py FOLDER    reads engine.json, service.json, exchange.json and plan.json
+    format_cpu.py FOLDER    reads engine.json, service.json, exchange.json, plan.json and loading.md
 """
 
 import datetime
@@ -21,6 +21,9 @@ SERVICE_RATIOS = [
     ("service's speed relative to oneDNN alone, fastest", "onednn_ms", "service_ms", "service_vs_onednn"),
     ("the same, median", "onednn_ms_median", "service_ms_median", "service_vs_onednn_median"),
 ]
+
+LOADING = """A checkpoint of the same layer twice, in published form and in the page cache. dd is `dd of=/dev/null bs=1M`; read is
+the worker's loader into an engine that sums up every word; load is the loader into the CPU engine, packing included."""
 
 
 def table(header, rows):
@@ -107,6 +110,10 @@ A front with one worker. The products are those of the routing that the service 
 
 {ratio_table(service, SERVICE_RATIOS)}
 {service_figures(service)}
+## Loading
+
+{LOADING}
+{(folder / "loading.md").read_text()}
 ## Exchange between two ranks
 
 {time_table(runs(folder, "exchange"))}

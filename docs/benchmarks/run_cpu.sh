@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 targets=(//moe/experts/cpu:cpu_engine_benchmark //tests/benchmarks:service_benchmark
-  //moe/exchange:exchange_benchmark //moe/plan:plan_benchmark)
+  //moe/exchange:exchange_benchmark //moe/plan:plan_benchmark //worker:expert_loader_benchmark)
 # How OpenMP's threads wait is what the front sets for its workers: oneDNN alone and the engine are to wait alike.
 export OMP_WAIT_POLICY=active GOMP_SPINCOUNT=20000
 
@@ -22,6 +22,8 @@ measure engine "${targets[0]}" '^Ratios'
 measure service "${targets[1]}" '^ServiceRatios'
 measure exchange "${targets[2]}" '/(1024|32768|2097152|16777216)/'
 measure plan "${targets[3]}" .
+echo "measuring loading" >&2
+bazel run -c opt "${targets[4]}" >"$results/loading.md"
 python3 docs/benchmarks/format_cpu.py "$results" >"$results/cpu.md"
 mv "$results/cpu.md" docs/benchmarks/cpu.md
 echo "written: docs/benchmarks/cpu.md"

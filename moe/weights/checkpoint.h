@@ -34,9 +34,14 @@ class Checkpoint {
   // entry == nullptr when no shard has it.
   StoredTensor Find(std::string_view name) const;
 
-  // Of config.json's bytes, and every shard's name, size and header: equal for equal checkpoints, different when any
-  // setting, name, type, shape or offset differs. Weights themselves are not read.
+  // Of config.json's bytes, every shard's name, size and header, and samples of its tensors: equal for equal
+  // checkpoints on any host, different when any setting, name, type, shape or offset differs. Other weights of the same
+  // shapes are told apart by the samples, a change of single elements is not.
   uint64_t fingerprint() const { return fingerprint_; }
+
+  // Of the shards as files of this host (inode, size and time of the last change), now: another value than before says
+  // that a file was replaced or written to since. The error of a file that is gone.
+  absl::StatusOr<uint64_t> FileIdentity() const;
 
  private:
   Checkpoint(std::string folder, ConfigReader config) : folder_(std::move(folder)), config_(std::move(config)) {}

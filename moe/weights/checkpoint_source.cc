@@ -97,6 +97,8 @@ class CheckpointSource final : public WeightSource, public StoredInFiles {
     for (const StoredMatrix* part : PartsOf(layers_[layer_idx].experts[expert_idx])) ReleaseStored(*part);
   }
 
+  absl::StatusOr<uint64_t> FileIdentity() const override { return checkpoint_->FileIdentity(); }
+
   StoragePosition PositionOf(int layer_idx, int expert_idx) const override {
     const StoredExpert& stored = layers_[layer_idx].experts[expert_idx];
     StoragePosition first = PositionIn(stored.up);

@@ -53,6 +53,10 @@ class WeightSource {
 
   virtual const ModelSpec& spec() const = 0;
 
+  // Tells whether the files behind it were replaced or written to, on this host: a value that changes when they are,
+  // and 0 where there are none. The error of a file that is gone.
+  virtual absl::StatusOr<uint64_t> FileIdentity() const { return 0; }
+
   // `layer_idx` indexes spec().layers, `gate_idx` the layer's gates.
   virtual absl::StatusOr<RouterWeights> ReadRouter(int layer_idx, int gate_idx) = 0;
   absl::StatusOr<RouterWeights> ReadRouter(int layer_idx) { return ReadRouter(layer_idx, 0); }

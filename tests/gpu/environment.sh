@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the scripts beside it. Finds the bundle and NVIDIA's libraries:
 #   root               the unpacked bundle: the folder this file came with or, in a source tree, a fresh copy of
-#                      bazel-bin/deploy/switchyard-bundle.tar.gz, removed when the script that sourced this ends
+#                      bazel-bin/deploy/switchyard-bundle.tar.xz, removed when the script that sourced this ends
 #   LD_LIBRARY_PATH    completed with the folders of NVIDIA's libraries that the loader does not find by itself
 #   NCCL_NVLS_ENABLE   0 unless it is set: multicast over NVLink needs rights that shared machines do not give
 # Exits when there is no bundle or a library is missing.
@@ -16,11 +16,11 @@ find_bundle() {
   here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
   root=$here
   [[ ! -x $here/bin/switchyard_server ]] || return 0
-  archive=$here/bazel-bin/deploy/switchyard-bundle.tar.gz
+  archive=$here/bazel-bin/deploy/switchyard-bundle.tar.xz
   [[ -e $archive ]] || environment_fail "there is no $archive; run: bazel build -c opt //deploy:bundle"
   unpacked=$(mktemp -d)
   trap 'rm -rf "$unpacked"' EXIT
-  tar -xzf "$archive" -C "$unpacked"
+  tar -xf "$archive" -C "$unpacked"
   root=$unpacked/switchyard-bundle
 }
 

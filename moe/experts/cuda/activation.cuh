@@ -26,9 +26,13 @@ struct Gelu {
   static __device__ __forceinline__ double Apply(double x) { return 0.5 * x * (1.0 + erf(x * 0.70710678118654752)); }
 };
 
-// NaN stays NaN, which a maximum would make 0.
+// NaN stays NaN, which fmaxf would make 0.
 struct Relu {
-  static __device__ __forceinline__ float Apply(float x) { return x < 0.0f ? 0.0f : x; }
+  static __device__ __forceinline__ float Apply(float x) {
+    float y;
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+    return y;
+  }
   static __device__ __forceinline__ double Apply(double x) { return x < 0.0 ? 0.0 : x; }
 };
 
