@@ -31,7 +31,7 @@ struct ServedModel {
   std::string name;
   std::string location;
   ModelSpec spec;
-  int first_layer = 0;  // LayerId of its first layer; the others follow
+  int first_layer = 0;         // LayerId of its first layer; the others follow
   uint64_t file_identity = 0;  // of its files when they were opened; 0 where workers read others
   // Whether the compute type is known. An fp16 checkpoint's is fp16 where the workers have it, which the first of them
   // tells.
