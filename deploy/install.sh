@@ -16,7 +16,7 @@ PACKAGES=(
   # Tests, benchmarks, style.
   libgtest-dev libgmock-dev libbenchmark-dev clang-format clang-tidy
   # Used by the scripts, and to pack deploy:bundle.
-  git curl python3 patchelf xz-utils
+  git curl python3 python3-venv patchelf xz-utils
 )
 
 fail() {

@@ -157,10 +157,13 @@ absl::Status Front::StartWorkers(const std::string& token) {
                           absl::StrCat("--device=", options_.device),
                           absl::StrCat("--gpu_memory_limit=", options_.gpu_memory_limit),
                           absl::StrCat("--allow_tf32=", options_.allow_tf32 ? "true" : "false"),
-                          absl::StrCat("--custom_expert=", options_.custom_expert),
                           absl::StrCat("--threads=", threads),
                           absl::StrCat("--log_level=", options_.log_level),
                           absl::StrCat("--log_format=", options_.log_format)};
+  // An empty value would take the next argument instead.
+  if (!options_.custom_expert.empty()) {
+    supervisor.arguments.push_back(absl::StrCat("--custom_expert=", options_.custom_expert));
+  }
   supervisor.environment = {absl::StrCat("SWITCHYARD_WORKER_TOKEN=", token)};
   const auto thread_waiting = ThreadWaiting(threads * num_ranks_);
   supervisor.environment.insert(supervisor.environment.end(), thread_waiting.begin(), thread_waiting.end());

@@ -1,4 +1,6 @@
 // switchyard_server: the front. Flags in, one READY line out, SIGTERM drains.
+#include <google/protobuf/stubs/logging.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <signal.h>
 
@@ -12,6 +14,9 @@
 #include "server/flags.h"
 #include "server/front.h"
 #include "server/http_server.h"
+#include "server/rpc/health.h"
+#include "server/rpc/kserve_models.h"
+#include "server/rpc/kserve_service.h"
 #include "server/rpc/switchyard_service.h"
 
 namespace switchyard {
@@ -46,24 +51,47 @@ absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(Front& front) {
       [&front] { return front.ready(); });
 }
 
+// How often readiness is looked at for those who watch it.
+constexpr int kHealthIntervalMs = 100;
+
+// The names that grpc.health.v1 is asked about, beside "".
+std::vector<std::string> HealthNames(const KserveModels& models) {
+  std::vector<std::string> names = {v1::Switchyard::service_full_name(), InferenceService::service_full_name()};
+  for (const KserveModels::Entry& entry : models.entries()) names.push_back(entry.name);
+  return names;
+}
+
+// Waits for the signal to stop, and drains.
+void ServeUntilStopped(Front& front, HealthReporter& health) {
+  do {
+    health.Update(front.ready());
+  } while (!StopRequested(kHealthIntervalMs));
+  health.Update(false);
+  front.Drain();
+}
+
 absl::Status Serve(const ServerOptions& options) {
   SY_ASSIGN_OR_RETURN(const auto front, Front::Create(options));
+  const KserveModels models(front->models());
   SwitchyardService service(front.get());
+  KserveService kserve(front.get(), &models);
+  HealthReporter::Enable();
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_request_bytes + kEnvelopeBytes));
   builder.SetMaxSendMessageSize(-1);
   builder.RegisterService(&service);
+  builder.RegisterService(&kserve);
   int port = 0;
   SY_ASSIGN_OR_RETURN(const auto server, StartServer(builder, options.host, options.port, "--port", &port));
   SY_ASSIGN_OR_RETURN(const auto http, StartHttp(*front));
+  HealthReporter health(server.get(), HealthNames(models));
   const absl::Status serving = front->WaitUntilServing([] { return StopRequested(0); });
   if (serving.ok()) {
     std::printf("READY grpc=%s:%d http=%s:%d workers=%d\n", options.host.c_str(), port, options.host.c_str(),
                 http->port(), front->num_ranks());
     std::fflush(stdout);
-    while (!StopRequested(3'600'000)) {
-    }
-    front->Drain();
+    ServeUntilStopped(*front, health);
   }
   server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
   return absl::IsCancelled(serving) ? absl::OkStatus() : serving;
@@ -75,6 +103,8 @@ absl::Status RunServer(const ServerOptions& options) {
   const sigset_t signals = StopSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  // What is wrong with a message, its sender is told; protobuf would also write it to stderr, in a format of its own.
+  google::protobuf::SetLogHandler(nullptr);
   return Serve(options);
 }
 

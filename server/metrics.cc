@@ -112,6 +112,7 @@ void Metrics::RecordStep(const StepRecord& record, const std::vector<int64_t>& r
   ObserveMicros(layer.expert, record.times.expert_us);
   ObserveMicros(layer.combine, record.times.combine_us);
   ObserveMicros(layer.step, record.total_us);
+  layer.statistics->RecordStep(record.num_rows, record.gate_us + record.plan_us, record.total_us);
   for (size_t expert = 0; expert < rows_per_expert.size(); ++expert) {
     if (rows_per_expert[expert] != 0) {
       layer.rows_per_expert[expert]->Increment(static_cast<double>(rows_per_expert[expert]));
@@ -119,15 +120,18 @@ void Metrics::RecordStep(const StepRecord& record, const std::vector<int64_t>& r
   }
 }
 
-void Metrics::RecordRequest(LayerId layer_id, absl::StatusCode code, int64_t queue_us, int64_t total_us) {
+void Metrics::RecordRequest(LayerId layer_id, absl::StatusCode code, const RequestStats& stats, int64_t total_us) {
   const LayerMetrics& layer = layers_[layer_id.value];
+  const bool ok = code == absl::StatusCode::kOk;
   requests_.Add({{"model", layer.model}, {"layer", layer.layer}, {"code", absl::StatusCodeToString(code)}}).Increment();
-  if (queue_us >= 0) ObserveMicros(layer.queue, queue_us);
+  if (ok) ObserveMicros(layer.queue, stats.queue_us);
   ObserveMicros(layer.total, total_us);
+  ok ? layer.statistics->RecordSuccess(stats, total_us) : layer.statistics->RecordFailure(total_us);
 }
 
-void Metrics::RecordRejection(absl::StatusCode code) {
+void Metrics::RecordRejection(absl::StatusCode code, std::optional<LayerId> layer) {
   requests_.Add({{"model", ""}, {"layer", ""}, {"code", absl::StatusCodeToString(code)}}).Increment();
+  if (layer.has_value()) layers_[layer->value].statistics->RecordFailure(0);
 }
 
 void Metrics::RecordRecovery(double seconds) {
@@ -152,6 +156,10 @@ std::vector<int64_t> Metrics::RowsPerExpert(LayerId layer) const {
     rows.push_back(static_cast<int64_t>(counter->Value()));
   }
   return rows;
+}
+
+LayerStatistics::Snapshot Metrics::Statistics(LayerId layer) const {
+  return layers_[layer.value].statistics->snapshot();
 }
 
 }  // namespace switchyard

@@ -9,12 +9,14 @@
 #include <prometheus/registry.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "moe/base/ids.h"
 #include "moe/base/mutex.h"
 #include "moe/link/step_socket.h"
+#include "server/layer_statistics.h"
 #include "server/model_table.h"
 
 namespace switchyard {
@@ -38,10 +40,10 @@ class Metrics {
   prometheus::Registry& registry() { return registry_; }
 
   void RecordStep(const StepRecord& record, const std::vector<int64_t>& rows_per_expert);
-  // A request left, with the gRPC code of its status; `queue_us` is negative when it never reached a step.
-  void RecordRequest(LayerId layer, absl::StatusCode code, int64_t queue_us, int64_t total_us);
-  // A request was refused before it had a layer or a place in a queue.
-  void RecordRejection(absl::StatusCode code);
+  // A request left, with the gRPC code of its status. `stats` count when it is OK.
+  void RecordRequest(LayerId layer, absl::StatusCode code, const RequestStats& stats, int64_t total_us);
+  // A request was refused before it had a place in a queue; `layer` is unset when it had none either.
+  void RecordRejection(absl::StatusCode code, std::optional<LayerId> layer);
   void RecordRecovery(double seconds);
 
   void SetQueue(int64_t rows, int64_t bytes, int64_t requests);
@@ -49,6 +51,7 @@ class Metrics {
 
   // Rows each expert has computed since the start.
   std::vector<int64_t> RowsPerExpert(LayerId layer) const;
+  LayerStatistics::Snapshot Statistics(LayerId layer) const;
 
  private:
   struct LayerMetrics {
@@ -67,6 +70,7 @@ class Metrics {
     prometheus::Histogram* queue = nullptr;
     prometheus::Histogram* total = nullptr;
     prometheus::Histogram* batch_rows = nullptr;
+    std::unique_ptr<LayerStatistics> statistics = std::make_unique<LayerStatistics>();
   };
 
   void AddLayer(const ServedLayer& layer);

@@ -101,7 +101,17 @@ run_all_tests() {
       skipped+=("--skipped=$test: no GPU on this machine")
     done
   fi
-  run_tests tests -c opt --build_tests_only --test_tag_filters="$filters"
+  run_tests tests -c opt --build_tests_only --test_tag_filters="$filters" --test_env=SWITCHYARD_CONFORMANCE_PYTHON
+}
+
+# The clients of tests/conformance, from PyPI. Without them its tests count as skipped, and say what is missing.
+find_conformance_clients() {
+  heading "Clients for tests/conformance"
+  local python
+  if python=$(tests/conformance/setup.sh); then
+    export SWITCHYARD_CONFORMANCE_PYTHON=$python
+    echo "$python"
+  fi
 }
 
 run_sanitizers() {
@@ -116,6 +126,7 @@ heading "Packages"
 deploy/install.sh || exit 1
 echo "all there"
 drop_foreign_links
+find_conformance_clients
 check_format
 build_everything
 note_cuda

@@ -1,17 +1,12 @@
 #include "server/rpc/switchyard_service.h"
 
-#include <cmath>
-#include <map>
-
-#include "moe/base/logging.h"
 #include "moe/base/version.h"
 #include "rpc/grpc_status.h"
 #include "server/rpc/forward_codec.h"
+#include "server/rpc/forward_request.h"
 
 namespace switchyard {
 namespace {
-
-constexpr double kMaxCapacityFactor = 1e6;
 
 absl::StatusOr<DType> FromWire(int dtype) {
   if (dtype >= v1::DATA_TYPE_FP64 && dtype <= v1::DATA_TYPE_BF16) return static_cast<DType>(dtype);
@@ -44,41 +39,6 @@ absl::Status CheckRows(const DecodedForward& decoded, const ServedLayer& layer, 
   return absl::OkStatus();
 }
 
-// The gate of a request, and what the caller wants of it.
-absl::Status ChooseGate(const DecodedForward& decoded, int64_t max_batch_rows, Request* request) {
-  const LayerSpec& spec = request->layer->spec;
-  if (decoded.gate_idx < 0 || decoded.gate_idx >= spec.num_gates()) {
-    return absl::InvalidArgumentError(absl::StrCat("gate_index: the layer has ", spec.num_gates(),
-                                                   " gates, expected 0 to ", spec.num_gates() - 1, ", found ",
-                                                   decoded.gate_idx));
-  }
-  if (decoded.top_k < 0 || decoded.top_k > spec.num_experts) {
-    return absl::InvalidArgumentError(absl::StrCat("top_k: expected 1 to ", spec.num_experts,
-                                                   " experts, or 0 for the gate's own number, found ", decoded.top_k));
-  }
-  const GateSpec& gate = spec.gate_at(static_cast<int>(decoded.gate_idx));
-  if (gate.scoring == Scoring::kSparseMixer && decoded.top_k > gate.top_k) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("top_k: this gate (sparsemixer) draws ", gate.top_k, " experts at most, found ", decoded.top_k));
-  }
-  request->gate_idx = static_cast<int>(decoded.gate_idx);
-  request->top_k = decoded.top_k > 0 ? static_cast<int>(decoded.top_k) : gate.top_k;
-  request->capacity = gate.capacity;
-  if (decoded.capacity_factor.has_value()) {
-    if (!(std::abs(*decoded.capacity_factor) <= kMaxCapacityFactor)) {
-      return absl::InvalidArgumentError(absl::StrCat("capacity_factor: expected a number from ", -kMaxCapacityFactor,
-                                                     " to ", kMaxCapacityFactor, ", found ", *decoded.capacity_factor));
-    }
-    request->capacity.rule = CapacityRule::kTutel;
-    request->capacity.factor = *decoded.capacity_factor;
-  }
-  const int usual = spec.num_choices();
-  request->row_cost = (request->num_choices() + usual - 1) / usual;
-  if (request->row_cost <= max_batch_rows) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "top_k: ", request->top_k, " is more than steps of --max_batch_rows=", max_batch_rows, " have room for"));
-}
-
 void FillStats(const RequestStats& from, v1::ForwardStats* stats) {
   stats->set_num_steps(from.num_steps);
   stats->set_queue_us(from.queue_us);
@@ -87,13 +47,6 @@ void FillStats(const RequestStats& from, v1::ForwardStats* stats) {
   stats->set_step_us(from.step_us);
   stats->set_rows_crossed(from.rows_crossed);
   stats->set_replays(from.replays);
-}
-
-// The caller's x-request-id, for the log; empty when it sent none.
-std::string RequestId(const grpc::CallbackServerContext& context) {
-  const auto& metadata = context.client_metadata();
-  const auto it = metadata.find("x-request-id");
-  return it == metadata.end() ? "" : std::string(it->second.data(), it->second.size());
 }
 
 // One Forward call from arrival to answer. Deletes itself when gRPC is done with it.
@@ -105,33 +58,28 @@ class ForwardCall final : public grpc::ServerUnaryReactor {
   void Start(const grpc::ByteBuffer& bytes) {
     const absl::Status status = StartOrFail(bytes);
     if (status.ok()) return;
-    front_->metrics().RecordRejection(status.code());
-    spdlog::debug("request {} refused: {}", request_id_, status.message());
-    if (absl::IsResourceExhausted(status)) {
-      context_->AddTrailingMetadata("grpc-retry-pushback-ms", absl::StrCat(Admission::kPushbackMs));
-    }
+    RecordRefusal(*front_, layer_, status, request_id_);
+    AddPushback(status, context_);
     Finish(ToGrpcStatus(status));
   }
 
  private:
   absl::Status StartOrFail(const grpc::ByteBuffer& bytes) {
     SY_ASSIGN_OR_RETURN(DecodedForward decoded, DecodeForward(bytes));
-    SY_ASSIGN_OR_RETURN(ServedLayer* const layer, front_->models().Find(decoded.model, decoded.layer));
+    SY_ASSIGN_OR_RETURN(layer_, front_->models().Find(decoded.model, decoded.layer));
     SY_ASSIGN_OR_RETURN(const DType dtype, FromWire(decoded.dtype));
-    SY_RETURN_IF_ERROR(CheckRows(decoded, *layer, dtype, front_->options().max_request_bytes));
+    SY_RETURN_IF_ERROR(CheckRows(decoded, *layer_, dtype, front_->options().max_request_bytes));
     const int64_t num_bytes = static_cast<int64_t>(decoded.rows.size_bytes());
     auto request = std::make_shared<Request>();
-    request->layer = layer;
+    request->layer = layer_;
     request->dtype = dtype;
     request->num_rows = decoded.num_rows;
     request->return_routing = decoded.return_routing;
     request->return_balance_loss = decoded.return_balance_loss;
-    SY_RETURN_IF_ERROR(ChooseGate(decoded, front_->options().max_batch_rows, request.get()));
+    SY_RETURN_IF_ERROR(ChooseGate({decoded.gate_idx, decoded.top_k, decoded.capacity_factor},
+                                  front_->options().max_batch_rows, request.get()));
     request->rows = std::move(decoded.rows);
-    auto output = std::make_shared<grpc::Slice>(num_bytes);
-    request->output = reinterpret_cast<std::byte*>(const_cast<uint8_t*>(output->begin()));
-    request->output_owner = output;
-    output_ = std::move(output);
+    output_ = AllocateOutput(num_bytes, request.get());
     request->done = [this](absl::Status status) { Answer(status); };
     {
       MutexLock lock(&mu_);
@@ -151,11 +99,7 @@ class ForwardCall final : public grpc::ServerUnaryReactor {
       MutexLock lock(&mu_);
       request.swap(request_);
     }
-    const int64_t total_us = MicrosBetween(request->arrival, Clock::Real().Now());
-    front_->metrics().RecordRequest(request->layer->id, status.code(), status.ok() ? request->stats.queue_us : -1,
-                                    total_us);
-    spdlog::debug("request {}: {} rows of {}.{} in {} us: {}", request_id_, request->num_rows, request->layer->model,
-                  request->layer->spec.name, total_us, absl::StatusCodeToString(status.code()));
+    RecordAnswer(*front_, *request, status, request_id_);
     if (status.ok()) *response_ = EncodeForward(MakeResponse(*request), *output_);
     Finish(ToGrpcStatus(status));
   }
@@ -195,6 +139,7 @@ class ForwardCall final : public grpc::ServerUnaryReactor {
   grpc::CallbackServerContext* const context_;
   grpc::ByteBuffer* const response_;
   const std::string request_id_;
+  ServedLayer* layer_ = nullptr;  // once it is known
   std::shared_ptr<const grpc::Slice> output_;
   Mutex mu_;
   std::shared_ptr<Request> request_ ABSL_GUARDED_BY(mu_);  // while it is submitted and unanswered

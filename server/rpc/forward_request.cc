@@ -1,0 +1,84 @@
+#include "server/rpc/forward_request.h"
+
+#include <cmath>
+
+#include "moe/base/logging.h"
+
+namespace switchyard {
+namespace {
+
+constexpr double kMaxCapacityFactor = 1e6;
+
+absl::Status CheckWish(const GateWish& wish, const LayerSpec& spec) {
+  if (wish.gate_idx < 0 || wish.gate_idx >= spec.num_gates()) {
+    return absl::InvalidArgumentError(absl::StrCat("gate_index: the layer has ", spec.num_gates(),
+                                                   " gates, expected 0 to ", spec.num_gates() - 1, ", found ",
+                                                   wish.gate_idx));
+  }
+  if (wish.top_k < 0 || wish.top_k > spec.num_experts) {
+    return absl::InvalidArgumentError(absl::StrCat("top_k: expected 1 to ", spec.num_experts,
+                                                   " experts, or 0 for the gate's own number, found ", wish.top_k));
+  }
+  const GateSpec& gate = spec.gate_at(static_cast<int>(wish.gate_idx));
+  if (gate.scoring == Scoring::kSparseMixer && wish.top_k > gate.top_k) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("top_k: this gate (sparsemixer) draws ", gate.top_k, " experts at most, found ", wish.top_k));
+  }
+  if (wish.capacity_factor.has_value() && !(std::abs(*wish.capacity_factor) <= kMaxCapacityFactor)) {
+    return absl::InvalidArgumentError(absl::StrCat("capacity_factor: expected a number from ", -kMaxCapacityFactor,
+                                                   " to ", kMaxCapacityFactor, ", found ", *wish.capacity_factor));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status ChooseGate(const GateWish& wish, int64_t max_batch_rows, Request* request) {
+  const LayerSpec& spec = request->layer->spec;
+  SY_RETURN_IF_ERROR(CheckWish(wish, spec));
+  const GateSpec& gate = spec.gate_at(static_cast<int>(wish.gate_idx));
+  request->gate_idx = static_cast<int>(wish.gate_idx);
+  request->top_k = wish.top_k > 0 ? static_cast<int>(wish.top_k) : gate.top_k;
+  request->capacity = gate.capacity;
+  if (wish.capacity_factor.has_value()) {
+    request->capacity.rule = CapacityRule::kTutel;
+    request->capacity.factor = *wish.capacity_factor;
+  }
+  const int usual = spec.num_choices();
+  request->row_cost = (request->num_choices() + usual - 1) / usual;
+  if (request->row_cost <= max_batch_rows) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "top_k: ", request->top_k, " is more than steps of --max_batch_rows=", max_batch_rows, " have room for"));
+}
+
+std::shared_ptr<const grpc::Slice> AllocateOutput(int64_t num_bytes, Request* request) {
+  auto output = std::make_shared<grpc::Slice>(static_cast<size_t>(num_bytes));
+  request->output = reinterpret_cast<std::byte*>(const_cast<uint8_t*>(output->begin()));
+  request->output_owner = output;
+  return output;
+}
+
+std::string RequestId(const grpc::CallbackServerContext& context) {
+  const auto& metadata = context.client_metadata();
+  const auto it = metadata.find("x-request-id");
+  return it == metadata.end() ? "" : std::string(it->second.data(), it->second.size());
+}
+
+void RecordAnswer(Front& front, const Request& request, const absl::Status& status, const std::string& request_id) {
+  const int64_t total_us = MicrosBetween(request.arrival, Clock::Real().Now());
+  front.metrics().RecordRequest(request.layer->id, status.code(), request.stats, total_us);
+  spdlog::debug("request {}: {} rows of {}.{} in {} us: {}", request_id, request.num_rows, request.layer->model,
+                request.layer->spec.name, total_us, absl::StatusCodeToString(status.code()));
+}
+
+void RecordRefusal(Front& front, const ServedLayer* layer, const absl::Status& status, const std::string& request_id) {
+  front.metrics().RecordRejection(status.code(), layer == nullptr ? std::nullopt : std::optional(layer->id));
+  spdlog::debug("request {} refused: {}", request_id, status.message());
+}
+
+void AddPushback(const absl::Status& status, grpc::CallbackServerContext* context) {
+  if (!absl::IsResourceExhausted(status)) return;
+  context->AddTrailingMetadata("grpc-retry-pushback-ms", absl::StrCat(Admission::kPushbackMs));
+}
+
+}  // namespace switchyard

@@ -1,0 +1,41 @@
+// What the native and the KServe API do alike with a request for one layer: its gate, its output, its traces in metrics
+// and log.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "moe/base/status.h"
+#include "server/front.h"
+
+namespace switchyard {
+
+// What a caller wants of a layer's gates; unchecked.
+struct GateWish {
+  int64_t gate_idx = 0;
+  int64_t top_k = 0;  // 0 for the gate's own
+  std::optional<double> capacity_factor;
+};
+
+// Sets the request's gate, top_k, capacity and row cost. The request has its layer. InvalidArgument names gate_index,
+// top_k or capacity_factor, what was expected and what came.
+absl::Status ChooseGate(const GateWish& wish, int64_t max_batch_rows, Request* request);
+
+// Gives the request `num_bytes` of output, which the request and the caller share: a view of the slice it returns.
+std::shared_ptr<const grpc::Slice> AllocateOutput(int64_t num_bytes, Request* request);
+
+// The caller's x-request-id, for the log; empty when it sent none.
+std::string RequestId(const grpc::CallbackServerContext& context);
+
+// A submitted request was answered.
+void RecordAnswer(Front& front, const Request& request, const absl::Status& status, const std::string& request_id);
+// A request was refused before it was submitted; `layer` is null when it named none.
+void RecordRefusal(Front& front, const ServedLayer* layer, const absl::Status& status, const std::string& request_id);
+
+// Tells the caller of an overloaded server how long to wait before it tries again.
+void AddPushback(const absl::Status& status, grpc::CallbackServerContext* context);
+
+}  // namespace switchyard

@@ -1,0 +1,156 @@
+#include "server/rpc/kserve_infer_call.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <utility>
+
+#include "server/rpc/forward_request.h"
+
+namespace switchyard {
+namespace {
+
+// A timeout of more is none; clocks overflow beyond.
+constexpr int64_t kLongestTimeoutUs = int64_t{86'400} * 1'000'000;
+
+// The first `top_k` of each row's choices; those after them are shared experts.
+template <typename T>
+grpc::Slice FirstChoices(const std::vector<T>& choices, int64_t num_rows, int stride, int top_k) {
+  grpc::Slice slice(static_cast<size_t>(num_rows) * top_k * sizeof(T));
+  auto* to = reinterpret_cast<std::byte*>(const_cast<uint8_t*>(slice.begin()));
+  for (int64_t row = 0; row < num_rows; ++row, to += top_k * sizeof(T)) {
+    std::memcpy(to, choices.data() + row * stride, top_k * sizeof(T));
+  }
+  return slice;
+}
+
+void AddOutput(const char* name, std::string datatype, int64_t num_rows, int64_t width,
+               inference::ModelInferResponse* head) {
+  auto& output = *head->add_outputs();
+  output.set_name(name);
+  output.set_datatype(std::move(datatype));
+  output.add_shape(num_rows);
+  output.add_shape(width);
+}
+
+}  // namespace
+
+void InferCall::Start(const grpc::ByteBuffer& bytes) {
+  const absl::Status status = Submit(bytes);
+  if (status.ok()) {
+    if (infer_.timeout_us > 0 && infer_.timeout_us <= kLongestTimeoutUs) SetTimeout();
+    return;
+  }
+  RecordRefusal(*front_, entry_ == nullptr ? nullptr : entry_->layer, status, log_id_);
+  result_.status = status;
+  Release();
+}
+
+absl::Status InferCall::Submit(const grpc::ByteBuffer& bytes) {
+  SY_ASSIGN_OR_RETURN(DecodedInfer decoded, DecodeInfer(bytes));
+  result_.head.set_id(decoded.head.id());
+  SY_ASSIGN_OR_RETURN(entry_, models_->Find(decoded.head.model_name(), decoded.head.model_version()));
+  const ServerOptions& options = front_->options();
+  SY_ASSIGN_OR_RETURN(
+      infer_, MakeInferRequest(std::move(decoded), *entry_, {options.max_request_bytes, options.max_batch_rows}));
+  const std::shared_ptr<Request> request = std::move(infer_.request);
+  output_ = AllocateOutput(infer_.num_bytes, request.get());
+  request->done = [self = shared_from_this()](const absl::Status& status) { self->OnDone(status); };
+  {
+    MutexLock lock(&mu_);
+    request_ = request;
+  }
+  const absl::Status status = front_->Submit(request, infer_.num_bytes);
+  if (!status.ok()) {
+    MutexLock lock(&mu_);
+    request_ = nullptr;
+    request->done = nullptr;  // it holds this object
+  }
+  return status;
+}
+
+void InferCall::SetTimeout() {
+  const auto when = std::chrono::system_clock::now() + std::chrono::microseconds(infer_.timeout_us);
+  MutexLock lock(&mu_);
+  if (request_ == nullptr) return;  // answered already
+  ++pending_;
+  timeout_ = std::make_unique<grpc::Alarm>();
+  timeout_->Set(when, [self = shared_from_this()](bool expired) mutable {
+    // The alarm, which is this object's, keeps the function: without the move they would keep each other.
+    const std::shared_ptr<InferCall> call = std::move(self);
+    call->OnTimeout(expired);
+  });
+}
+
+void InferCall::OnTimeout(bool expired) {
+  std::shared_ptr<Request> request;
+  if (expired) {
+    MutexLock lock(&mu_);
+    timed_out_ = request_ != nullptr;
+    request = request_;
+  }
+  if (request != nullptr) front_->Cancel(request);
+  Release();
+}
+
+void InferCall::Cancel() {
+  std::shared_ptr<Request> request;
+  {
+    MutexLock lock(&mu_);
+    request = request_;
+  }
+  if (request != nullptr) front_->Cancel(request);
+}
+
+void InferCall::OnDone(const absl::Status& status) {
+  std::shared_ptr<Request> request;
+  result_.status = status;
+  {
+    MutexLock lock(&mu_);
+    request.swap(request_);
+    if (timed_out_ && absl::IsCancelled(status)) {
+      result_.status = absl::DeadlineExceededError(
+          absl::StrCat("parameters timeout: not answered within ", infer_.timeout_us, " us"));
+    }
+    if (timeout_ != nullptr) timeout_->Cancel();
+  }
+  RecordAnswer(*front_, *request, result_.status, log_id_);
+  if (result_.status.ok()) FillAnswer(*request);
+  Release();
+}
+
+void InferCall::Release() {
+  {
+    MutexLock lock(&mu_);
+    if (--pending_ > 0) return;
+  }
+  answer_(result_);
+}
+
+void InferCall::FillAnswer(const Request& request) {
+  inference::ModelInferResponse& head = result_.head;
+  head.set_model_name(entry_->name);
+  head.set_model_version(kKserveVersion);
+  if (request.return_balance_loss) (*head.mutable_parameters())["balance_loss"].set_double_param(request.balance_loss);
+  const int64_t num_rows = request.num_rows;
+  const int stride = request.routing.top_k;
+  for (const InferOutput output : infer_.outputs) {
+    switch (output) {
+      case InferOutput::kRows:
+        AddOutput(kRowsName, std::string(KserveDType(request.dtype)), num_rows, request.layer->spec.hidden_dim, &head);
+        result_.tensors.push_back(*output_);
+        break;
+      case InferOutput::kExpertIds:
+        AddOutput(kExpertIdsName, "INT32", num_rows, request.top_k, &head);
+        result_.tensors.push_back(FirstChoices(request.routing.expert_idx, num_rows, stride, request.top_k));
+        break;
+      case InferOutput::kExpertWeights:
+        AddOutput(kExpertWeightsName, "FP32", num_rows, request.top_k, &head);
+        result_.tensors.push_back(FirstChoices(request.routing.weight, num_rows, stride, request.top_k));
+        break;
+    }
+  }
+  if (infer_.marks_final) (*head.mutable_parameters())["triton_final_response"].set_bool_param(true);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,68 @@
+// One ModelInfer request between its bytes and its answer. A unary call has one, a stream many.
+#pragma once
+
+#include <grpcpp/alarm.h>
+#include <grpcpp/grpcpp.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "moe/base/mutex.h"
+#include "server/front.h"
+#include "server/rpc/kserve_infer_request.h"
+#include "server/rpc/kserve_models.h"
+
+namespace switchyard {
+
+struct InferAnswer {
+  absl::Status status;
+  inference::ModelInferResponse head;  // of a request that failed, its id alone
+  std::vector<grpc::Slice> tensors;    // of head's outputs
+};
+
+// Thread-safe.
+class InferCall : public std::enable_shared_from_this<InferCall> {
+ public:
+  using AnswerFn = std::function<void(const InferAnswer&)>;
+
+  // `answer` is called exactly once, on any thread, perhaps before Start returns; what was submitted has ended then and
+  // nothing refers to the front any more. Both pointers outlive that. `log_id` is for the log.
+  InferCall(Front* front, const KserveModels* models, std::string log_id, AnswerFn answer)
+      : front_(front), models_(models), log_id_(std::move(log_id)), answer_(std::move(answer)) {}
+
+  // Once.
+  void Start(const grpc::ByteBuffer& bytes);
+  // The caller is gone: the request leaves the queue.
+  void Cancel();
+
+ private:
+  absl::Status Submit(const grpc::ByteBuffer& bytes);
+  // Ends the request with DEADLINE_EXCEEDED when it is not answered by then.
+  void SetTimeout();
+  void OnTimeout(bool expired);
+  void OnDone(const absl::Status& status);
+  // One of the things that `answer_` waits for has ended; the last of them calls it.
+  void Release();
+  void FillAnswer(const Request& request);
+
+  Front* const front_;
+  const KserveModels* const models_;
+  const std::string log_id_;
+  const AnswerFn answer_;
+
+  // Written by Start; by OnDone, once, after that.
+  const KserveModels::Entry* entry_ = nullptr;
+  InferRequest infer_;  // its request is moved to request_
+  std::shared_ptr<const grpc::Slice> output_;
+  InferAnswer result_;
+
+  Mutex mu_;
+  std::shared_ptr<Request> request_ ABSL_GUARDED_BY(mu_);      // while it is submitted and unanswered
+  std::unique_ptr<grpc::Alarm> timeout_ ABSL_GUARDED_BY(mu_);  // of a request that has one
+  bool timed_out_ ABSL_GUARDED_BY(mu_) = false;
+  int pending_ ABSL_GUARDED_BY(mu_) = 1;  // the request, and its timeout when it has one
+};
+
+}  // namespace switchyard

@@ -1,0 +1,186 @@
+#include "server/rpc/kserve_infer_request.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+namespace switchyard {
+namespace {
+
+using inference::ModelInferRequest;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+constexpr int64_t kDim = 8;
+constexpr InferLimits kLimits = {.max_request_bytes = 1 << 20, .max_batch_rows = 64};
+
+class InferRequestTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    ServerOptions options;
+    options.models = {{"m", "synthetic:dim=8,hidden=8,experts=6,topk=2,layers=1"}};
+    options.local_workers = 1;
+    options.device = "cpu";
+    table_ = *ModelTable::Load(options, 1);
+    models_ = std::make_unique<KserveModels>(*table_);
+    request_.set_model_name("m.0");
+    auto& input = *request_.add_inputs();
+    input.set_name("hidden_states");
+    SetRows("FP32", 3, 3 * kDim * 4);
+  }
+
+  void SetRows(const std::string& datatype, int64_t num_rows, size_t num_bytes) {
+    auto& input = *request_.mutable_inputs(0);
+    input.set_datatype(datatype);
+    input.clear_shape();
+    input.add_shape(num_rows);
+    input.add_shape(kDim);
+    request_.clear_raw_input_contents();
+    request_.add_raw_input_contents(std::string(num_bytes, '\0'));
+  }
+  inference::InferParameter& Parameter(const char* name) { return (*request_.mutable_parameters())[name]; }
+
+  absl::StatusOr<InferRequest> Make(const InferLimits& limits = kLimits) {
+    const grpc::Slice slice(request_.SerializeAsString());
+    auto decoded = DecodeInfer(grpc::ByteBuffer(&slice, 1));
+    EXPECT_TRUE(decoded.ok()) << decoded.status();
+    return MakeInferRequest(*std::move(decoded), models_->entries()[0], limits);
+  }
+  void ExpectError(absl::StatusCode code, const std::string& text, const InferLimits& limits = kLimits) {
+    const auto infer = Make(limits);
+    EXPECT_EQ(infer.status().code(), code) << infer.status();
+    EXPECT_THAT(std::string(infer.status().message()), HasSubstr(text));
+  }
+  void ExpectInvalid(const std::string& text) { ExpectError(absl::StatusCode::kInvalidArgument, text); }
+
+  std::unique_ptr<ModelTable> table_;
+  std::unique_ptr<KserveModels> models_;
+  ModelInferRequest request_;
+};
+
+TEST_F(InferRequestTest, EveryTypeOfRows) {
+  for (const auto& [name, dtype] :
+       {std::pair("FP64", DType::kF64), {"FP32", DType::kF32}, {"FP16", DType::kF16}, {"BF16", DType::kBF16}}) {
+    const int64_t num_bytes = 5 * kDim * static_cast<int64_t>(SizeOf(dtype));
+    SetRows(name, 5, num_bytes);
+    const auto infer = Make();
+    ASSERT_TRUE(infer.ok()) << infer.status();
+    EXPECT_EQ(infer->request->dtype, dtype);
+    EXPECT_EQ(infer->request->num_rows, 5);
+    EXPECT_EQ(infer->num_bytes, num_bytes);
+    EXPECT_EQ(infer->request->layer, table_->layers()[0].get());
+    EXPECT_THAT(infer->outputs, ElementsAre(InferOutput::kRows));
+    EXPECT_FALSE(infer->request->return_routing);
+  }
+}
+
+TEST_F(InferRequestTest, TypedContentsAreTheSameRows) {
+  request_.clear_raw_input_contents();
+  std::vector<float> sent;
+  for (int i = 0; i < 3 * kDim; ++i) sent.push_back(static_cast<float>(i) / 3);
+  request_.mutable_inputs(0)->mutable_contents()->mutable_fp32_contents()->Add(sent.begin(), sent.end());
+  auto infer = Make();
+  ASSERT_TRUE(infer.ok()) << infer.status();
+  std::vector<float> read(sent.size());
+  infer->request->rows.ReadNext(DType::kF32, read.size(), DType::kF32, reinterpret_cast<std::byte*>(read.data()));
+  EXPECT_EQ(read, sent);
+
+  request_.mutable_inputs(0)->mutable_contents()->add_fp64_contents(1);
+  ExpectInvalid("inputs hidden_states: contents: expected fp32_contents alone");
+  request_.mutable_inputs(0)->mutable_contents()->clear_fp64_contents();
+  request_.mutable_inputs(0)->set_datatype("BF16");
+  ExpectInvalid("BF16 has no typed contents");
+  request_.mutable_inputs(0)->set_datatype("FP32");
+  request_.add_raw_input_contents("");
+  ExpectInvalid("expected none beside raw_input_contents");
+}
+
+TEST_F(InferRequestTest, OutputsInTheOrderAskedForAndOnce) {
+  for (const char* name : {"expert_weights", "output", "expert_ids", "output"}) request_.add_outputs()->set_name(name);
+  const auto infer = Make();
+  ASSERT_TRUE(infer.ok()) << infer.status();
+  EXPECT_THAT(infer->outputs, ElementsAre(InferOutput::kExpertWeights, InferOutput::kRows, InferOutput::kExpertIds));
+  EXPECT_TRUE(infer->request->return_routing);
+  request_.add_outputs()->set_name("logits");
+  ExpectInvalid("found 'logits'");
+}
+
+TEST_F(InferRequestTest, Parameters) {
+  Parameter("top_k").set_int64_param(3);
+  Parameter("timeout").set_uint64_param(1'000);
+  Parameter("capacity_factor").set_int64_param(2);
+  Parameter("balance_loss").set_bool_param(true);
+  Parameter("priority").set_uint64_param(std::numeric_limits<uint64_t>::max());
+  Parameter("colour").set_string_param("green");
+  Parameter("nothing");
+  const auto infer = Make();
+  ASSERT_TRUE(infer.ok()) << infer.status();
+  EXPECT_EQ(infer->request->top_k, 3);
+  EXPECT_EQ(infer->timeout_us, 1'000);
+  EXPECT_EQ(infer->request->capacity.rule, CapacityRule::kTutel);
+  EXPECT_EQ(infer->request->capacity.factor, 2);
+  EXPECT_TRUE(infer->request->return_balance_loss);
+  EXPECT_FALSE(infer->marks_final);
+}
+
+TEST_F(InferRequestTest, WrongParametersAreNamed) {
+  Parameter("top_k").set_int64_param(7);
+  ExpectInvalid("top_k: expected 1 to 6 experts");
+  Parameter("top_k").set_string_param("2");
+  ExpectInvalid("parameters top_k: expected an integer, found a string");
+  Parameter("top_k").set_uint64_param(std::numeric_limits<uint64_t>::max());
+  ExpectInvalid("top_k");
+  Parameter("top_k").clear_parameter_choice();
+  ExpectInvalid("parameters top_k: expected an integer, found none");
+  Parameter("top_k").set_int64_param(0);
+  Parameter("capacity_factor").set_double_param(std::nan(""));
+  ExpectInvalid("capacity_factor");
+  Parameter("capacity_factor").set_bool_param(true);
+  ExpectInvalid("parameters capacity_factor: expected a number, found a bool");
+  request_.mutable_parameters()->erase("capacity_factor");
+  Parameter("timeout").set_int64_param(-5);
+  ExpectInvalid("parameters timeout: expected 0 or more, found -5");
+}
+
+TEST_F(InferRequestTest, ShapesMustMatchTheBytesWithoutOverflow) {
+  SetRows("FP32", 3, 3 * kDim * 4 - 1);
+  ExpectInvalid("inputs hidden_states: expected 3 × 32 bytes for shape [3, 8] of FP32, found 95");
+  SetRows("FP32", (int64_t{1} << 59) + 3, 3 * kDim * 4);  // times 32 bytes is 3 · 32 modulo 2^64
+  ExpectInvalid("inputs hidden_states: expected");
+  SetRows("FP32", std::numeric_limits<int64_t>::max(), 32);
+  ExpectInvalid("inputs hidden_states: expected");
+  SetRows("FP32", 0, 0);
+  ExpectInvalid("shape: expected [rows, 8] with at least 1 row, found [0, 8]");
+  SetRows("FP32", -3, 96);
+  ExpectInvalid("found [-3, 8]");
+  request_.mutable_inputs(0)->add_shape(1);
+  ExpectInvalid("found [-3, 8, 1]");
+  SetRows("FP32", 3, 96);
+  ExpectError(absl::StatusCode::kResourceExhausted,
+              "inputs hidden_states: 96 bytes, the limit --max_request_bytes is 95",
+              {.max_request_bytes = 95, .max_batch_rows = 64});
+}
+
+TEST_F(InferRequestTest, OneInputOfTheRightName) {
+  request_.mutable_inputs(0)->set_name("pixels");
+  ExpectInvalid("inputs: expected 1 input, 'hidden_states', found 'pixels'");
+  request_.mutable_inputs(0)->set_name("hidden_states");
+  request_.add_raw_input_contents("");
+  ExpectInvalid("raw_input_contents: expected 1 entry, one for each input, found 2");
+  request_.add_inputs()->set_name("hidden_states");
+  ExpectInvalid("found 'hidden_states', 'hidden_states'");
+  request_.clear_inputs();
+  ExpectInvalid("found none");
+}
+
+TEST_F(InferRequestTest, SharedMemoryIsRefusedWithoutItsName) {
+  (*request_.mutable_inputs(0)->mutable_parameters())["shared_memory_region"].set_string_param("secret");
+  const auto infer = Make();
+  EXPECT_EQ(infer.status().code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(infer.status().message()), testing::Not(HasSubstr("secret")));
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,119 @@
+#include "server/rpc/kserve_models.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "server/rpc/kserve_statistics.h"
+
+namespace switchyard {
+namespace {
+
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::Not;
+
+std::unique_ptr<ModelTable> Table(std::vector<ModelOption> models) {
+  ServerOptions options;
+  options.models = std::move(models);
+  options.local_workers = 1;
+  options.device = "cpu";
+  return *ModelTable::Load(options, 1);
+}
+
+const ModelOption kSmall = {"small", "synthetic:dim=8,hidden=16,experts=6,topk=2,layers=2,dtype=bf16"};
+const ModelOption kDeep = {"deep.one", "synthetic:dim=8,hidden=8,experts=4,topk=1,layers=40,dtype=fp32"};
+
+std::vector<std::string> NamesOf(const KserveModels& models) {
+  std::vector<std::string> names;
+  for (const auto& entry : models.entries()) names.push_back(entry.name);
+  return names;
+}
+
+TEST(KserveModels, EveryLayerIsAModel) {
+  const auto table = Table({kSmall});
+  const KserveModels models(*table);
+  EXPECT_THAT(NamesOf(models), ElementsAre("small.0", "small.1"));
+  for (const char* version : {"", "1"}) {
+    const auto found = models.Find("small.1", version);
+    ASSERT_TRUE(found.ok()) << found.status();
+    EXPECT_EQ((*found)->layer, table->layers()[1].get());
+  }
+}
+
+TEST(KserveModels, UnknownNamesAndVersionsAreToldWhatThereIs) {
+  const auto table = Table({kSmall, kDeep});
+  const KserveModels models(*table);
+  const absl::Status layer = models.Find("small.2", "").status();
+  EXPECT_TRUE(absl::IsNotFound(layer));
+  EXPECT_THAT(std::string(layer.message()), AllOf(HasSubstr("'small.2'"), HasSubstr("there are: small.0, small.1")));
+  EXPECT_THAT(std::string(layer.message()), Not(HasSubstr("deep")));
+  EXPECT_THAT(std::string(models.Find("deep.one.77", "").status().message()), HasSubstr("deep.one.19 and 20 more"));
+  EXPECT_THAT(std::string(models.Find("smaller.0", "").status().message()), HasSubstr("small.0, small.1, deep.one.0"));
+  const absl::Status version = models.Find("small.0", "3").status();
+  EXPECT_TRUE(absl::IsNotFound(version)) << version;
+  EXPECT_THAT(std::string(version.message()), HasSubstr("version 3 is not found; it has version 1"));
+  EXPECT_TRUE(absl::IsInvalidArgument(models.Find("small.0", "latest").status()));
+}
+
+TEST(KserveModels, WhatACallerSentIsShownCut) {
+  const auto table = Table({kSmall});
+  const absl::Status status = KserveModels(*table).Find(std::string(100'000, 'x'), "").status();
+  EXPECT_LT(status.message().size(), 300);
+}
+
+TEST(KserveModels, NamesMayHaveDots) {
+  const auto table = Table({kSmall, {"small.1", "synthetic:dim=8,hidden=8,experts=4,topk=1,layers=1"}});
+  const KserveModels models(*table);
+  EXPECT_THAT(NamesOf(models), ElementsAre("small.0", "small.1", "small.1.0"));
+  EXPECT_EQ((*models.Find("small.1.0", ""))->layer->spec.hidden_dim, 8);
+  EXPECT_EQ((*models.Find("small.1.0", ""))->model->name, "small.1");
+}
+
+TEST(KserveMetadata, TensorsHaveTheLayersShapesAndComputeType) {
+  const auto table = Table({kSmall});
+  const KserveModels models(*table);
+  const auto metadata = MetadataOf(models.entries()[0]);
+  EXPECT_EQ(metadata.name(), "small.0");
+  EXPECT_THAT(metadata.versions(), ElementsAre("1"));
+  ASSERT_EQ(metadata.inputs_size(), 1);
+  EXPECT_EQ(metadata.inputs(0).datatype(), "BF16");
+  EXPECT_THAT(metadata.inputs(0).shape(), ElementsAre(-1, 8));
+  ASSERT_EQ(metadata.outputs_size(), 3);
+  EXPECT_EQ(metadata.outputs(1).datatype(), "INT32");
+  EXPECT_THAT(metadata.outputs(2).shape(), ElementsAre(-1, 2));
+  const auto config = ConfigOf(models.entries()[0]);
+  EXPECT_EQ(config.max_batch_size(), 0);
+  EXPECT_TRUE(config.has_model_transaction_policy());
+  EXPECT_EQ(config.input(0).data_type(), inference::TYPE_BF16);
+  EXPECT_THAT(config.output(0).dims(), ElementsAre(-1, 8));
+  EXPECT_EQ(config.parameters().at("num_experts").string_value(), "6");
+}
+
+TEST(KserveDType, NamesGoBothWays) {
+  for (DType dtype : {DType::kF64, DType::kF32, DType::kF16, DType::kBF16}) {
+    EXPECT_EQ(*ParseKserveDType(std::string(KserveDType(dtype))), dtype);
+  }
+  EXPECT_THAT(std::string(ParseKserveDType("TYPE_BF16").status().message()), HasSubstr("found 'TYPE_BF16'"));
+}
+
+TEST(KserveStatistics, CountsAndNanoseconds) {
+  LayerStatistics statistics;
+  statistics.RecordSuccess({.num_steps = 1, .queue_us = 10, .gate_us = 3, .plan_us = 2, .step_us = 50}, 70);
+  statistics.RecordStep(100, 5, 50);
+  const auto model = StatisticsOf("small.0", statistics.snapshot());
+  EXPECT_EQ(model.version(), "1");
+  EXPECT_EQ(model.inference_count(), 1);
+  EXPECT_EQ(model.execution_count(), 1);
+  EXPECT_EQ(model.inference_stats().success().ns(), 70'000);
+  EXPECT_EQ(model.inference_stats().compute_input().ns(), 5'000);
+  EXPECT_EQ(model.inference_stats().compute_output().ns(), 5'000);
+  EXPECT_EQ(model.inference_stats().fail().count(), 0);
+  ASSERT_EQ(model.batch_stats_size(), 1);
+  EXPECT_EQ(model.batch_stats(0).batch_size(), 128);
+  EXPECT_EQ(model.batch_stats(0).compute_infer().ns(), 50'000);
+  EXPECT_GT(model.last_inference(), 0);
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,217 @@
+#include "server/rpc/kserve_service.h"
+
+#include <memory>
+#include <utility>
+
+#include "moe/base/version.h"
+#include "rpc/grpc_status.h"
+#include "server/rpc/forward_request.h"
+#include "server/rpc/kserve_infer_call.h"
+#include "server/rpc/kserve_statistics.h"
+#include "server/rpc/kserve_stream.h"
+#include "server/rpc/log_settings.h"
+
+namespace switchyard {
+namespace {
+
+// Parts of the protocol beyond its core that are here, by the names that Triton gives them.
+constexpr const char* kExtensions[] = {"model_configuration", "parameters", "statistics", "logging"};
+
+grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const absl::Status& status) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status));
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* NotHere(grpc::CallbackServerContext* context, absl::string_view what) {
+  return FinishNow(context, absl::UnimplementedError(absl::StrCat(what, ": not offered by this server")));
+}
+
+// One ModelInfer call. Deletes itself when gRPC is done with it.
+class UnaryInfer final : public grpc::ServerUnaryReactor {
+ public:
+  UnaryInfer(Front* front, const KserveModels* models, grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
+      : context_(context),
+        response_(response),
+        call_(std::make_shared<InferCall>(front, models, RequestId(*context),
+                                          [this](const InferAnswer& answer) { Answer(answer); })) {}
+
+  void Start(const grpc::ByteBuffer& bytes) {
+    const std::shared_ptr<InferCall> call = call_;  // this object may be gone before Start returns
+    call->Start(bytes);
+  }
+
+ private:
+  void Answer(const InferAnswer& answer) {
+    if (answer.status.ok()) *response_ = EncodeInfer(answer.head, answer.tensors);
+    AddPushback(answer.status, context_);
+    Finish(ToGrpcStatus(answer.status));
+  }
+
+  void OnCancel() override { call_->Cancel(); }
+  void OnDone() override { delete this; }
+
+  grpc::CallbackServerContext* const context_;
+  grpc::ByteBuffer* const response_;
+  const std::shared_ptr<InferCall> call_;
+};
+
+}  // namespace
+
+// ---- Health and metadata --------------------------------------------------------------------------------------------
+
+KserveService::Reactor* KserveService::ServerLive(Context* context, const inference::ServerLiveRequest*,
+                                                  inference::ServerLiveResponse* response) {
+  response->set_live(true);
+  return FinishNow(context, absl::OkStatus());
+}
+
+KserveService::Reactor* KserveService::ServerReady(Context* context, const inference::ServerReadyRequest*,
+                                                   inference::ServerReadyResponse* response) {
+  response->set_ready(front_->ready());
+  return FinishNow(context, absl::OkStatus());
+}
+
+KserveService::Reactor* KserveService::ModelReady(Context* context, const inference::ModelReadyRequest* request,
+                                                  inference::ModelReadyResponse* response) {
+  const auto entry = models_->Find(request->name(), request->version());
+  response->set_ready(entry.ok() && front_->ready());
+  // A model that is not there is not ready; anything else that is wrong is the caller's mistake.
+  return FinishNow(context, absl::IsNotFound(entry.status()) ? absl::OkStatus() : entry.status());
+}
+
+KserveService::Reactor* KserveService::ServerMetadata(Context* context, const inference::ServerMetadataRequest*,
+                                                      inference::ServerMetadataResponse* response) {
+  response->set_name("switchyard");
+  response->set_version(std::string(kVersion));
+  for (const char* extension : kExtensions) response->add_extensions(extension);
+  return FinishNow(context, absl::OkStatus());
+}
+
+KserveService::Reactor* KserveService::ModelMetadata(Context* context, const inference::ModelMetadataRequest* request,
+                                                     inference::ModelMetadataResponse* response) {
+  const auto entry = models_->Find(request->name(), request->version());
+  if (entry.ok()) *response = MetadataOf(**entry);
+  return FinishNow(context, entry.status());
+}
+
+KserveService::Reactor* KserveService::ModelConfig(Context* context, const inference::ModelConfigRequest* request,
+                                                   inference::ModelConfigResponse* response) {
+  const auto entry = models_->Find(request->name(), request->version());
+  if (entry.ok()) *response->mutable_config() = ConfigOf(**entry);
+  return FinishNow(context, entry.status());
+}
+
+KserveService::Reactor* KserveService::RepositoryIndex(Context* context,
+                                                       const inference::RepositoryIndexRequest* request,
+                                                       inference::RepositoryIndexResponse* response) {
+  if (!request->repository_name().empty()) {
+    return FinishNow(context, absl::InvalidArgumentError(absl::StrCat("repository_name: expected none, found ",
+                                                                      Quoted(request->repository_name()))));
+  }
+  const std::string state = front_->state();
+  const bool ready = state == "serving";
+  if (request->ready() && !ready) return FinishNow(context, absl::OkStatus());
+  for (const KserveModels::Entry& entry : models_->entries()) {
+    auto& model = *response->add_models();
+    model.set_name(entry.name);
+    model.set_version(kKserveVersion);
+    model.set_state(ready ? "READY" : state == "starting" ? "LOADING" : "UNAVAILABLE");
+    if (!ready) model.set_reason(state);
+  }
+  return FinishNow(context, absl::OkStatus());
+}
+
+// ---- Inference ------------------------------------------------------------------------------------------------------
+
+KserveService::Reactor* KserveService::ModelInfer(Context* context, const grpc::ByteBuffer* request,
+                                                  grpc::ByteBuffer* response) {
+  auto* call = new UnaryInfer(front_, models_, context, response);
+  call->Start(*request);
+  return call;
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* KserveService::ModelStreamInfer(Context* context) {
+  return NewInferStream(front_, models_, *context, {.max_bytes = front_->options().max_request_bytes});
+}
+
+// ---- Statistics and settings ----------------------------------------------------------------------------------------
+
+KserveService::Reactor* KserveService::ModelStatistics(Context* context,
+                                                       const inference::ModelStatisticsRequest* request,
+                                                       inference::ModelStatisticsResponse* response) {
+  const auto add = [&](const KserveModels::Entry& entry) {
+    *response->add_model_stats() = StatisticsOf(entry.name, front_->metrics().Statistics(entry.layer->id));
+  };
+  if (request->name().empty()) {
+    for (const KserveModels::Entry& entry : models_->entries()) add(entry);
+    return FinishNow(context, absl::OkStatus());
+  }
+  const auto entry = models_->Find(request->name(), request->version());
+  if (entry.ok()) add(**entry);
+  return FinishNow(context, entry.status());
+}
+
+KserveService::Reactor* KserveService::LogSettings(Context* context, const inference::LogSettingsRequest* request,
+                                                   inference::LogSettingsResponse* response) {
+  const absl::Status status = ChangeLogSettings(*request);
+  if (status.ok()) *response = CurrentLogSettings();
+  return FinishNow(context, status);
+}
+
+// ---- What is not here -----------------------------------------------------------------------------------------------
+
+KserveService::Reactor* KserveService::RepositoryModelLoad(Context* context,
+                                                           const inference::RepositoryModelLoadRequest*,
+                                                           inference::RepositoryModelLoadResponse*) {
+  return NotHere(context, "RepositoryModelLoad: models are loaded at the start");
+}
+
+KserveService::Reactor* KserveService::RepositoryModelUnload(Context* context,
+                                                             const inference::RepositoryModelUnloadRequest*,
+                                                             inference::RepositoryModelUnloadResponse*) {
+  return NotHere(context, "RepositoryModelUnload: models stay until the end");
+}
+
+KserveService::Reactor* KserveService::SystemSharedMemoryStatus(Context* context,
+                                                                const inference::SystemSharedMemoryStatusRequest*,
+                                                                inference::SystemSharedMemoryStatusResponse*) {
+  return NotHere(context, "SystemSharedMemoryStatus");
+}
+
+KserveService::Reactor* KserveService::SystemSharedMemoryRegister(Context* context,
+                                                                  const inference::SystemSharedMemoryRegisterRequest*,
+                                                                  inference::SystemSharedMemoryRegisterResponse*) {
+  return NotHere(context, "SystemSharedMemoryRegister");
+}
+
+KserveService::Reactor* KserveService::SystemSharedMemoryUnregister(
+    Context* context, const inference::SystemSharedMemoryUnregisterRequest*,
+    inference::SystemSharedMemoryUnregisterResponse*) {
+  return NotHere(context, "SystemSharedMemoryUnregister");
+}
+
+KserveService::Reactor* KserveService::CudaSharedMemoryStatus(Context* context,
+                                                              const inference::CudaSharedMemoryStatusRequest*,
+                                                              inference::CudaSharedMemoryStatusResponse*) {
+  return NotHere(context, "CudaSharedMemoryStatus");
+}
+
+KserveService::Reactor* KserveService::CudaSharedMemoryRegister(Context* context,
+                                                                const inference::CudaSharedMemoryRegisterRequest*,
+                                                                inference::CudaSharedMemoryRegisterResponse*) {
+  return NotHere(context, "CudaSharedMemoryRegister");
+}
+
+KserveService::Reactor* KserveService::CudaSharedMemoryUnregister(Context* context,
+                                                                  const inference::CudaSharedMemoryUnregisterRequest*,
+                                                                  inference::CudaSharedMemoryUnregisterResponse*) {
+  return NotHere(context, "CudaSharedMemoryUnregister");
+}
+
+KserveService::Reactor* KserveService::TraceSetting(Context* context, const inference::TraceSettingRequest*,
+                                                    inference::TraceSettingResponse*) {
+  return NotHere(context, "TraceSetting");
+}
+
+}  // namespace switchyard

@@ -1,0 +1,20 @@
+// The front's log level in the terms of Triton's LogSettings:
+//
+//   log_error, log_warning, log_info   whether such lines are written
+//   log_verbose_level                  0; 1 for debug lines; 2 and more for trace lines too
+//
+// The levels are one scale: what switches a level off switches off all that is less grave.
+#pragma once
+
+#include "moe/base/status.h"
+#include "proto/inference.pb.h"
+
+namespace switchyard {
+
+// Takes effect at once, for the front alone. Without settings nothing changes. InvalidArgument names the setting that
+// is not known or of the wrong kind, and nothing changes then either.
+absl::Status ChangeLogSettings(const inference::LogSettingsRequest& request);
+
+inference::LogSettingsResponse CurrentLogSettings();
+
+}  // namespace switchyard
