@@ -33,7 +33,7 @@ SY_ALWAYS_INLINE float ExpOfNonPositive(float x) {
 SY_ALWAYS_INLINE float ExpOrZero(float x) { return x < -87.0f ? 0.0f : ExpOfNonPositive(x); }
 
 SY_ALWAYS_INLINE float SumOfExp(const float* logits, int padded_size, float largest) {
-  float sums[kLanes] = {};
+  alignas(kLaneBytes) float sums[kLanes] = {};
   for (int begin = 0; begin < padded_size; begin += kLanes) {
     for (int lane = 0; lane < kLanes; ++lane) sums[lane] += ExpOfNonPositive(logits[begin + lane] - largest);
   }

@@ -126,7 +126,7 @@ void NormalizeAndScale(const GateSpec& spec, float* weight) {
 // The softmax of the best among the experts near it (phimoe's sparsemixer without its noise). Logits are those of the
 // experts not drawn yet, -inf the others: their quotient inf/inf is no larger than anything, and their exponential 0.
 SY_ALWAYS_INLINE float ShareOfBest(const float* logits, int padded_size, float best, float threshold) {
-  float sums[kLanes] = {};
+  alignas(kLaneBytes) float sums[kLanes] = {};
   for (int begin = 0; begin < padded_size; begin += kLanes) {
     for (int lane = 0; lane < kLanes; ++lane) {
       const float logit = logits[begin + lane], below = best - logit;

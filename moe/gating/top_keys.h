@@ -19,6 +19,8 @@
 namespace switchyard {
 
 inline constexpr int kLanes = 16;  // floats in the widest vector register
+// Alignment of arrays of so many: AddressSanitizer's stack frames have less, where the compiler counts on it.
+inline constexpr int kLaneBytes = kLanes * sizeof(float);
 // Below the key of every number: the key of a NaN alone, and the mark of what is taken or beyond the end.
 inline constexpr int32_t kTaken = std::numeric_limits<int32_t>::min();
 
@@ -50,7 +52,8 @@ SY_ALWAYS_INLINE void TakeLargestK(int32_t* keys, int num_keys, int top_k, int32
 
 // A key that at least `rank` <= kLanes keys reach: the rank-th largest of the lanes' maxima.
 SY_ALWAYS_INLINE int32_t BoundBelow(const int32_t* keys, int num_keys, int rank) {
-  int32_t largest[kLanes], num_above[kLanes] = {};
+  alignas(kLaneBytes) int32_t largest[kLanes];
+  alignas(kLaneBytes) int32_t num_above[kLanes] = {};
   for (int lane = 0; lane < kLanes; ++lane) largest[lane] = keys[lane];
   for (int begin = kLanes; begin < num_keys; begin += kLanes) {
     for (int lane = 0; lane < kLanes; ++lane) largest[lane] = std::max(largest[lane], keys[begin + lane]);
@@ -66,7 +69,7 @@ SY_ALWAYS_INLINE int32_t BoundBelow(const int32_t* keys, int num_keys, int rank)
 // The `top_k` best of the keys that reach `bound`, best first. Equal keys stay in the order of their indices, as they
 // come in it and only pass smaller ones.
 SY_AVX512 inline void RankCandidates(const int32_t* keys, int num_keys, int32_t bound, int top_k, int32_t* expert_idx) {
-  int32_t best[kLanes];
+  alignas(kLaneBytes) int32_t best[kLanes];
   int num_best = 0;
   for (int begin = 0; begin < num_keys; begin += kLanes) {
     uint32_t reached = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(keys + begin), _mm512_set1_epi32(bound));
