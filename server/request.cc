@@ -3,15 +3,13 @@
 #include <algorithm>
 #include <cstring>
 
+#include "moe/gating/capacity.h"
 #include "moe/tensor/convert.h"
 
 namespace switchyard {
 
 bool Request::IsRoutedWhole() const {
-  // Tutel's factor 0 makes room for whatever comes.
-  const bool is_limited =
-      capacity.rule != CapacityRule::kNone && !(capacity.rule == CapacityRule::kTutel && capacity.factor == 0);
-  return is_limited || return_balance_loss || !layer->spec.gate_at(gate_idx).experts_of_choices.empty();
+  return CanDropChoices(capacity) || return_balance_loss || !layer->spec.gate_at(gate_idx).experts_of_choices.empty();
 }
 
 size_t ChunkedRows::size_bytes() const {

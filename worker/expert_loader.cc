@@ -3,20 +3,18 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <thread>
 
 #include "moe/base/mutex.h"
-#include "moe/weights/storage_order.h"
 
 namespace switchyard {
 namespace {
 
 std::vector<ExpertToLoad> InStorageOrder(const WeightSource& source, const std::vector<ExpertToLoad>& experts) {
-  const auto* stored = dynamic_cast<const StoredInFiles*>(&source);
-  if (stored == nullptr) return experts;
-  std::vector<StoragePosition> positions;
+  std::vector<std::optional<StoragePosition>> positions;  // without files all are equal, and the order stays
   for (const ExpertToLoad& expert : experts) {
-    positions.push_back(stored->PositionOf(expert.layer_idx, expert.expert_idx));
+    positions.push_back(source.PositionOf(expert.layer_idx, expert.expert_idx));
   }
   std::vector<size_t> order(experts.size());
   std::iota(order.begin(), order.end(), 0);

@@ -99,6 +99,11 @@ void Renormalize(const GateSpec& spec, float* weight, int top_k) {
 
 }  // namespace
 
+bool CanDropChoices(const CapacitySpec& capacity) {
+  if (capacity.rule == CapacityRule::kTutel) return capacity.factor != 0;
+  return capacity.rule != CapacityRule::kNone;
+}
+
 int64_t CapacityOf(const CapacitySpec& capacity, int top_k, int num_experts, int64_t num_rows, int64_t fullest) {
   switch (capacity.rule) {
     case CapacityRule::kNone:
@@ -115,7 +120,7 @@ int64_t CapacityOf(const CapacitySpec& capacity, int top_k, int num_experts, int
 
 void ApplyCapacity(const GateSpec& spec, int top_k, int num_experts, int64_t first_row, int64_t num_rows,
                    std::span<const float> best_score, Routing* routing) {
-  if (spec.capacity.rule == CapacityRule::kNone || num_rows == 0) return;
+  if (!CanDropChoices(spec.capacity) || num_rows == 0) return;
   Choices choices(top_k, first_row, num_rows, routing);
   const int64_t fullest = FullestExpert(choices, num_experts);
   const int64_t capacity = CapacityOf(spec.capacity, top_k, num_experts, num_rows, fullest);

@@ -13,6 +13,10 @@
 
 namespace switchyard {
 
+// Whether a request may lose choices at all: not without a rule, and not with Tutel's factor 0, which makes room for
+// whatever comes.
+bool CanDropChoices(const CapacitySpec& capacity);
+
 // Rows that one expert may have of a request of `num_rows` rows, top_k choices each among num_experts; `fullest` is the
 // largest number of its rows that chose the same expert. Never negative.
 int64_t CapacityOf(const CapacitySpec& capacity, int top_k, int num_experts, int64_t num_rows, int64_t fullest);

@@ -10,7 +10,6 @@
 #include "moe/weights/family.h"
 #include "moe/weights/quoted.h"
 #include "moe/weights/source_index.h"
-#include "moe/weights/storage_order.h"
 #include "moe/weights/tensor_resolver.h"
 
 namespace switchyard {
@@ -52,7 +51,7 @@ absl::Status PopulateAll(std::span<const StoredMatrix* const> parts) {
   return absl::OkStatus();
 }
 
-class CheckpointSource final : public WeightSource, public StoredInFiles {
+class CheckpointSource final : public WeightSource {
  public:
   CheckpointSource(std::unique_ptr<Checkpoint> checkpoint, ModelSpec spec, std::vector<StoredLayer> layers)
       : checkpoint_(std::move(checkpoint)), spec_(std::move(spec)), layers_(std::move(layers)) {}
@@ -99,7 +98,7 @@ class CheckpointSource final : public WeightSource, public StoredInFiles {
 
   absl::StatusOr<uint64_t> FileIdentity() const override { return checkpoint_->FileIdentity(); }
 
-  StoragePosition PositionOf(int layer_idx, int expert_idx) const override {
+  std::optional<StoragePosition> PositionOf(int layer_idx, int expert_idx) const override {
     const StoredExpert& stored = layers_[layer_idx].experts[expert_idx];
     StoragePosition first = PositionIn(stored.up);
     for (const StoredMatrix* part : PartsOf(stored)) {

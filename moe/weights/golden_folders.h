@@ -1,36 +1,26 @@
 // The tiny checkpoints of tests/testdata, one of every family that has a reference to be recorded from.
 #pragma once
 
+#include <algorithm>
+#include <filesystem>
 #include <string>
 #include <vector>
 
 namespace switchyard {
 
+inline constexpr char kGoldenPrefix[] = "tests/testdata/golden_";
+
+// Those that a test's BUILD target brings, all of tests/testdata:golden being there; sorted.
 inline std::vector<std::string> GoldenNames() {
-  return {"deepseek_v2",
-          "deepseek_v3",
-          "ernie4_5_moe",
-          "glm4_moe",
-          "gpt_oss",
-          "granitemoe",
-          "jamba",
-          "llama4",
-          "minimax_m2",
-          "mixtral",
-          "nllb_moe",
-          "olmoe",
-          "phimoe",
-          "qwen2_moe",
-          "qwen3_moe",
-          "qwen3_moe_nonorm",
-          "qwen3_next",
-          "switch_transformers",
-          "tutel_cosine_top2",
-          "tutel_top1_ffn_cap1",
-          "tutel_top2_ffn",
-          "tutel_top3_llama_ffn"};
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator("tests/testdata")) {
+    const std::string path = entry.path().string();
+    if (path.starts_with(kGoldenPrefix)) names.push_back(path.substr(sizeof(kGoldenPrefix) - 1));
+  }
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
-inline std::string GoldenFolder(const std::string& name) { return "tests/testdata/golden_" + name; }
+inline std::string GoldenFolder(const std::string& name) { return kGoldenPrefix + name; }
 
 }  // namespace switchyard

@@ -4,8 +4,11 @@
 // bytes it does not need.
 #pragma once
 
+#include <compare>
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "moe/tensor/buffer.h"
 #include "moe/weights/layer_spec.h"
@@ -46,6 +49,13 @@ struct RouterWeights {
   bool is_cosine() const { return projector.num_rows > 0; }
 };
 
+// Where an expert is stored, for those who want to read files from front to back.
+struct StoragePosition {
+  std::string_view file;  // lives as long as the source
+  size_t offset = 0;      // of the expert's first byte
+  auto operator<=>(const StoragePosition&) const = default;
+};
+
 // Thread-safe.
 class WeightSource {
  public:
@@ -56,6 +66,11 @@ class WeightSource {
   // Tells whether the files behind it were replaced or written to, on this host: a value that changes when they are,
   // and 0 where there are none. The error of a file that is gone.
   virtual absl::StatusOr<uint64_t> FileIdentity() const { return 0; }
+
+  // Of an expert that the source has; nullopt where experts do not lie in files.
+  virtual std::optional<StoragePosition> PositionOf(int /*layer_idx*/, int /*expert_idx*/) const {
+    return std::nullopt;
+  }
 
   // `layer_idx` indexes spec().layers, `gate_idx` the layer's gates.
   virtual absl::StatusOr<RouterWeights> ReadRouter(int layer_idx, int gate_idx) = 0;
