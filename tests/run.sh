@@ -101,7 +101,8 @@ run_all_tests() {
       skipped+=("--skipped=$test: no GPU on this machine")
     done
   fi
-  run_tests tests -c opt --build_tests_only --test_tag_filters="$filters" --test_env=SWITCHYARD_CONFORMANCE_PYTHON
+  run_tests tests -c opt --build_tests_only --test_tag_filters="$filters" --test_env=SWITCHYARD_CONFORMANCE_PYTHON \
+    --test_env=SWITCHYARD_PERF_ANALYZER
 }
 
 # The clients of tests/conformance, from PyPI. Without them its tests count as skipped, and say what is missing.

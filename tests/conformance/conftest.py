@@ -28,6 +28,7 @@ class Server:
             self._process.wait()
             raise RuntimeError("the server did not start:\n" + self.log())
         self.target = fields["grpc"]
+        self.http = fields["http"]
 
     def log(self):
         self._log.seek(0)

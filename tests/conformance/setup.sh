@@ -15,6 +15,9 @@ if [[ ! -e $home/complete ]]; then
   mkdir -p "$(dirname "$home")"
   python3 -m venv "$home" >&2
   "$home/bin/python" -m pip install --quiet --retries 1 --timeout 15 --disable-pip-version-check --requirement "$requirements" >&2
+  # Its binary is for newer C libraries than some systems have; perf_analyzer_test.py then says so.
+  "$home/bin/python" -m pip install --quiet --retries 1 --timeout 15 --disable-pip-version-check perf-analyzer==2.60.0 >&2 ||
+    echo "without perf_analyzer" >&2
   touch "$home/complete"
 fi
 echo "$home/bin/python"
