@@ -33,6 +33,7 @@ def switchyard_repositories():
                 "absl_time",
             ],
             "grpc": ["grpc++", "protobuf"],
+            "openssl": ["openssl"],
             "protobuf": ["protobuf"],
             "prometheus": ["prometheus-cpp-core"],
             "spdlog": ["spdlog"],

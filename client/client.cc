@@ -18,6 +18,9 @@
 #include "client/rpc_status.h"
 #include "moe/base/mutex.h"
 #include "proto/switchyard.grpc.pb.h"
+#include "rpc/loopback.h"
+#include "rpc/tls.h"
+#include "rpc/token_list.h"
 
 namespace switchyard {
 namespace {
@@ -59,6 +62,27 @@ absl::Status CheckRequestId(const std::string& request_id) {
   return absl::InvalidArgumentError(absl::StrCat("request_id: expected at most ", kMaxRequestIdChars,
                                                  " visible ASCII characters, found ", request_id.size(),
                                                  visible ? "" : " with others among them"));
+}
+
+bool StaysHere(const std::string& target) {
+  return absl::StartsWith(target, "unix:") || IsLoopback(target.substr(0, target.rfind(':')));
+}
+
+absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeCredentials(const ClientOptions& options) {
+  const TlsFiles files = {{"tls_cert", options.tls_cert}, {"tls_key", options.tls_key}, {"tls_ca", options.tls_ca}};
+  if (options.uses_tls()) return TlsChannelCredentials(files);
+  return grpc::InsecureChannelCredentials();
+}
+
+// The value of the metadata `authorization`; empty for none.
+absl::StatusOr<std::string> MakeAuthorization(const std::string& target, const ClientOptions& options) {
+  if (options.token_file.empty()) return std::string();
+  if (!options.uses_tls() && !StaysHere(target)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("token_file: expected TLS too, for the token would cross the network to ", target, " in clear"));
+  }
+  SY_ASSIGN_OR_RETURN(const std::string token, ReadToken({"token_file", options.token_file}));
+  return absl::StrCat("Bearer ", token);
 }
 
 std::string ServiceConfig(int max_attempts) {
@@ -132,8 +156,9 @@ class InFlight {
 
 class Client::Impl {
  public:
-  Impl(const std::string& target, const ClientOptions& options)
-      : Impl(grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), ChannelArgs(options)), options) {}
+  Impl(const std::string& target, const std::shared_ptr<grpc::ChannelCredentials>& credentials,
+       std::string authorization, const ClientOptions& options)
+      : Impl(grpc::CreateCustomChannel(target, credentials, ChannelArgs(options)), std::move(authorization), options) {}
 
   // gRPC's channels must not be destroyed by gRPC's own threads, which the last reference to drop might be on.
   ~Impl() { in_flight_.WaitForNone(); }
@@ -167,8 +192,9 @@ class Client::Impl {
   }
 
  private:
-  Impl(std::shared_ptr<grpc::Channel> channel, const ClientOptions& options)
+  Impl(std::shared_ptr<grpc::Channel> channel, std::string authorization, const ClientOptions& options)
       : options_(options),
+        authorization_(std::move(authorization)),
         request_id_prefix_(absl::StrFormat("%08x%08x", std::random_device()(), std::random_device()())),
         stub_(channel),
         forward_stub_(channel) {}
@@ -184,6 +210,7 @@ class Client::Impl {
 
   void PrepareContext(absl::Duration timeout, grpc::ClientContext* context) const {
     context->set_deadline(DeadlineAfter(timeout > absl::ZeroDuration() ? timeout : options_.timeout));
+    if (!authorization_.empty()) context->AddMetadata("authorization", authorization_);
   }
 
   std::string NextRequestId() {
@@ -191,6 +218,7 @@ class Client::Impl {
   }
 
   const ClientOptions options_;
+  const std::string authorization_;
   const std::string request_id_prefix_;
   v1::Switchyard::Stub stub_;
   grpc::GenericStub forward_stub_;
@@ -204,7 +232,10 @@ Client::~Client() = default;
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& target, const ClientOptions& options) {
   SY_RETURN_IF_ERROR(CheckTarget(target));
   SY_RETURN_IF_ERROR(CheckOptions(options));
-  return std::unique_ptr<Client>(new Client(std::make_unique<Impl>(target, options)));
+  SY_ASSIGN_OR_RETURN(const auto credentials, MakeCredentials(options));
+  SY_ASSIGN_OR_RETURN(std::string authorization, MakeAuthorization(target, options));
+  return std::unique_ptr<Client>(
+      new Client(std::make_unique<Impl>(target, credentials, std::move(authorization), options)));
 }
 
 absl::StatusOr<ForwardResult> Client::Forward(const ForwardArgs& args) {

@@ -40,6 +40,17 @@ struct ClientOptions {
 
   // The largest answer accepted. The server has a limit of its own for requests.
   int64_t max_message_bytes = int64_t{1} << 30;
+
+  // TLS when any of these is set. Files are PEM and are read by Connect.
+  bool tls = false;      // against the system's roots, unless there is tls_ca
+  std::string tls_ca;    // roots that the server's certificate must lead to
+  std::string tls_cert;  // own certificate, with tls_key, for a server that asks for one
+  std::string tls_key;
+
+  // A file whose first token (see rpc/token_list.h) goes with every call. Without TLS only to this machine.
+  std::string token_file;
+
+  bool uses_tls() const { return tls || !tls_ca.empty() || !tls_cert.empty() || !tls_key.empty(); }
 };
 
 struct ForwardArgs {
@@ -79,8 +90,9 @@ class Client {
  public:
   using ForwardCallback = std::function<void(absl::StatusOr<ForwardResult>)>;
 
-  // `target` is HOST:PORT, [IPV6]:PORT or unix:PATH. InvalidArgument for another form or impossible options. Does not
-  // wait for the server: a front that is not there shows as UNAVAILABLE at the first call.
+  // `target` is HOST:PORT, [IPV6]:PORT or unix:PATH. InvalidArgument for another form or impossible options, NotFound
+  // for files that cannot be read. Does not wait for the server: a front that is not there shows as UNAVAILABLE at the
+  // first call.
   static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& target, const ClientOptions& options);
   // Waits for the calls in flight and their callbacks.
   ~Client();

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <fstream>
 #include <thread>
 #include <vector>
 
@@ -62,6 +63,20 @@ TEST(ClientConnect, NamesABadTargetOrOption) {
   EXPECT_THAT(Client::Connect("h:1", {.max_attempts = 6}).status().message(), HasSubstr("max_attempts"));
   EXPECT_THAT(Client::Connect("h:1", {.timeout = absl::ZeroDuration()}).status().message(), HasSubstr("timeout"));
   EXPECT_THAT(Client::Connect("h:1", {.max_message_bytes = 0}).status().message(), HasSubstr("max_message_bytes"));
+  EXPECT_THAT(Client::Connect("h:1", {.tls_ca = "/absent"}).status().message(), HasSubstr("tls_ca=/absent"));
+  EXPECT_THAT(Client::Connect("h:1", {.tls_cert = "/absent"}).status().message(), HasSubstr("tls_key is needed"));
+  EXPECT_THAT(Client::Connect("h:1", {.tls = true, .token_file = "/absent"}).status().message(),
+              HasSubstr("token_file=/absent"));
+}
+
+TEST(ClientConnect, ATokenDoesNotCrossTheNetworkInClear) {
+  const std::string path = ::testing::TempDir() + "/token";
+  std::ofstream(path) << "secret\n";
+  EXPECT_THAT(Client::Connect("h:1", {.token_file = path}).status().message(), HasSubstr("in clear"));
+  EXPECT_TRUE(Client::Connect("h:1", {.tls = true, .token_file = path}).ok());
+  for (const char* here : {"127.0.0.1:1", "localhost:1", "[::1]:1", "unix:/run/front.sock"}) {
+    EXPECT_TRUE(Client::Connect(here, {.token_file = path}).ok()) << here;
+  }
 }
 
 TEST(ClientForward, ReturnsRowsRoutingAndStats) {

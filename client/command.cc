@@ -10,10 +10,22 @@ void AddFrontFlags(CLI::App* command, FrontFlags* flags) {
   command->add_option("--format", flags->format, "text for people, json for scripts")
       ->check(CLI::IsMember({"text", "json"}))
       ->capture_default_str();
+  command->add_flag("--tls", flags->tls, "Connect over TLS, trusting the system's roots; implied by the flags below");
+  command->add_option("--tls_ca", flags->tls_ca, "PEM file of roots to trust instead");
+  command->add_option("--tls_cert", flags->tls_cert,
+                      "PEM file of the certificate to show to a front that asks for one");
+  command->add_option("--tls_key", flags->tls_key, "PEM file of its key");
+  command->add_option("--token_file", flags->token_file, "File whose first token goes with every call");
 }
 
 absl::StatusOr<std::unique_ptr<Client>> ConnectTo(const FrontFlags& flags, int max_attempts) {
-  return Client::Connect(flags.target, {.timeout = flags.timeout(), .max_attempts = max_attempts});
+  return Client::Connect(flags.target, {.timeout = flags.timeout(),
+                                        .max_attempts = max_attempts,
+                                        .tls = flags.tls,
+                                        .tls_ca = flags.tls_ca,
+                                        .tls_cert = flags.tls_cert,
+                                        .tls_key = flags.tls_key,
+                                        .token_file = flags.token_file});
 }
 
 int ReportUsageError(const Console& console, const absl::Status& status) {

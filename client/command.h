@@ -29,12 +29,14 @@ struct FrontFlags {
   std::string target = "127.0.0.1:8001";
   int64_t timeout_ms = 30'000;
   std::string format = "text";
+  bool tls = false;
+  std::string tls_ca, tls_cert, tls_key, token_file;
 
   bool json() const { return format == "json"; }
   absl::Duration timeout() const { return absl::Milliseconds(timeout_ms); }
 };
 
-// Adds --target, --timeout_ms and --format.
+// Adds --target, --timeout_ms, --format, --tls… and --token_file.
 void AddFrontFlags(CLI::App* command, FrontFlags* flags);
 
 absl::StatusOr<std::unique_ptr<Client>> ConnectTo(const FrontFlags& flags, int max_attempts);

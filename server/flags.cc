@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "moe/base/version.h"
+#include "server/config_file.h"
 
 namespace switchyard {
 namespace {
@@ -14,6 +15,8 @@ constexpr char kExamples[] = R"(Examples:
   Random weights of a given shape, for benchmarks:
     switchyard_server --model=bench=synthetic:dim=2048,hidden=768,experts=128,topk=8,act=silu,glu=1,bias=0,dtype=bf16 \
                       --local_workers=1
+  Everything in a file, see deploy/switchyard.textproto:
+    switchyard_server --config=switchyard.textproto
   Workers on other hosts:
     switchyard_server --model=m=/models/m --await_workers=2 --worker_host=0.0.0.0 --worker_token_file=secret
     switchyard_worker --front=HOST:8003 --worker_token_file=secret --exchange_host=ADDRESS
@@ -42,6 +45,49 @@ void DefineServing(CLI::App& app, ServerOptions* options) {
       ->capture_default_str();
 }
 
+void DefineSecurity(CLI::App& app, ServerOptions* options) {
+  app.add_option("--tls_cert", options->tls_cert, "certificate of the gRPC port, in PEM; read again when it changes");
+  app.add_option("--tls_key", options->tls_key, "the certificate's key");
+  app.add_option("--tls_client_ca", options->tls_client_ca,
+                 "mutual TLS: clients must show a certificate that leads to one of these");
+  app.add_option("--auth_token_file", options->auth_token_file,
+                 "file of tokens, one a line; every call must bring one of them");
+  app.add_option("--admin_token_file", options->admin_token_file,
+                 "the same for calls that change the server: load and unload, settings, shared memory");
+  app.add_flag("--allow_remote_admin", options->allow_remote_admin,
+               "without --admin_token_file: let everybody change the server although --host is not loopback");
+}
+
+void DefineConnections(CLI::App& app, ServerOptions* options) {
+  app.add_option("--keepalive_time_ms", options->keepalive_time_ms,
+                 "ping a client's connection that was silent for so long; 0 never")
+      ->capture_default_str();
+  app.add_option("--keepalive_timeout_ms", options->keepalive_timeout_ms,
+                 "close a connection whose ping is not answered by then")
+      ->capture_default_str();
+  app.add_option("--max_connection_idle_ms", options->max_connection_idle_ms,
+                 "close a connection without calls for so long; 0 never")
+      ->capture_default_str();
+  app.add_option("--max_connection_age_ms", options->max_connection_age_ms,
+                 "ask clients to reconnect after so long; 0 never")
+      ->capture_default_str();
+  app.add_option("--max_connection_age_grace_ms", options->max_connection_age_grace_ms,
+                 "how long calls of such a connection may go on; 0 for as long as they take")
+      ->capture_default_str();
+  app.add_option("--handshake_timeout_ms", options->handshake_timeout_ms,
+                 "close a connection that has not become an HTTP/2 one by then")
+      ->capture_default_str();
+  app.add_option("--max_concurrent_streams", options->max_concurrent_streams, "calls of one connection at once")
+      ->capture_default_str();
+  app.add_option("--max_metadata_bytes", options->max_metadata_bytes, "metadata of one call at most")
+      ->capture_default_str();
+  app.add_option("--grpc_memory_bytes", options->grpc_memory_bytes,
+                 "memory of messages on their way in at most, in bytes or with K, M, G, Ki, Mi, Gi; 0 for "
+                 "--max_queued_bytes and four times --max_request_bytes")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->capture_default_str();
+}
+
 void DefineWorkers(CLI::App& app, ServerOptions* options) {
   app.add_option("--local_workers", options->local_workers, "start and supervise this many workers on this host");
   app.add_option("--device", options->device,
@@ -64,7 +110,11 @@ void DefineWorkers(CLI::App& app, ServerOptions* options) {
   app.add_option("--worker_port", options->worker_port, "port that awaited workers join at; 0 takes a free one")
       ->capture_default_str();
   app.add_option("--worker_token_file", options->worker_token_file,
-                 "file with the secret that awaited workers must bring; needed unless --worker_host is loopback");
+                 "file with the secret that awaited workers must bring; this or TLS is needed unless --worker_host is "
+                 "loopback");
+  app.add_option("--worker_tls_cert", options->worker_tls_cert, "certificate of the worker port, for mutual TLS");
+  app.add_option("--worker_tls_key", options->worker_tls_key, "the certificate's key");
+  app.add_option("--worker_tls_ca", options->worker_tls_ca, "roots that workers' certificates must lead to");
   app.add_option("--worker_timeout_ms", options->worker_timeout_ms, "give up a worker that is silent for so long")
       ->capture_default_str();
 }
@@ -88,6 +138,8 @@ void DefineBatching(CLI::App& app, ServerOptions* options) {
 }
 
 void DefineOperation(CLI::App& app, ServerOptions* options) {
+  app.add_option("--warmup", options->warmup, "on or off: run every layer before READY, so that no request pays for it")
+      ->capture_default_str();
   app.add_option("--drain_timeout_ms", options->drain_timeout_ms, "how long SIGTERM waits for requests in flight")
       ->capture_default_str();
   app.add_option("--log_level", options->log_level, "trace, debug, info, warn, error or off")->capture_default_str();
@@ -100,7 +152,13 @@ void DefineFlags(CLI::App& app, ServerOptions* options) {
   app.description("switchyard_server: serves the Mixture-of-Experts layers of checkpoints over gRPC.");
   app.set_version_flag("--version", std::string(kVersion));
   app.footer(kExamples);
+  app.config_formatter(std::make_shared<ServerConfigReader>());
+  app.allow_config_extras(CLI::config_extras_mode::error);
+  app.set_config("--config", "", "file with the flags, as the text form of proto/config.proto; those given here win");
+  app.add_flag("--check_config", options->check_config, "check flags and files, and end");
   DefineServing(app, options);
+  DefineSecurity(app, options);
+  DefineConnections(app, options);
   DefineWorkers(app, options);
   DefineBatching(app, options);
   DefineOperation(app, options);

@@ -12,7 +12,8 @@
 #include "moe/base/version.h"
 #include "moe/plan/plan_codec.h"
 #include "rpc/build_fingerprint.h"
-#include "rpc/token_file.h"
+#include "rpc/token_list.h"
+#include "server/warm_up.h"
 
 namespace switchyard {
 namespace {
@@ -35,11 +36,7 @@ std::string RandomToken() {
 absl::StatusOr<std::string> WorkerToken(const ServerOptions& options) {
   if (options.local_workers > 0) return RandomToken();
   if (options.worker_token_file.empty()) return std::string();
-  SY_ASSIGN_OR_RETURN(std::string token, ReadTokenFile(options.worker_token_file));
-  if (token.empty()) {
-    return absl::NotFoundError(absl::StrCat("--worker_token_file=", options.worker_token_file, ": is empty"));
-  }
-  return token;
+  return ReadToken({"--worker_token_file", options.worker_token_file});
 }
 
 // The worker program: as given, else beside this program, else where the build puts it.
@@ -143,11 +140,12 @@ void Front::CreateGroup(const std::string& token) {
 
 absl::Status Front::StartWorkers(const std::string& token) {
   if (options_.await_workers > 0) {
-    SY_ASSIGN_OR_RETURN(worker_port_, WorkerPort::Listen(options_.worker_host, options_.worker_port, group_.get()));
+    SY_ASSIGN_OR_RETURN(worker_port_, WorkerPort::Listen(options_.worker_host, options_.worker_port,
+                                                         options_.worker_tls(), group_.get()));
     spdlog::info("waiting for {} workers on {}:{}", num_ranks_, options_.worker_host, worker_port_->port());
     return absl::OkStatus();
   }
-  SY_ASSIGN_OR_RETURN(worker_port_, WorkerPort::Listen("127.0.0.1", 0, group_.get()));
+  SY_ASSIGN_OR_RETURN(worker_port_, WorkerPort::Listen("127.0.0.1", 0, TlsFiles(), group_.get()));
   SupervisorOptions supervisor;
   supervisor.num_workers = num_ranks_;
   supervisor.binary = WorkerBinary(options_);
@@ -188,15 +186,27 @@ Front::~Front() {
 }
 
 absl::Status Front::WaitUntilServing(const std::function<bool()>& should_stop) {
-  while (!group_->WaitUntilServing(absl::Milliseconds(100))) {
-    if (should_stop()) return absl::CancelledError("stopped before the workers were ready");
-    MutexLock lock(&mu_);
-    if (!load_failure_.has_value()) continue;
-    if (supervisor_ != nullptr) supervisor_->StopRestarting();
-    return *load_failure_;
-  }
+  while (!group_->WaitUntilServing(absl::Milliseconds(100))) SY_RETURN_IF_ERROR(StartFailure(should_stop));
+  if (options_.warmup) SY_RETURN_IF_ERROR(WarmUpLayers(should_stop));
   served_.store(true);
   return absl::OkStatus();
+}
+
+absl::Status Front::StartFailure(const std::function<bool()>& should_stop) {
+  if (should_stop()) return absl::CancelledError("stopped before the workers were ready");
+  MutexLock lock(&mu_);
+  if (!load_failure_.has_value()) return absl::OkStatus();
+  if (supervisor_ != nullptr) supervisor_->StopRestarting();
+  return *load_failure_;
+}
+
+absl::Status Front::WarmUpLayers(const std::function<bool()>& should_stop) {
+  std::vector<ServedLayer*> layers;
+  for (const auto& layer : models_->layers()) layers.push_back(layer.get());
+  return WarmUp({.full_rows = options_.max_batch_rows}, layers,
+                {.enqueue = [this](std::shared_ptr<Request> request) { scheduler_->Enqueue(std::move(request)); },
+                 .cancel = [this](const std::shared_ptr<Request>& request) { Cancel(request); },
+                 .should_stop = [&] { return StartFailure(should_stop); }});
 }
 
 absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_bytes) {

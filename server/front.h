@@ -28,7 +28,8 @@ class Front {
   static absl::StatusOr<std::unique_ptr<Front>> Create(const ServerOptions& options);
   ~Front();
 
-  // Waits until the first group serves. An error when a worker cannot load, or when `should_stop` says so.
+  // Waits until the first group serves, and warms it up. An error when a worker cannot load, or when `should_stop` says
+  // so.
   absl::Status WaitUntilServing(const std::function<bool()>& should_stop);
 
   // Checks the drain state and the budgets, and enqueues. On success `request->done` will be called exactly once, with
@@ -61,6 +62,9 @@ class Front {
 
   absl::Status CreateLinks();
   void CreateGroup(const std::string& token);
+  // Why the start is given up, if it is.
+  absl::Status StartFailure(const std::function<bool()>& should_stop);
+  absl::Status WarmUpLayers(const std::function<bool()>& should_stop);
   absl::Status StartWorkers(const std::string& token);
 
   const ServerOptions options_;

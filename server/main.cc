@@ -1,6 +1,5 @@
 // switchyard_server: the front. Flags in, one READY line out, SIGTERM drains.
 #include <google/protobuf/stubs/logging.h>
-#include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <signal.h>
 
@@ -10,10 +9,12 @@
 
 #include "moe/base/logging.h"
 #include "moe/base/version.h"
-#include "rpc/listen.h"
+#include "rpc/tls.h"
 #include "server/flags.h"
 #include "server/front.h"
 #include "server/http_server.h"
+#include "server/rpc/access_control.h"
+#include "server/rpc/grpc_server.h"
 #include "server/rpc/health.h"
 #include "server/rpc/kserve_models.h"
 #include "server/rpc/kserve_service.h"
@@ -21,9 +22,6 @@
 
 namespace switchyard {
 namespace {
-
-// Room for the other fields of a request beside its rows.
-constexpr int64_t kEnvelopeBytes = 64 << 10;
 
 sigset_t StopSignals() {
   sigset_t signals;
@@ -70,20 +68,24 @@ void ServeUntilStopped(Front& front, HealthReporter& health) {
   front.Drain();
 }
 
+// What --check_config can say without opening a model or a port.
+absl::Status CheckConfig(const ServerOptions& options) {
+  SY_RETURN_IF_ERROR(ValidateOptions(options));
+  SY_RETURN_IF_ERROR(AccessControl::Open(options).status());
+  SY_RETURN_IF_ERROR(ReadTlsFiles(options.client_tls()).status());
+  return ReadTlsFiles(options.worker_tls()).status();
+}
+
 absl::Status Serve(const ServerOptions& options) {
+  SY_RETURN_IF_ERROR(CheckConfig(options));
+  if (options.check_config) return absl::OkStatus();
+  SY_ASSIGN_OR_RETURN(const auto access, AccessControl::Open(options));
   SY_ASSIGN_OR_RETURN(const auto front, Front::Create(options));
   const KserveModels models(front->models());
   SwitchyardService service(front.get());
-  KserveService kserve(front.get(), &models);
-  HealthReporter::Enable();
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  grpc::ServerBuilder builder;
-  builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_request_bytes + kEnvelopeBytes));
-  builder.SetMaxSendMessageSize(-1);
-  builder.RegisterService(&service);
-  builder.RegisterService(&kserve);
+  KserveService kserve(front.get(), &models, access.get());
   int port = 0;
-  SY_ASSIGN_OR_RETURN(const auto server, StartServer(builder, options.host, options.port, "--port", &port));
+  SY_ASSIGN_OR_RETURN(const auto server, StartGrpcServer(options, *access, {&service, &kserve}, &port));
   SY_ASSIGN_OR_RETURN(const auto http, StartHttp(*front));
   HealthReporter health(server.get(), HealthNames(models));
   const absl::Status serving = front->WaitUntilServing([] { return StopRequested(0); });

@@ -2,6 +2,8 @@
 
 #include <set>
 
+#include "rpc/loopback.h"
+
 namespace switchyard {
 namespace {
 
@@ -28,19 +30,46 @@ absl::Status CheckWorkers(const ServerOptions& options) {
     return absl::InvalidArgumentError(
         "exactly one of --local_workers=N (start N workers here) and --await_workers=N (wait for N) is needed");
   }
-  if (!IsLoopback(options.worker_host) && options.worker_token_file.empty()) {
+  if (!IsLoopback(options.worker_host) && options.worker_token_file.empty() && options.worker_tls_ca.empty()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--worker_host=", options.worker_host,
-        " is reachable from other hosts: --worker_token_file is needed, so that no stranger can join as a worker"));
+        " is reachable from other hosts: --worker_tls_cert, --worker_tls_key and --worker_tls_ca, or at least "
+        "--worker_token_file, are needed, so that no stranger can join as a worker"));
+  }
+  return CheckMutualTlsFlags(options.worker_tls());
+}
+
+absl::Status CheckSecurity(const ServerOptions& options) {
+  SY_RETURN_IF_ERROR(CheckTlsFlags(options.client_tls()));
+  if (!options.tls_client_ca.empty() && options.tls_cert.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--tls_client_ca=", options.tls_client_ca,
+                     ": --tls_cert and --tls_key are needed with it, for there is no mutual TLS without TLS"));
+  }
+  for (const FlagFile& tokens : {options.auth_tokens(), options.admin_tokens()}) {
+    if (!tokens.given() || !options.tls_cert.empty() || IsLoopback(options.host)) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        tokens.flag, "=", tokens.path, ": --tls_cert and --tls_key are needed with it, for --host=", options.host,
+        " is reachable from other hosts and tokens would cross the network in clear"));
   }
   return absl::OkStatus();
 }
 
-}  // namespace
-
-bool IsLoopback(const std::string& host) {
-  return host == "localhost" || host == "::1" || host == "[::1]" || host.rfind("127.", 0) == 0;
+absl::Status CheckConnections(const ServerOptions& options) {
+  constexpr int64_t kMaxMs = 24 * 3'600'000;
+  SY_RETURN_IF_ERROR(CheckRange("--keepalive_time_ms", options.keepalive_time_ms, 0, kMaxMs));
+  SY_RETURN_IF_ERROR(CheckRange("--keepalive_timeout_ms", options.keepalive_timeout_ms, 1, kMaxMs));
+  SY_RETURN_IF_ERROR(CheckRange("--max_connection_idle_ms", options.max_connection_idle_ms, 0, kMaxMs));
+  SY_RETURN_IF_ERROR(CheckRange("--max_connection_age_ms", options.max_connection_age_ms, 0, kMaxMs));
+  SY_RETURN_IF_ERROR(CheckRange("--max_connection_age_grace_ms", options.max_connection_age_grace_ms, 0, kMaxMs));
+  SY_RETURN_IF_ERROR(CheckRange("--handshake_timeout_ms", options.handshake_timeout_ms, 1, kMaxMs));
+  SY_RETURN_IF_ERROR(CheckRange("--max_concurrent_streams", options.max_concurrent_streams, 1, 1 << 20));
+  SY_RETURN_IF_ERROR(CheckRange("--max_metadata_bytes", options.max_metadata_bytes, 1024, 1 << 20));
+  if (options.grpc_memory_bytes == 0) return absl::OkStatus();
+  return CheckRange("--grpc_memory_bytes", options.grpc_memory_bytes, 1 << 20, int64_t{1} << 40);
 }
+
+}  // namespace
 
 absl::StatusOr<ModelOption> ParseModelOption(const std::string& text) {
   const size_t equals = text.find('=');
@@ -53,6 +82,8 @@ absl::StatusOr<ModelOption> ParseModelOption(const std::string& text) {
 absl::Status ValidateOptions(const ServerOptions& options) {
   SY_RETURN_IF_ERROR(CheckModels(options.models));
   SY_RETURN_IF_ERROR(CheckWorkers(options));
+  SY_RETURN_IF_ERROR(CheckSecurity(options));
+  SY_RETURN_IF_ERROR(CheckConnections(options));
   constexpr int64_t kMaxRows = int64_t{1} << 20;
   SY_RETURN_IF_ERROR(CheckRange("--port", options.port, 0, 65535));
   SY_RETURN_IF_ERROR(CheckRange("--http_port", options.http_port, 0, 65535));

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "moe/base/status.h"
+#include "rpc/flag_file.h"
+#include "rpc/tls_files.h"
 
 namespace switchyard {
 
@@ -22,6 +24,26 @@ struct ServerOptions {
   int port = 8001;
   int http_port = 8002;
 
+  // Security of the gRPC port, all in files; see rpc/tls.h and rpc/token_list.h.
+  std::string tls_cert;  // with tls_key: TLS
+  std::string tls_key;
+  std::string tls_client_ca;     // clients must show a certificate of these roots
+  std::string auth_token_file;   // every call must bring one of these tokens
+  std::string admin_token_file;  // calls that change the server must bring one of these
+  bool allow_remote_admin = false;
+
+  // Connections of clients. 0 where nothing is to be limited.
+  int keepalive_time_ms = 60'000;     // after so long without a word, a ping …
+  int keepalive_timeout_ms = 20'000;  // … which must be answered by then
+  int max_connection_idle_ms = 0;
+  int max_connection_age_ms = 0;
+  int max_connection_age_grace_ms = 30'000;
+  int handshake_timeout_ms = 10'000;  // until the first HTTP/2 settings have come
+  int max_concurrent_streams = 1024;  // of one connection
+  int max_metadata_bytes = 16 << 10;  // of one call
+  // What gRPC may hold of messages on their way in. 0 for max_queued_bytes and four of the largest requests.
+  int64_t grpc_memory_bytes = 0;
+
   // Either this many workers are started and supervised here, …
   int local_workers = 0;
   std::string device = "auto";
@@ -34,7 +56,11 @@ struct ServerOptions {
   int await_workers = 0;
   std::string worker_host = "127.0.0.1";
   int worker_port = 8003;
-  std::string worker_token_file;  // needed when worker_host is not loopback
+  std::string worker_token_file;  // this or worker_tls_ is needed when worker_host is not loopback
+  // All three or none: workers and front show each other certificates.
+  std::string worker_tls_cert;
+  std::string worker_tls_key;
+  std::string worker_tls_ca;
 
   // "auto" is each checkpoint's own type, or the nearest wider one that the device's engine has.
   std::string compute_dtype = "auto";
@@ -59,8 +85,27 @@ struct ServerOptions {
   std::string log_level = "info";
   std::string log_format = "text";
 
+  // Whether steps of every layer are run before the front is ready, so that no request pays for what comes first.
+  bool warmup = true;
   // How long SIGTERM waits for requests in flight.
   int drain_timeout_ms = 25'000;
+  // Only say whether these settings could be served with.
+  bool check_config = false;
+
+  TlsFiles client_tls() const {
+    return {{"--tls_cert", tls_cert}, {"--tls_key", tls_key}, {"--tls_client_ca", tls_client_ca}};
+  }
+  TlsFiles worker_tls() const {
+    return {{"--worker_tls_cert", worker_tls_cert},
+            {"--worker_tls_key", worker_tls_key},
+            {"--worker_tls_ca", worker_tls_ca}};
+  }
+  FlagFile auth_tokens() const { return {"--auth_token_file", auth_token_file}; }
+  FlagFile admin_tokens() const { return {"--admin_token_file", admin_token_file}; }
+  // grpc_memory_bytes, or what stands for 0.
+  int64_t grpc_memory() const {
+    return grpc_memory_bytes > 0 ? grpc_memory_bytes : max_queued_bytes + 4 * max_request_bytes;
+  }
 };
 
 // InvalidArgument names the flag, what was expected and what came.
@@ -68,8 +113,5 @@ absl::Status ValidateOptions(const ServerOptions& options);
 
 // "NAME=LOCATION" of --model.
 absl::StatusOr<ModelOption> ParseModelOption(const std::string& text);
-
-// Whether binding to `host` reaches only this machine.
-bool IsLoopback(const std::string& host);
 
 }  // namespace switchyard

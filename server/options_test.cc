@@ -54,6 +54,50 @@ TEST(ServerOptions, AWorkerPortOpenToOthersNeedsAToken) {
   EXPECT_TRUE(ValidateOptions(options).ok());
 }
 
+TEST(ServerOptions, MutualTlsWillDoInThePlaceOfAToken) {
+  ServerOptions options = Valid();
+  options.local_workers = 0;
+  options.await_workers = 2;
+  options.worker_host = "0.0.0.0";
+  options.worker_tls_cert = "cert";
+  ExpectRefused(options, "--worker_tls_");
+  options.worker_tls_key = "key";
+  options.worker_tls_ca = "ca";
+  EXPECT_TRUE(ValidateOptions(options).ok());
+}
+
+TEST(ServerOptions, FilesThatBelongTogether) {
+  ServerOptions options = Valid();
+  options.tls_key = "key";
+  ExpectRefused(options, "--tls_key=key: --tls_cert is needed with it");
+  options.tls_key = "";
+  options.tls_client_ca = "ca";
+  ExpectRefused(options, "--tls_client_ca=ca: --tls_cert and --tls_key are needed with it");
+}
+
+TEST(ServerOptions, TokensNeedTlsBeyondLoopback) {
+  ServerOptions options = Valid();
+  options.auth_token_file = "tokens";
+  EXPECT_TRUE(ValidateOptions(options).ok());
+  options.host = "0.0.0.0";
+  ExpectRefused(options, "--auth_token_file=tokens");
+  options.tls_cert = "cert";
+  options.tls_key = "key";
+  EXPECT_TRUE(ValidateOptions(options).ok());
+}
+
+TEST(ServerOptions, MemoryOfMessagesFollowsTheQueueUnlessItIsGiven) {
+  ServerOptions options = Valid();
+  options.max_request_bytes = 10;
+  options.max_queued_bytes = 100;
+  EXPECT_EQ(options.grpc_memory(), 140);
+  options.grpc_memory_bytes = int64_t{1} << 30;
+  EXPECT_EQ(options.grpc_memory(), int64_t{1} << 30);
+  EXPECT_TRUE(ValidateOptions(options).ok());
+  options.grpc_memory_bytes = 1;
+  ExpectRefused(options, "--grpc_memory_bytes=1");
+}
+
 TEST(ModelOption, SplitsAtTheFirstEqualsSign) {
   const auto model = ParseModelOption("bench=synthetic:dim=8,hidden=8");
   EXPECT_EQ(model->name, "bench");

@@ -55,6 +55,7 @@ struct Request {
   int64_t num_rows = 0;
   bool return_routing = false;
   bool return_balance_loss = false;
+  bool is_warm_up = false;  // its steps, which nobody else's rows share, count in no metric
   int gate_idx = 0;
   int top_k = 1;          // the gate's own, or what the caller asked for instead
   CapacitySpec capacity;  // likewise

@@ -385,6 +385,7 @@ void Scheduler::CopyOutput(const Step& step) {
 }
 
 void Scheduler::RecordStep(const Step& step) {
+  if (step.batch.pieces.front().request->is_warm_up) return;
   StepRecord record;
   record.layer = step.batch.layer->id;
   record.num_rows = step.batch.num_rows;

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "rpc/tls_files.h"
 #include "server/worker_service.h"
 
 namespace switchyard {
@@ -13,7 +14,9 @@ namespace switchyard {
 // Listens from construction to destruction.
 class WorkerPort {
  public:
-  static absl::StatusOr<std::unique_ptr<WorkerPort>> Listen(const std::string& host, int port, Group* group);
+  // `tls` is all three files, or none for no TLS.
+  static absl::StatusOr<std::unique_ptr<WorkerPort>> Listen(const std::string& host, int port, const TlsFiles& tls,
+                                                            Group* group);
   ~WorkerPort();
 
   int port() const { return port_; }

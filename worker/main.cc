@@ -32,6 +32,9 @@ void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
                  "address at which the other workers reach this one; loopback unless they are on other hosts")
       ->capture_default_str();
   app.add_option("--worker_token_file", options.token_file, "file with the secret that the server asks of workers");
+  app.add_option("--worker_tls_cert", options.tls.cert.path, "own certificate, to join over mutual TLS");
+  app.add_option("--worker_tls_key", options.tls.key.path, "the certificate's key");
+  app.add_option("--worker_tls_ca", options.tls.ca.path, "roots that the server's certificate must lead to");
   app.add_option("--join_timeout_ms", options.join_timeout_ms, "how long to wait for a server that is not up yet")
       ->capture_default_str();
   app.add_option("--log_level", logging.level, "trace, debug, info, warn, error or off")->capture_default_str();

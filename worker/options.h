@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "rpc/tls_files.h"
+
 namespace switchyard {
 
 struct WorkerOptions {
@@ -24,6 +26,8 @@ struct WorkerOptions {
   int num_threads = 0;
   // File with the secret that the front asks of workers; empty for none.
   std::string token_file;
+  // Certificates that front and worker show each other; none for no TLS.
+  TlsFiles tls = {{"--worker_tls_cert", ""}, {"--worker_tls_key", ""}, {"--worker_tls_ca", ""}};
   // How long to keep trying to reach a front that is not up yet.
   int join_timeout_ms = 60'000;
   // Set by a front that started this worker: its number there and how many there are, and the inherited socket of the

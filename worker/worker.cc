@@ -13,7 +13,8 @@
 #include "moe/base/version.h"
 #include "moe/plan/plan_codec.h"
 #include "rpc/build_fingerprint.h"
-#include "rpc/token_file.h"
+#include "rpc/tls.h"
+#include "rpc/token_list.h"
 
 namespace switchyard {
 namespace {
@@ -28,12 +29,12 @@ std::string HostName() {
   return gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
 }
 
-absl::StatusOr<std::string> ReadToken(const std::string& path) {
+absl::StatusOr<std::string> TokenForFront(const std::string& path) {
   if (path.empty()) {
     const char* inherited = getenv("SWITCHYARD_WORKER_TOKEN");  // set by a front for the workers it starts
     return std::string(inherited == nullptr ? "" : inherited);
   }
-  return ReadTokenFile(path);
+  return ReadToken({"--worker_token_file", path});
 }
 
 worker::WorkerMessage MakeReport(const LoadProgress& so_far) {
@@ -74,14 +75,17 @@ class ProgressLog {
   SteadyTime last_line_;
 };
 
-std::shared_ptr<grpc::Channel> ConnectToFront(const std::string& front) {
+absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectToFront(const std::string& front, const TlsFiles& tls) {
   grpc::ChannelArguments args;
   args.SetMaxReceiveMessageSize(kUnlimitedMessage);
   args.SetMaxSendMessageSize(kUnlimitedMessage);
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  return grpc::CreateCustomChannel(front, grpc::InsecureChannelCredentials(), args);
+  SY_RETURN_IF_ERROR(CheckMutualTlsFlags(tls));
+  if (!tls.cert.given()) return grpc::CreateCustomChannel(front, grpc::InsecureChannelCredentials(), args);
+  SY_ASSIGN_OR_RETURN(const auto credentials, TlsChannelCredentials(tls));
+  return grpc::CreateCustomChannel(front, credentials, args);
 }
 
 // A step that came over the stream, with its rows in and out.
@@ -135,7 +139,7 @@ absl::Status Worker::AttachLink() {
 
 absl::StatusOr<worker::Hello> Worker::MakeHello() const {
   worker::Hello hello;
-  SY_ASSIGN_OR_RETURN(*hello.mutable_token(), ReadToken(options_.token_file));
+  SY_ASSIGN_OR_RETURN(*hello.mutable_token(), TokenForFront(options_.token_file));
   hello.set_version(std::string(kVersion));
   hello.set_build(std::string(kBuildFingerprint));
   hello.set_local_index(options_.local_index);
@@ -149,7 +153,7 @@ absl::StatusOr<worker::Hello> Worker::MakeHello() const {
 
 absl::Status Worker::JoinFront() {
   SY_ASSIGN_OR_RETURN(worker::Hello hello, MakeHello());
-  auto channel = ConnectToFront(options_.front);
+  SY_ASSIGN_OR_RETURN(const auto channel, ConnectToFront(options_.front, options_.tls));
   const auto deadline = std::chrono::system_clock::now() + std::chrono::milliseconds(options_.join_timeout_ms);
   spdlog::info("joining the front at {}", options_.front);
   if (!channel->WaitForConnected(deadline)) {

@@ -154,7 +154,8 @@ KserveService::Reactor* KserveService::ModelStatistics(Context* context,
 
 KserveService::Reactor* KserveService::LogSettings(Context* context, const inference::LogSettingsRequest* request,
                                                    inference::LogSettingsResponse* response) {
-  const absl::Status status = ChangeLogSettings(*request);
+  absl::Status status = request->settings().empty() ? absl::OkStatus() : access_->CheckAdmin(*context, "LogSettings");
+  if (status.ok()) status = ChangeLogSettings(*request);
   if (status.ok()) *response = CurrentLogSettings();
   return FinishNow(context, status);
 }

@@ -8,6 +8,7 @@
 
 #include "proto/inference.grpc.pb.h"
 #include "server/front.h"
+#include "server/rpc/access_control.h"
 #include "server/rpc/kserve_models.h"
 
 namespace switchyard {
@@ -42,8 +43,9 @@ using KserveServiceBase = WithMethods<
 
 class KserveService final : public KserveServiceBase {
  public:
-  // Both outlive the server that this service is registered with.
-  KserveService(Front* front, const KserveModels* models) : front_(front), models_(models) {}
+  // All outlive the server that this service is registered with.
+  KserveService(Front* front, const KserveModels* models, const AccessControl* access)
+      : front_(front), models_(models), access_(access) {}
 
   using Context = grpc::CallbackServerContext;
   using Reactor = grpc::ServerUnaryReactor;
@@ -94,6 +96,7 @@ class KserveService final : public KserveServiceBase {
  private:
   Front* const front_;
   const KserveModels* const models_;
+  const AccessControl* const access_;
 };
 
 }  // namespace switchyard
