@@ -18,7 +18,7 @@ namespace switchyard {
 struct WarmUpOptions {
   int64_t full_rows = 1;  // of a full step
   // When this is over no further step is started. The one under way is waited for.
-  std::chrono::milliseconds time_limit{20'000};
+  std::chrono::milliseconds time_limit{5000};
 };
 
 // What steps are run through.
