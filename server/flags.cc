@@ -40,6 +40,9 @@ void DefineServing(CLI::App& app, ServerOptions* options) {
   app.add_option("--port", options->port, "gRPC port; 0 takes a free one")->capture_default_str();
   app.add_option("--http_port", options->http_port, "port of /metrics, /livez and /readyz; 0 takes a free one")
       ->capture_default_str();
+  app.add_flag(
+      "--allow_client_shm", options->allow_client_shm,
+      "let KServe clients leave tensors in shared memory of this host, and of its GPUs; see docs/operations.md");
   app.add_option("--compute_dtype", options->compute_dtype,
                  "auto (each checkpoint's own), fp64, fp32, fp16 or bf16; rows of other types are converted")
       ->capture_default_str();

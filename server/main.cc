@@ -9,11 +9,13 @@
 
 #include "moe/base/logging.h"
 #include "moe/base/version.h"
+#include "rpc/loopback.h"
 #include "rpc/tls.h"
 #include "server/flags.h"
 #include "server/front.h"
 #include "server/http_server.h"
 #include "server/rpc/access_control.h"
+#include "server/rpc/client_memory.h"
 #include "server/rpc/grpc_server.h"
 #include "server/rpc/health.h"
 #include "server/rpc/kserve_models.h"
@@ -76,6 +78,16 @@ absl::Status CheckConfig(const ServerOptions& options) {
   return ReadTlsFiles(options.worker_tls()).status();
 }
 
+// Null unless clients may share memory.
+std::unique_ptr<ClientMemory> CreateClientMemory(const ServerOptions& options) {
+  if (!options.allow_client_shm) return nullptr;
+  if (!IsLoopback(options.host)) {
+    spdlog::warn("--allow_client_shm: whoever reaches {} may read and write shared memory that this process may",
+                 options.host);
+  }
+  return std::make_unique<ClientMemory>(options.max_queued_bytes);
+}
+
 absl::Status Serve(const ServerOptions& options) {
   SY_RETURN_IF_ERROR(CheckConfig(options));
   if (options.check_config) return absl::OkStatus();
@@ -83,7 +95,8 @@ absl::Status Serve(const ServerOptions& options) {
   SY_ASSIGN_OR_RETURN(const auto front, Front::Create(options));
   const KserveModels models(front->models());
   SwitchyardService service(front.get());
-  KserveService kserve(front.get(), &models, access.get());
+  const std::unique_ptr<ClientMemory> client_memory = CreateClientMemory(options);
+  KserveService kserve(front.get(), &models, access.get(), client_memory.get());
   int port = 0;
   SY_ASSIGN_OR_RETURN(const auto server, StartGrpcServer(options, *access, {&service, &kserve}, &port));
   SY_ASSIGN_OR_RETURN(const auto http, StartHttp(*front));

@@ -23,6 +23,8 @@ struct ServerOptions {
   std::string host = "127.0.0.1";
   int port = 8001;
   int http_port = 8002;
+  // Clients may register memory that they share with this server, and leave tensors there.
+  bool allow_client_shm = false;
 
   // Security of the gRPC port, all in files; see rpc/tls.h and rpc/token_list.h.
   std::string tls_cert;  // with tls_key: TLS

@@ -36,7 +36,34 @@ void AddOutput(const char* name, std::string datatype, int64_t num_rows, int64_t
 }  // namespace
 
 void InferCall::Start(const grpc::ByteBuffer& bytes) {
-  const absl::Status status = Submit(bytes);
+  const absl::Status status = Prepare(bytes);
+  if (status.ok() && infer_.rows_place.has_value()) {
+    ReadRows();
+  } else {
+    SubmitOrRefuse(status);
+  }
+}
+
+absl::Status InferCall::Prepare(const grpc::ByteBuffer& bytes) {
+  SY_ASSIGN_OR_RETURN(DecodedInfer decoded, DecodeInfer(bytes));
+  result_.head.set_id(decoded.head.id());
+  SY_ASSIGN_OR_RETURN(entry_, models_->Find(decoded.head.model_name(), decoded.head.model_version()));
+  const ServerOptions& options = front_->options();
+  SY_ASSIGN_OR_RETURN(infer_, MakeInferRequest(std::move(decoded), *entry_,
+                                               {options.max_request_bytes, options.max_batch_rows}, access_));
+  return absl::OkStatus();
+}
+
+void InferCall::ReadRows() {
+  const TensorPlace place = *std::exchange(infer_.rows_place, std::nullopt);
+  access_.memory->Read(place, [self = shared_from_this()](absl::StatusOr<ClientMemory::HostBytes> rows) {
+    if (rows.ok()) self->infer_.request->rows = ChunkedRows({rows->bytes}, rows->owner);
+    self->SubmitOrRefuse(Annotate(rows.status(), absl::StrCat("inputs ", kInputName)));
+  });
+}
+
+void InferCall::SubmitOrRefuse(absl::Status status) {
+  if (status.ok()) status = Submit();
   if (status.ok()) {
     if (infer_.timeout_us > 0 && infer_.timeout_us <= kLongestTimeoutUs) SetTimeout();
     return;
@@ -46,13 +73,7 @@ void InferCall::Start(const grpc::ByteBuffer& bytes) {
   Release();
 }
 
-absl::Status InferCall::Submit(const grpc::ByteBuffer& bytes) {
-  SY_ASSIGN_OR_RETURN(DecodedInfer decoded, DecodeInfer(bytes));
-  result_.head.set_id(decoded.head.id());
-  SY_ASSIGN_OR_RETURN(entry_, models_->Find(decoded.head.model_name(), decoded.head.model_version()));
-  const ServerOptions& options = front_->options();
-  SY_ASSIGN_OR_RETURN(
-      infer_, MakeInferRequest(std::move(decoded), *entry_, {options.max_request_bytes, options.max_batch_rows}));
+absl::Status InferCall::Submit() {
   const std::shared_ptr<Request> request = std::move(infer_.request);
   output_ = AllocateOutput(infer_.num_bytes, request.get());
   request->done = [self = shared_from_this()](const absl::Status& status) { self->OnDone(status); };
@@ -61,11 +82,17 @@ absl::Status InferCall::Submit(const grpc::ByteBuffer& bytes) {
     request_ = request;
   }
   const absl::Status status = front_->Submit(request, infer_.num_bytes);
-  if (!status.ok()) {
+  bool cancelled;
+  {
     MutexLock lock(&mu_);
-    request_ = nullptr;
-    request->done = nullptr;  // it holds this object
+    cancelled = cancelled_;
+    if (!status.ok()) {
+      request_ = nullptr;
+      request->done = nullptr;  // it holds this object
+    }
   }
+  if (status.ok() && cancelled)
+    front_->Cancel(request);  // Cancel came before there was anything to take from the queue
   return status;
 }
 
@@ -97,6 +124,7 @@ void InferCall::Cancel() {
   std::shared_ptr<Request> request;
   {
     MutexLock lock(&mu_);
+    cancelled_ = true;
     request = request_;
   }
   if (request != nullptr) front_->Cancel(request);
@@ -114,8 +142,37 @@ void InferCall::OnDone(const absl::Status& status) {
     }
     if (timeout_ != nullptr) timeout_->Cancel();
   }
-  RecordAnswer(*front_, *request, result_.status, log_id_);
-  if (result_.status.ok()) FillAnswer(*request);
+  if (result_.status.ok()) {
+    FillAnswer(*request);
+    WriteOutputs(request);
+  } else {
+    Deliver(*request, absl::OkStatus());
+  }
+}
+
+void InferCall::WriteOutputs(const std::shared_ptr<Request>& request) {
+  std::vector<PlacedOutput> placed;
+  for (size_t i = 0; i < infer_.outputs.size(); ++i) {
+    std::optional<TensorPlace>& place = infer_.outputs[i].place;
+    if (!place.has_value()) continue;
+    const grpc::Slice& tensor = result_.tensors[i];
+    DescribePlace(*place, tensor.size(), result_.head.mutable_outputs(i)->mutable_parameters());
+    placed.push_back({*std::exchange(place, std::nullopt), tensor});
+    result_.tensors[i] = grpc::Slice();
+  }
+  if (placed.empty()) return Deliver(*request, absl::OkStatus());
+  access_.memory->Write(std::move(placed), [self = shared_from_this(), request](const absl::Status& written) {
+    self->Deliver(*request, written);
+  });
+}
+
+void InferCall::Deliver(const Request& request, const absl::Status& written) {
+  if (!written.ok()) {
+    const std::string id = result_.head.id();
+    result_ = {.status = Annotate(written, "outputs")};
+    result_.head.set_id(id);
+  }
+  RecordAnswer(*front_, request, result_.status, log_id_);
   Release();
 }
 
@@ -134,8 +191,8 @@ void InferCall::FillAnswer(const Request& request) {
   if (request.return_balance_loss) (*head.mutable_parameters())["balance_loss"].set_double_param(request.balance_loss);
   const int64_t num_rows = request.num_rows;
   const int stride = request.routing.top_k;
-  for (const InferOutput output : infer_.outputs) {
-    switch (output) {
+  for (const WantedOutput& wanted : infer_.outputs) {
+    switch (wanted.output) {
       case InferOutput::kRows:
         AddOutput(kRowsName, std::string(KserveDType(request.dtype)), num_rows, request.layer->spec.hidden_dim, &head);
         result_.tensors.push_back(*output_);

@@ -9,72 +9,10 @@
 namespace switchyard {
 namespace {
 
-using inference::InferParameter;
 using Input = inference::ModelInferRequest::InferInputTensor;
-using Parameters = google::protobuf::Map<std::string, InferParameter>;
-
-constexpr char kSharedMemory[] = "shared_memory_region";
+using Parameters = InferParameters;
 
 // ---- Parameters
-
-const char* KindOf(const InferParameter& parameter) {
-  switch (parameter.parameter_choice_case()) {
-    case InferParameter::kBoolParam:
-      return "a bool";
-    case InferParameter::kInt64Param:
-    case InferParameter::kUint64Param:
-      return "an integer";
-    case InferParameter::kStringParam:
-      return "a string";
-    case InferParameter::kDoubleParam:
-      return "a double";
-    case InferParameter::PARAMETER_CHOICE_NOT_SET:
-      return "none";
-  }
-  return "none";
-}
-
-absl::Status WrongKind(const char* name, const char* expected, const InferParameter& found) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("parameters ", name, ": expected ", expected, ", found ", KindOf(found)));
-}
-
-// Each leaves `value` alone when there is no such parameter.
-
-absl::Status ReadInteger(const Parameters& parameters, const char* name, int64_t* value) {
-  const auto it = parameters.find(name);
-  if (it == parameters.end()) return absl::OkStatus();
-  const InferParameter& parameter = it->second;
-  if (parameter.has_int64_param()) {
-    *value = parameter.int64_param();
-  } else if (parameter.has_uint64_param()) {
-    *value = static_cast<int64_t>(std::min<uint64_t>(parameter.uint64_param(), std::numeric_limits<int64_t>::max()));
-  } else {
-    return WrongKind(name, "an integer", parameter);
-  }
-  return absl::OkStatus();
-}
-
-absl::Status ReadNumber(const Parameters& parameters, const char* name, std::optional<double>* value) {
-  const auto it = parameters.find(name);
-  if (it == parameters.end()) return absl::OkStatus();
-  if (it->second.has_double_param()) {
-    *value = it->second.double_param();
-    return absl::OkStatus();
-  }
-  int64_t integer = 0;
-  if (!ReadInteger(parameters, name, &integer).ok()) return WrongKind(name, "a number", it->second);
-  *value = static_cast<double>(integer);
-  return absl::OkStatus();
-}
-
-absl::Status ReadBool(const Parameters& parameters, const char* name, bool* value) {
-  const auto it = parameters.find(name);
-  if (it == parameters.end()) return absl::OkStatus();
-  if (!it->second.has_bool_param()) return WrongKind(name, "a bool", it->second);
-  *value = it->second.bool_param();
-  return absl::OkStatus();
-}
 
 absl::Status ExpectNotNegative(const char* name, int64_t value) {
   if (value >= 0) return absl::OkStatus();
@@ -98,12 +36,6 @@ absl::Status ReadParameters(const Parameters& parameters, int64_t max_batch_rows
 
 // ---- Outputs
 
-absl::Status RefuseSharedMemory(const Parameters& parameters, absl::string_view tensor) {
-  if (!parameters.contains(kSharedMemory)) return absl::OkStatus();
-  return absl::UnimplementedError(
-      absl::StrCat(tensor, ": parameter ", kSharedMemory, ": this server takes and gives no tensors in shared memory"));
-}
-
 absl::StatusOr<InferOutput> ParseOutput(const std::string& name) {
   if (name == kRowsName) return InferOutput::kRows;
   if (name == kExpertIdsName) return InferOutput::kExpertIds;
@@ -112,20 +44,57 @@ absl::StatusOr<InferOutput> ParseOutput(const std::string& name) {
                                                  kExpertWeightsName, ", found ", Quoted(name)));
 }
 
-absl::Status ReadOutputs(const inference::ModelInferRequest& head, InferRequest* infer) {
-  for (const auto& wanted : head.outputs()) {
-    SY_ASSIGN_OR_RETURN(const InferOutput output, ParseOutput(wanted.name()));
-    SY_RETURN_IF_ERROR(RefuseSharedMemory(wanted.parameters(), absl::StrCat("outputs ", wanted.name())));
-    const auto classes = wanted.parameters().find("classification");
-    if (classes != wanted.parameters().end() && classes->second.int64_param() != 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("outputs ", wanted.name(), ": parameter classification: these outputs have no classes"));
-    }
-    auto& outputs = infer->outputs;
-    if (std::find(outputs.begin(), outputs.end(), output) == outputs.end()) outputs.push_back(output);
-    if (output != InferOutput::kRows) infer->request->return_routing = true;
+absl::Status CheckClasses(const Parameters& parameters) {
+  const auto classes = parameters.find("classification");
+  if (classes == parameters.end() || classes->second.int64_param() == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError("parameter classification: these outputs have no classes");
+}
+
+// An output that is asked for again is sent once.
+absl::Status AddOutput(InferOutput output, std::optional<TensorPlace> place, std::vector<WantedOutput>* outputs) {
+  const auto it = std::find_if(outputs->begin(), outputs->end(),
+                               [output](const WantedOutput& wanted) { return wanted.output == output; });
+  if (it == outputs->end()) {
+    outputs->push_back({output, std::move(place)});
+  } else if (place.has_value() || it->place.has_value()) {
+    return absl::InvalidArgumentError("expected once, for it is in shared memory, found again");
   }
-  if (infer->outputs.empty()) infer->outputs.push_back(InferOutput::kRows);
+  return absl::OkStatus();
+}
+
+absl::Status ReadOutput(const inference::ModelInferRequest::InferRequestedOutputTensor& wanted,
+                        const MemoryAccess& access, InferRequest* infer) {
+  SY_ASSIGN_OR_RETURN(const InferOutput output, ParseOutput(wanted.name()));
+  const std::string name = absl::StrCat("outputs ", wanted.name());
+  SY_RETURN_IF_ERROR(Annotate(CheckClasses(wanted.parameters()), name));
+  auto place = FindPlace(wanted.parameters(), access);
+  if (!place.ok()) return Annotate(place.status(), name);
+  SY_RETURN_IF_ERROR(Annotate(AddOutput(output, *std::move(place), &infer->outputs), name));
+  if (output != InferOutput::kRows) infer->request->return_routing = true;
+  return absl::OkStatus();
+}
+
+absl::Status ReadOutputs(const inference::ModelInferRequest& head, const MemoryAccess& access, InferRequest* infer) {
+  for (const auto& wanted : head.outputs()) SY_RETURN_IF_ERROR(ReadOutput(wanted, access, infer));
+  if (infer->outputs.empty()) infer->outputs.push_back({InferOutput::kRows, std::nullopt});
+  return absl::OkStatus();
+}
+
+// Both are of a request that has its rows and its gate.
+
+int64_t OutputBytes(const InferRequest& infer, InferOutput output) {
+  if (output == InferOutput::kRows) return infer.num_bytes;
+  return infer.request->num_rows * infer.request->top_k * int64_t{4};  // INT32 or FP32
+}
+
+absl::Status CheckRoomForOutputs(const InferRequest& infer) {
+  for (const WantedOutput& wanted : infer.outputs) {
+    const auto needed = static_cast<uint64_t>(OutputBytes(infer, wanted.output));
+    if (!wanted.place.has_value() || needed <= wanted.place->byte_size) continue;
+    return absl::InvalidArgumentError(absl::StrCat("outputs ", NameOf(wanted.output),
+                                                   ": parameters shared_memory_byte_size: expected ", needed,
+                                                   " or more, found ", wanted.place->byte_size));
+  }
   return absl::OkStatus();
 }
 
@@ -139,7 +108,7 @@ absl::Status CheckInputs(const inference::ModelInferRequest& head) {
     return absl::InvalidArgumentError(
         absl::StrCat("inputs: expected 1 input, '", kInputName, "', found ", found.empty() ? "none" : found));
   }
-  return RefuseSharedMemory(head.inputs(0).parameters(), absl::StrCat("inputs ", kInputName));
+  return absl::OkStatus();
 }
 
 std::string ShapeText(const Input& input) {
@@ -193,30 +162,58 @@ absl::Status CheckBytes(const Request& request, int64_t num_bytes, int64_t max_b
                                                  std::string(KserveDType(request.dtype)), ", found ", num_bytes));
 }
 
-absl::Status ReadInput(DecodedInfer& decoded, int64_t max_bytes, InferRequest* infer) {
+// Rows in the message, or of `place` in a region: those are read later.
+absl::Status TakeRows(DecodedInfer& decoded, const std::optional<TensorPlace>& place, InferRequest* infer) {
+  Request& request = *infer->request;
+  if (place.has_value()) {
+    if (!decoded.raw.empty() || decoded.typed[0].is_set) {
+      return absl::InvalidArgumentError("contents: expected none beside shared memory");
+    }
+    infer->num_bytes = static_cast<int64_t>(place->byte_size);
+    return absl::OkStatus();
+  }
+  SY_ASSIGN_OR_RETURN(Chunks chunks, TakeContents(decoded, request.dtype));
+  request.rows = ChunkedRows(std::move(chunks), decoded.owner);
+  infer->num_bytes = static_cast<int64_t>(request.rows.size_bytes());
+  return absl::OkStatus();
+}
+
+absl::Status ReadInput(DecodedInfer& decoded, const MemoryAccess& access, int64_t max_bytes, InferRequest* infer) {
   const Input& input = decoded.head.inputs(0);
   Request& request = *infer->request;
   SY_ASSIGN_OR_RETURN(request.dtype, ParseKserveDType(input.datatype()));
   SY_RETURN_IF_ERROR(CheckShape(input, request.layer->spec.hidden_dim));
   request.num_rows = input.shape(0);
-  SY_ASSIGN_OR_RETURN(Chunks chunks, TakeContents(decoded, request.dtype));
-  request.rows = ChunkedRows(std::move(chunks), decoded.owner);
-  infer->num_bytes = static_cast<int64_t>(request.rows.size_bytes());
+  SY_ASSIGN_OR_RETURN(infer->rows_place, FindPlace(input.parameters(), access));
+  SY_RETURN_IF_ERROR(TakeRows(decoded, infer->rows_place, infer));
   return CheckBytes(request, infer->num_bytes, max_bytes);
 }
 
 }  // namespace
 
+const char* NameOf(InferOutput output) {
+  switch (output) {
+    case InferOutput::kRows:
+      return kRowsName;
+    case InferOutput::kExpertIds:
+      return kExpertIdsName;
+    case InferOutput::kExpertWeights:
+      return kExpertWeightsName;
+  }
+  return "";
+}
+
 absl::StatusOr<InferRequest> MakeInferRequest(DecodedInfer decoded, const KserveModels::Entry& entry,
-                                              const InferLimits& limits) {
+                                              const InferLimits& limits, const MemoryAccess& access) {
   InferRequest infer;
   infer.request = std::make_shared<Request>();
   infer.request->layer = entry.layer;
   SY_RETURN_IF_ERROR(CheckInputs(decoded.head));
   SY_RETURN_IF_ERROR(
-      Annotate(ReadInput(decoded, limits.max_request_bytes, &infer), absl::StrCat("inputs ", kInputName)));
-  SY_RETURN_IF_ERROR(ReadOutputs(decoded.head, &infer));
+      Annotate(ReadInput(decoded, access, limits.max_request_bytes, &infer), absl::StrCat("inputs ", kInputName)));
+  SY_RETURN_IF_ERROR(ReadOutputs(decoded.head, access, &infer));
   SY_RETURN_IF_ERROR(ReadParameters(decoded.head.parameters(), limits.max_batch_rows, &infer));
+  SY_RETURN_IF_ERROR(CheckRoomForOutputs(infer));
   return infer;
 }
 

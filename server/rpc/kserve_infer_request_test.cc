@@ -16,6 +16,12 @@ using testing::HasSubstr;
 constexpr int64_t kDim = 8;
 constexpr InferLimits kLimits = {.max_request_bytes = 1 << 20, .max_batch_rows = 64};
 
+std::vector<InferOutput> OutputsOf(const InferRequest& infer) {
+  std::vector<InferOutput> outputs;
+  for (const WantedOutput& wanted : infer.outputs) outputs.push_back(wanted.output);
+  return outputs;
+}
+
 class InferRequestTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -46,7 +52,7 @@ class InferRequestTest : public testing::Test {
     const grpc::Slice slice(request_.SerializeAsString());
     auto decoded = DecodeInfer(grpc::ByteBuffer(&slice, 1));
     EXPECT_TRUE(decoded.ok()) << decoded.status();
-    return MakeInferRequest(*std::move(decoded), models_->entries()[0], limits);
+    return MakeInferRequest(*std::move(decoded), models_->entries()[0], limits, access_);
   }
   void ExpectError(absl::StatusCode code, const std::string& text, const InferLimits& limits = kLimits) {
     const auto infer = Make(limits);
@@ -58,6 +64,7 @@ class InferRequestTest : public testing::Test {
   std::unique_ptr<ModelTable> table_;
   std::unique_ptr<KserveModels> models_;
   ModelInferRequest request_;
+  MemoryAccess access_;
 };
 
 TEST_F(InferRequestTest, EveryTypeOfRows) {
@@ -71,7 +78,7 @@ TEST_F(InferRequestTest, EveryTypeOfRows) {
     EXPECT_EQ(infer->request->num_rows, 5);
     EXPECT_EQ(infer->num_bytes, num_bytes);
     EXPECT_EQ(infer->request->layer, table_->layers()[0].get());
-    EXPECT_THAT(infer->outputs, ElementsAre(InferOutput::kRows));
+    EXPECT_THAT(OutputsOf(*infer), ElementsAre(InferOutput::kRows));
     EXPECT_FALSE(infer->request->return_routing);
   }
 }
@@ -101,7 +108,7 @@ TEST_F(InferRequestTest, OutputsInTheOrderAskedForAndOnce) {
   for (const char* name : {"expert_weights", "output", "expert_ids", "output"}) request_.add_outputs()->set_name(name);
   const auto infer = Make();
   ASSERT_TRUE(infer.ok()) << infer.status();
-  EXPECT_THAT(infer->outputs, ElementsAre(InferOutput::kExpertWeights, InferOutput::kRows, InferOutput::kExpertIds));
+  EXPECT_THAT(OutputsOf(*infer), ElementsAre(InferOutput::kExpertWeights, InferOutput::kRows, InferOutput::kExpertIds));
   EXPECT_TRUE(infer->request->return_routing);
   request_.add_outputs()->set_name("logits");
   ExpectInvalid("found 'logits'");
@@ -180,6 +187,97 @@ TEST_F(InferRequestTest, SharedMemoryIsRefusedWithoutItsName) {
   const auto infer = Make();
   EXPECT_EQ(infer.status().code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(infer.status().message()), testing::Not(HasSubstr("secret")));
+}
+
+// ---- Shared memory that the caller may use
+
+// 1000 bytes without an object; nothing copies them here.
+class FakeRegion final : public SharedMemoryRegion {
+ public:
+  FakeRegion() : SharedMemoryRegion({.byte_size = 1000}) {}
+  absl::Status Read(uint64_t, std::span<std::byte>) const override { return absl::InternalError("read"); }
+  absl::Status Write(uint64_t, std::span<const std::byte>) const override { return absl::InternalError("written"); }
+};
+
+class InferRequestInSharedMemoryTest : public InferRequestTest {
+ protected:
+  void SetUp() override {
+    InferRequestTest::SetUp();
+    access_ = {&memory_, "me"};
+    ASSERT_TRUE(memory_.registry().Add("me", "x", std::make_shared<FakeRegion>()).ok());
+  }
+  template <typename Tensor>
+  void Place(Tensor* tensor, int64_t num_bytes, int64_t offset) {
+    auto& parameters = *tensor->mutable_parameters();
+    parameters["shared_memory_region"].set_string_param("x");
+    parameters["shared_memory_byte_size"].set_int64_param(num_bytes);
+    parameters["shared_memory_offset"].set_int64_param(offset);
+  }
+  void PlaceInput(int64_t num_bytes, int64_t offset = 0) {
+    request_.clear_raw_input_contents();
+    Place(request_.mutable_inputs(0), num_bytes, offset);
+  }
+  void AddOutput(const char* name, int64_t num_bytes, int64_t offset = 0) {
+    auto* output = request_.add_outputs();
+    output->set_name(name);
+    Place(output, num_bytes, offset);
+  }
+
+  ClientMemory memory_{1 << 20};
+};
+
+TEST_F(InferRequestInSharedMemoryTest, RowsAreFoundThereAndNotRead) {
+  PlaceInput(96, 904);
+  const auto infer = Make();
+  ASSERT_TRUE(infer.ok()) << infer.status();
+  ASSERT_TRUE(infer->rows_place.has_value());
+  EXPECT_EQ(infer->rows_place->offset, 904);
+  EXPECT_EQ(infer->num_bytes, 96);
+  EXPECT_EQ(infer->request->num_rows, 3);
+}
+
+TEST_F(InferRequestInSharedMemoryTest, TheShapeMustBeThatOfTheBytes) {
+  PlaceInput(95);
+  ExpectInvalid("inputs hidden_states: expected 3 × 32 bytes for shape [3, 8] of FP32, found 95");
+  PlaceInput(97);
+  ExpectInvalid("found 97");
+  PlaceInput(96);
+  request_.mutable_inputs(0)->set_shape(0, (int64_t{1} << 59) + 3);
+  ExpectInvalid("inputs hidden_states: expected");
+  request_.mutable_inputs(0)->set_shape(0, 3);
+  ExpectError(absl::StatusCode::kResourceExhausted, "--max_request_bytes is 95",
+              {.max_request_bytes = 95, .max_batch_rows = 64});
+}
+
+TEST_F(InferRequestInSharedMemoryTest, ItTakesNoOtherContents) {
+  PlaceInput(96);
+  request_.add_raw_input_contents(std::string(96, ' '));
+  ExpectInvalid("inputs hidden_states: contents: expected none beside shared memory");
+  request_.clear_raw_input_contents();
+  request_.mutable_inputs(0)->mutable_contents();
+  ExpectInvalid("inputs hidden_states: contents: expected none beside shared memory");
+}
+
+TEST_F(InferRequestInSharedMemoryTest, OutputsNeedRoom) {
+  AddOutput("output", 96, 0);
+  AddOutput("expert_ids", 24, 96);
+  AddOutput("expert_weights", 800, 200);
+  const auto infer = Make();
+  ASSERT_TRUE(infer.ok()) << infer.status();
+  EXPECT_EQ(infer->outputs[1].place->offset, 96);
+  (*request_.mutable_outputs(0)->mutable_parameters())["shared_memory_byte_size"].set_int64_param(95);
+  ExpectInvalid("outputs output: parameters shared_memory_byte_size: expected 96 or more, found 95");
+  (*request_.mutable_outputs(0)->mutable_parameters())["shared_memory_byte_size"].set_int64_param(1001);
+  ExpectInvalid("outputs output: shared memory: expected a range within the region's 1000 bytes");
+  request_.mutable_outputs()->DeleteSubrange(0, 1);
+  Parameter("top_k").set_int64_param(3);
+  ExpectInvalid("outputs expert_ids: parameters shared_memory_byte_size: expected 36 or more, found 24");
+}
+
+TEST_F(InferRequestInSharedMemoryTest, AnOutputHasOnePlace) {
+  AddOutput("output", 96, 0);
+  AddOutput("output", 96, 200);
+  ExpectInvalid("outputs output: expected once, for it is in shared memory, found again");
 }
 
 }  // namespace

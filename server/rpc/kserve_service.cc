@@ -10,12 +10,14 @@
 #include "server/rpc/kserve_statistics.h"
 #include "server/rpc/kserve_stream.h"
 #include "server/rpc/log_settings.h"
+#include "server/rpc/memory_owner.h"
 
 namespace switchyard {
 namespace {
 
 // Parts of the protocol beyond its core that are here, by the names that Triton gives them.
 constexpr const char* kExtensions[] = {"model_configuration", "parameters", "statistics", "logging"};
+constexpr const char* kMemoryExtensions[] = {"system_shared_memory", "cuda_shared_memory"};
 
 grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const absl::Status& status) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
@@ -27,13 +29,27 @@ grpc::ServerUnaryReactor* NotHere(grpc::CallbackServerContext* context, absl::st
   return FinishNow(context, absl::UnimplementedError(absl::StrCat(what, ": not offered by this server")));
 }
 
+// CUDA takes its time to start: other calls need not wait for it.
+template <typename Request>
+grpc::ServerUnaryReactor* RegisterAndFinish(grpc::CallbackServerContext* context, MemoryAccess access,
+                                            const Request* request) {
+  if (access.memory == nullptr) return FinishNow(context, RegisterMemory(access, *request));
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  TaskThreads& threads = access.memory->threads();
+  threads.Run([reactor, access = std::move(access), request] {
+    reactor->Finish(ToGrpcStatus(RegisterMemory(access, *request)));
+  });
+  return reactor;
+}
+
 // One ModelInfer call. Deletes itself when gRPC is done with it.
 class UnaryInfer final : public grpc::ServerUnaryReactor {
  public:
-  UnaryInfer(Front* front, const KserveModels* models, grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
+  UnaryInfer(Front* front, const KserveModels* models, MemoryAccess access, grpc::CallbackServerContext* context,
+             grpc::ByteBuffer* response)
       : context_(context),
         response_(response),
-        call_(std::make_shared<InferCall>(front, models, RequestId(*context),
+        call_(std::make_shared<InferCall>(front, models, std::move(access), RequestId(*context),
                                           [this](const InferAnswer& answer) { Answer(answer); })) {}
 
   void Start(const grpc::ByteBuffer& bytes) {
@@ -85,6 +101,9 @@ KserveService::Reactor* KserveService::ServerMetadata(Context* context, const in
   response->set_name("switchyard");
   response->set_version(std::string(kVersion));
   for (const char* extension : kExtensions) response->add_extensions(extension);
+  if (memory_ != nullptr) {
+    for (const char* extension : kMemoryExtensions) response->add_extensions(extension);
+  }
   return FinishNow(context, absl::OkStatus());
 }
 
@@ -126,13 +145,14 @@ KserveService::Reactor* KserveService::RepositoryIndex(Context* context,
 
 KserveService::Reactor* KserveService::ModelInfer(Context* context, const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
-  auto* call = new UnaryInfer(front_, models_, context, response);
+  auto* call = new UnaryInfer(front_, models_, AccessOf(*context), context, response);
   call->Start(*request);
   return call;
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* KserveService::ModelStreamInfer(Context* context) {
-  return NewInferStream(front_, models_, *context, {.max_bytes = front_->options().max_request_bytes});
+  return NewInferStream(front_, models_, AccessOf(*context), *context,
+                        {.max_bytes = front_->options().max_request_bytes});
 }
 
 // ---- Statistics and settings ----------------------------------------------------------------------------------------
@@ -160,6 +180,49 @@ KserveService::Reactor* KserveService::LogSettings(Context* context, const infer
   return FinishNow(context, status);
 }
 
+// ---- Shared memory --------------------------------------------------------------------------------------------------
+
+MemoryAccess KserveService::AccessOf(const Context& context) const {
+  if (memory_ == nullptr) return {};
+  return {memory_, OwnerOf(context)};
+}
+
+KserveService::Reactor* KserveService::SystemSharedMemoryStatus(
+    Context* context, const inference::SystemSharedMemoryStatusRequest* request,
+    inference::SystemSharedMemoryStatusResponse* response) {
+  return FinishNow(context, ListMemory(AccessOf(*context), *request, response));
+}
+
+KserveService::Reactor* KserveService::SystemSharedMemoryRegister(
+    Context* context, const inference::SystemSharedMemoryRegisterRequest* request,
+    inference::SystemSharedMemoryRegisterResponse*) {
+  return RegisterAndFinish(context, AccessOf(*context), request);
+}
+
+KserveService::Reactor* KserveService::SystemSharedMemoryUnregister(
+    Context* context, const inference::SystemSharedMemoryUnregisterRequest* request,
+    inference::SystemSharedMemoryUnregisterResponse*) {
+  return FinishNow(context, UnregisterMemory(AccessOf(*context), *request));
+}
+
+KserveService::Reactor* KserveService::CudaSharedMemoryStatus(Context* context,
+                                                              const inference::CudaSharedMemoryStatusRequest* request,
+                                                              inference::CudaSharedMemoryStatusResponse* response) {
+  return FinishNow(context, ListMemory(AccessOf(*context), *request, response));
+}
+
+KserveService::Reactor* KserveService::CudaSharedMemoryRegister(
+    Context* context, const inference::CudaSharedMemoryRegisterRequest* request,
+    inference::CudaSharedMemoryRegisterResponse*) {
+  return RegisterAndFinish(context, AccessOf(*context), request);
+}
+
+KserveService::Reactor* KserveService::CudaSharedMemoryUnregister(
+    Context* context, const inference::CudaSharedMemoryUnregisterRequest* request,
+    inference::CudaSharedMemoryUnregisterResponse*) {
+  return FinishNow(context, UnregisterMemory(AccessOf(*context), *request));
+}
+
 // ---- What is not here -----------------------------------------------------------------------------------------------
 
 KserveService::Reactor* KserveService::RepositoryModelLoad(Context* context,
@@ -172,42 +235,6 @@ KserveService::Reactor* KserveService::RepositoryModelUnload(Context* context,
                                                              const inference::RepositoryModelUnloadRequest*,
                                                              inference::RepositoryModelUnloadResponse*) {
   return NotHere(context, "RepositoryModelUnload: models stay until the end");
-}
-
-KserveService::Reactor* KserveService::SystemSharedMemoryStatus(Context* context,
-                                                                const inference::SystemSharedMemoryStatusRequest*,
-                                                                inference::SystemSharedMemoryStatusResponse*) {
-  return NotHere(context, "SystemSharedMemoryStatus");
-}
-
-KserveService::Reactor* KserveService::SystemSharedMemoryRegister(Context* context,
-                                                                  const inference::SystemSharedMemoryRegisterRequest*,
-                                                                  inference::SystemSharedMemoryRegisterResponse*) {
-  return NotHere(context, "SystemSharedMemoryRegister");
-}
-
-KserveService::Reactor* KserveService::SystemSharedMemoryUnregister(
-    Context* context, const inference::SystemSharedMemoryUnregisterRequest*,
-    inference::SystemSharedMemoryUnregisterResponse*) {
-  return NotHere(context, "SystemSharedMemoryUnregister");
-}
-
-KserveService::Reactor* KserveService::CudaSharedMemoryStatus(Context* context,
-                                                              const inference::CudaSharedMemoryStatusRequest*,
-                                                              inference::CudaSharedMemoryStatusResponse*) {
-  return NotHere(context, "CudaSharedMemoryStatus");
-}
-
-KserveService::Reactor* KserveService::CudaSharedMemoryRegister(Context* context,
-                                                                const inference::CudaSharedMemoryRegisterRequest*,
-                                                                inference::CudaSharedMemoryRegisterResponse*) {
-  return NotHere(context, "CudaSharedMemoryRegister");
-}
-
-KserveService::Reactor* KserveService::CudaSharedMemoryUnregister(Context* context,
-                                                                  const inference::CudaSharedMemoryUnregisterRequest*,
-                                                                  inference::CudaSharedMemoryUnregisterResponse*) {
-  return NotHere(context, "CudaSharedMemoryUnregister");
 }
 
 KserveService::Reactor* KserveService::TraceSetting(Context* context, const inference::TraceSettingRequest*,

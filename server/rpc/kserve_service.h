@@ -9,6 +9,7 @@
 #include "proto/inference.grpc.pb.h"
 #include "server/front.h"
 #include "server/rpc/access_control.h"
+#include "server/rpc/kserve_memory.h"
 #include "server/rpc/kserve_models.h"
 
 namespace switchyard {
@@ -43,9 +44,9 @@ using KserveServiceBase = WithMethods<
 
 class KserveService final : public KserveServiceBase {
  public:
-  // All outlive the server that this service is registered with.
-  KserveService(Front* front, const KserveModels* models, const AccessControl* access)
-      : front_(front), models_(models), access_(access) {}
+  // All outlive the server that this service is registered with. `memory` is null unless clients may share memory.
+  KserveService(Front* front, const KserveModels* models, const AccessControl* access, ClientMemory* memory)
+      : front_(front), models_(models), access_(access), memory_(memory) {}
 
   using Context = grpc::CallbackServerContext;
   using Reactor = grpc::ServerUnaryReactor;
@@ -73,11 +74,7 @@ class KserveService final : public KserveServiceBase {
   Reactor* LogSettings(Context* context, const inference::LogSettingsRequest* request,
                        inference::LogSettingsResponse* response) override;
 
-  // What this server does not have: UNIMPLEMENTED, and the message says so.
-  Reactor* RepositoryModelLoad(Context* context, const inference::RepositoryModelLoadRequest* request,
-                               inference::RepositoryModelLoadResponse* response) override;
-  Reactor* RepositoryModelUnload(Context* context, const inference::RepositoryModelUnloadRequest* request,
-                                 inference::RepositoryModelUnloadResponse* response) override;
+  // UNIMPLEMENTED when clients may not share memory.
   Reactor* SystemSharedMemoryStatus(Context* context, const inference::SystemSharedMemoryStatusRequest* request,
                                     inference::SystemSharedMemoryStatusResponse* response) override;
   Reactor* SystemSharedMemoryRegister(Context* context, const inference::SystemSharedMemoryRegisterRequest* request,
@@ -90,13 +87,22 @@ class KserveService final : public KserveServiceBase {
                                     inference::CudaSharedMemoryRegisterResponse* response) override;
   Reactor* CudaSharedMemoryUnregister(Context* context, const inference::CudaSharedMemoryUnregisterRequest* request,
                                       inference::CudaSharedMemoryUnregisterResponse* response) override;
+
+  // What this server does not have: UNIMPLEMENTED, and the message says so.
+  Reactor* RepositoryModelLoad(Context* context, const inference::RepositoryModelLoadRequest* request,
+                               inference::RepositoryModelLoadResponse* response) override;
+  Reactor* RepositoryModelUnload(Context* context, const inference::RepositoryModelUnloadRequest* request,
+                                 inference::RepositoryModelUnloadResponse* response) override;
   Reactor* TraceSetting(Context* context, const inference::TraceSettingRequest* request,
                         inference::TraceSettingResponse* response) override;
 
  private:
+  MemoryAccess AccessOf(const Context& context) const;
+
   Front* const front_;
   const KserveModels* const models_;
   const AccessControl* const access_;
+  ClientMemory* const memory_;
 };
 
 }  // namespace switchyard

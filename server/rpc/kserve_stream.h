@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "server/front.h"
+#include "server/rpc/kserve_memory.h"
 #include "server/rpc/kserve_models.h"
 
 namespace switchyard {
@@ -19,8 +20,10 @@ struct StreamLimits {
 
 // A reactor for one stream; deletes itself when gRPC is done with it. Answers come in any order, with their requests'
 // ids; a request that fails is answered with an error and the stream goes on. It ends when the caller has said that it
-// is done and everything is answered, or when the caller is gone.
+// is done and everything is answered, or when the caller is gone. `access` is the shared memory that the caller may
+// use.
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* NewInferStream(Front* front, const KserveModels* models,
+                                                                            MemoryAccess access,
                                                                             const grpc::CallbackServerContext& context,
                                                                             const StreamLimits& limits);
 

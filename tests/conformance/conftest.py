@@ -1,14 +1,13 @@
 """A front with two CPU workers for the tests of a module, and the vectors recorded from the model that it serves."""
 
-import json
 import os
 import signal
 import subprocess
 import tempfile
 
-import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from safetensors.numpy import load_file
 
 MODEL = "tests/testdata/jargon-moe"
 LAYER_NAMES = ["0", "1", "2", "3"]
@@ -57,24 +56,15 @@ def client(server):
 
 
 class Golden:
-    """F32 tensors of a safetensors file, by name."""
+    """Recorded rows of every layer."""
 
     def __init__(self, path):
-        with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            self._data = file.read()
-        self._header = header
-
-    def __getitem__(self, name):
-        entry = self._header[name]
-        assert entry["dtype"] == "F32", name
-        begin, end = entry["data_offsets"]
-        return np.frombuffer(self._data[begin:end], dtype=np.float32).reshape(entry["shape"])
+        self._tensors = load_file(path)
 
     def layer(self, layer):
         """Input and output rows of a layer."""
         path = f"model.layers.{layer}.mlp"
-        rows = [self[f"{path}.{what}"] for what in ("input", "output")]
+        rows = [self._tensors[f"{path}.{what}"] for what in ("input", "output")]
         return [tensor.reshape(-1, tensor.shape[-1]) for tensor in rows]
 
 

@@ -13,6 +13,9 @@ import sys
 
 import pytest
 
+from conftest import MODEL as CHECKPOINT
+from conftest import Server
+
 WIDTH = 128
 
 
@@ -75,3 +78,11 @@ def test_sweep_over_streams(server, tmp_path):
 def test_collects_the_metrics(server, tmp_path):
     check(sweep(server, tmp_path, "4", "--collect-metrics", f"--metrics-url={server.http}/metrics",
                 "--metrics-interval=100"), [4])
+
+
+def test_sweep_over_shared_memory(tmp_path):
+    sharing = Server(f"--model=jargon-moe={CHECKPOINT}", "--local_workers=2", "--compute_dtype=fp32",
+                     "--allow_client_shm")
+    check(sweep(sharing, tmp_path, "1:8:7", "--shared-memory=system"), [1, 8])
+    sharing.terminate()
+    assert sharing.wait() == 0, sharing.log()

@@ -19,6 +19,7 @@ def missing_module():
         import grpc_reflection.v1alpha  # noqa: F401
         import ml_dtypes  # noqa: F401
         import pytest  # noqa: F401
+        import safetensors.numpy  # noqa: F401
         import tritonclient.grpc  # noqa: F401
     except ImportError as error:
         return str(error)
