@@ -21,6 +21,7 @@
 #include "rpc/loopback.h"
 #include "rpc/tls.h"
 #include "rpc/token_list.h"
+#include "rpc/wire_options.h"
 
 namespace switchyard {
 namespace {
@@ -98,6 +99,7 @@ grpc::ChannelArguments ChannelArgs(const ClientOptions& options) {
   // Otherwise all clients of a process share one connection.
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  TuneChannel(&args);
   // A restarted front is found again within a second, not within gRPC's two minutes.
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);

@@ -28,6 +28,13 @@ void LatencyHistogram::Record(std::chrono::nanoseconds latency) {
   sum_ns_ += static_cast<double>(value_ns);
 }
 
+void LatencyHistogram::Add(const LatencyHistogram& other) {
+  for (int bucket = 0; bucket < kNumBuckets; ++bucket) counts_[bucket] += other.counts_[bucket];
+  count_ += other.count_;
+  max_ns_ = std::max(max_ns_, other.max_ns_);
+  sum_ns_ += other.sum_ns_;
+}
+
 std::chrono::nanoseconds LatencyHistogram::mean() const {
   if (count_ == 0) return std::chrono::nanoseconds(0);
   return std::chrono::nanoseconds(std::llround(sum_ns_ / static_cast<double>(count_)));

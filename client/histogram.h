@@ -14,6 +14,8 @@ class LatencyHistogram {
  public:
   // A negative latency counts as 0.
   void Record(std::chrono::nanoseconds latency);
+  // Records all that `other` has.
+  void Add(const LatencyHistogram& other);
 
   int64_t count() const { return count_; }
   std::chrono::nanoseconds max() const { return std::chrono::nanoseconds(max_ns_); }

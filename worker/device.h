@@ -35,6 +35,7 @@ class Device {
 // have a GPU for every worker that the front starts. FAILED_PRECONDITION, with what to do, for a GPU that is not there;
 // INVALID_ARGUMENT for a name that is none.
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const WorkerOptions& options);
+using DeviceOpener = absl::StatusOr<std::unique_ptr<Device>> (*)(const WorkerOptions& options);
 
 // The number of the GPU that WorkerOptions::device means where there are `num_gpus`, or -1 for the CPU. Two ranks
 // cannot share a GPU, so the front's worker i gets GPU i. `why_none` says why there is no GPU where there is none.

@@ -114,11 +114,11 @@ Worker::~Worker() {
   steps_.reset();
 }
 
-absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(const WorkerOptions& options) {
+absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(const WorkerOptions& options, DeviceOpener open_device) {
   if (options.front.empty()) {
     return absl::InvalidArgumentError("--front=HOST:PORT of the server's worker port is needed");
   }
-  SY_ASSIGN_OR_RETURN(auto device, OpenDevice(options));
+  SY_ASSIGN_OR_RETURN(auto device, open_device(options));
   std::unique_ptr<Worker> worker(new Worker(options, std::move(device)));
   SY_ASSIGN_OR_RETURN(worker->inbox_, Inbox::Create());
   if (options.link_fd >= 0) SY_RETURN_IF_ERROR(worker->AttachLink());

@@ -23,7 +23,8 @@ namespace switchyard {
 class Worker {
  public:
   // Validates the options, opens the device, and attaches to the link's memory where there is one.
-  static absl::StatusOr<std::unique_ptr<Worker>> Create(const WorkerOptions& options);
+  static absl::StatusOr<std::unique_ptr<Worker>> Create(const WorkerOptions& options,
+                                                        DeviceOpener open_device = OpenDevice);
   ~Worker();
 
   // OK once drained or once `stop_fd` became readable; otherwise why the worker cannot go on: it was refused, could not

@@ -7,6 +7,7 @@
 #include "rpc/listen.h"
 #include "rpc/loopback.h"
 #include "rpc/port_credentials.h"
+#include "rpc/wire_options.h"
 #include "server/rpc/health.h"
 
 namespace switchyard {
@@ -68,6 +69,7 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> StartGrpcServer(const ServerOption
   grpc::ServerBuilder builder;
   LimitConnections(options, &builder);
   LimitMessages(options, &builder);
+  TuneServer(builder);
   for (grpc::Service* service : services) builder.RegisterService(service);
   return StartServer(builder, MakePortCredentials(std::move(certificates), access.call_check()), options.host,
                      options.port, "--port", bound_port);

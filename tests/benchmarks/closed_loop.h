@@ -1,0 +1,36 @@
+// Unary calls on a closed loop over gRPC's callback API: a fixed number in flight, each one's end starts the next. The
+// cheapest client that gRPC has: message bytes are shared, not copied, and answers are only counted.
+#pragma once
+
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <string>
+
+#include "client/histogram.h"
+#include "moe/base/status.h"
+
+namespace switchyard {
+
+struct LoopTarget {
+  grpc::GenericStub* stub = nullptr;
+  std::string method;
+  grpc::ByteBuffer request;
+  size_t min_answer_bytes = 0;  // a shorter answer is an error
+};
+
+struct LoopResult {
+  int64_t num_calls = 0;
+  double seconds = 0;
+  LatencyHistogram latency;
+
+  void Add(const LoopResult& other);
+  double calls_per_second() const { return static_cast<double>(num_calls) / seconds; }
+};
+
+// Counts the calls that end in a window of `duration` or of 2 · in_flight calls, whichever is longer, that begins when
+// each place in the loop has had one call. The first error otherwise.
+absl::StatusOr<LoopResult> RunClosedLoop(const LoopTarget& target, int in_flight, std::chrono::nanoseconds duration);
+
+}  // namespace switchyard

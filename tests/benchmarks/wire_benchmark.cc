@@ -1,0 +1,243 @@
+// How close the whole service comes to the line it stands on: one client sends the same rows to a bare gRPC echo of the
+// same settings, and to a real front with one worker whose engine returns rows as they are, over either API. Rows are
+// 4 KiB (2048 bf16) and there is one expert, so that gate and plan are small; what they take is told separately.
+//
+// For every size and number in flight, the three take turns for some rounds, on closed loops. Prints Markdown.
+// Starts server/switchyard_server and the programs beside it of its runfiles: use `bazel run`, or
+// docs/benchmarks/run_wire.sh, which writes the table.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+#include "client/client.h"
+#include "moe/tensor/buffer.h"
+#include "moe/tensor/float16.h"
+#include "proto/inference.pb.h"
+#include "proto/switchyard.pb.h"
+#include "rpc/wire_options.h"
+#include "server/rpc/slice_stream.h"
+#include "tests/benchmarks/closed_loop.h"
+#include "tests/e2e/server_process.h"
+
+namespace switchyard {
+namespace {
+
+constexpr int64_t kWidth = 2048;
+constexpr int64_t kRowBytes = kWidth * 2;
+constexpr int kStageSamples = 300;
+constexpr double kMiB = 1 << 20;
+
+struct Settings {
+  std::vector<int64_t> rows = {1, 16, 256, 4096};
+  std::vector<int> in_flight = {1, 8, 64};
+  int rounds = 3;
+  double seconds = 0.4;  // of one turn
+};
+
+std::shared_ptr<const HostMatrix> NormalRows(int64_t num_rows) {
+  auto rows = std::make_shared<HostMatrix>(HostMatrix::Allocate(DType::kBF16, num_rows, kWidth));
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  auto* values = reinterpret_cast<uint16_t*>(rows->buffer.data());
+  for (int64_t i = 0; i < num_rows * kWidth; ++i) values[i] = F32ToBF16(normal(random));
+  return rows;
+}
+
+// A message of `head` and then the rows as its field `field_number`.
+grpc::ByteBuffer WithRows(std::string head, int field_number, const HostMatrix& rows) {
+  const size_t num_bytes = rows.view().size_bytes();
+  const grpc::Slice slices[] = {HeadSlice(std::move(head), field_number, num_bytes),
+                                grpc::Slice(rows.buffer.data(), num_bytes, grpc::Slice::STATIC_SLICE)};
+  return grpc::ByteBuffer(slices, 2);
+}
+
+grpc::ByteBuffer ForwardMessage(const HostMatrix& rows) {
+  v1::ForwardRequest head;
+  head.set_model("bench");
+  head.set_layer("0");
+  head.set_dtype(v1::DATA_TYPE_BF16);
+  head.set_num_rows(rows.num_rows);
+  return WithRows(head.SerializeAsString(), v1::ForwardRequest::kRowsFieldNumber, rows);
+}
+
+grpc::ByteBuffer InferMessage(const HostMatrix& rows) {
+  inference::ModelInferRequest head;
+  head.set_model_name("bench.0");
+  auto& input = *head.add_inputs();
+  input.set_name("hidden_states");
+  input.set_datatype("BF16");
+  input.add_shape(rows.num_rows);
+  input.add_shape(kWidth);
+  return WithRows(head.SerializeAsString(), inference::ModelInferRequest::kRawInputContentsFieldNumber, rows);
+}
+
+grpc::GenericStub Connect(const std::string& address) {
+  grpc::ChannelArguments args;
+  args.SetMaxSendMessageSize(-1);
+  args.SetMaxReceiveMessageSize(-1);
+  args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  TuneChannel(&args);
+  return grpc::GenericStub(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), args));
+}
+
+// The echo, the service, and a connection to each.
+class Servers {
+ public:
+  static absl::StatusOr<std::unique_ptr<Servers>> Start() {
+    SY_ASSIGN_OR_RETURN(auto echo, ChildProcess::Start("tests/benchmarks/echo_server", {}));
+    const std::string line = echo->ReadLine();
+    const size_t equals = line.find('=');
+    if (equals == std::string::npos) return absl::InternalError(absl::StrCat("the echo server: ", echo->Log()));
+    SY_ASSIGN_OR_RETURN(
+        auto front,
+        ServerProcess::Start(
+            {absl::StrCat("--model=bench=synthetic:dim=", kWidth, ",hidden=16,experts=1,topk=1,dtype=bf16"),
+             "--local_workers=1", "--worker_binary=tests/benchmarks/echo_worker", "--max_queued_bytes=4294967296"}));
+    return std::unique_ptr<Servers>(new Servers(std::move(echo), line.substr(equals + 1), std::move(front)));
+  }
+
+  LoopTarget Echo(const HostMatrix& rows) {
+    return {&echo_stub_, "/switchyard.v1.Switchyard/Forward", ForwardMessage(rows), rows.view().size_bytes()};
+  }
+  LoopTarget Forward(const HostMatrix& rows) {
+    return {&front_stub_, "/switchyard.v1.Switchyard/Forward", ForwardMessage(rows), rows.view().size_bytes()};
+  }
+  LoopTarget Infer(const HostMatrix& rows) {
+    return {&front_stub_, "/inference.GRPCInferenceService/ModelInfer", InferMessage(rows), rows.view().size_bytes()};
+  }
+  ServerProcess& front() { return *front_; }
+
+ private:
+  Servers(std::unique_ptr<ChildProcess> echo, const std::string& echo_address, std::unique_ptr<ServerProcess> front)
+      : echo_(std::move(echo)),
+        front_(std::move(front)),
+        echo_stub_(Connect(echo_address)),
+        front_stub_(Connect(front_->grpc_address())) {}
+
+  const std::unique_ptr<ChildProcess> echo_;
+  const std::unique_ptr<ServerProcess> front_;
+  grpc::GenericStub echo_stub_, front_stub_;
+};
+
+// One size and number in flight.
+struct Cell {
+  LoopResult echo, forward, infer;
+};
+
+absl::StatusOr<Cell> Measure(Servers& servers, const HostMatrix& rows, int in_flight, const Settings& settings) {
+  Cell cell;
+  const std::pair<LoopTarget, LoopResult*> turns[] = {
+      {servers.Echo(rows), &cell.echo}, {servers.Forward(rows), &cell.forward}, {servers.Infer(rows), &cell.infer}};
+  const auto duration = std::chrono::nanoseconds(static_cast<int64_t>(settings.seconds * 1e9));
+  for (int round = 0; round < settings.rounds; ++round) {
+    for (const auto& [target, result] : turns) {
+      SY_ASSIGN_OR_RETURN(const LoopResult measured, RunClosedLoop(target, in_flight, duration));
+      result->Add(measured);
+    }
+  }
+  return cell;
+}
+
+void PrintSpeedRow(int64_t num_rows, int in_flight, const Cell& cell) {
+  const auto speed = [&](const LoopResult& result) {
+    return result.calls_per_second() * static_cast<double>(num_rows * kRowBytes) / kMiB;
+  };
+  const double echo = speed(cell.echo), forward = speed(cell.forward), infer = speed(cell.infer);
+  absl::PrintF("| %d | %d | %.0f | %.0f | %.2f | %.0f | %.2f |\n", num_rows, in_flight, echo, forward, forward / echo,
+               infer, infer / echo);
+  std::fflush(stdout);
+}
+
+double Micros(const LatencyHistogram& latency, double percent) {
+  return static_cast<double>(latency.Percentile(percent).count()) * 1e-3;
+}
+
+// What the parts of one request take when there is no other, medians.
+struct Stages {
+  double queue_us, gate_us, plan_us, step_us;
+};
+
+absl::StatusOr<Stages> MeasureStages(Servers& servers, const std::shared_ptr<const HostMatrix>& rows) {
+  const auto client = servers.front().Connect({.max_attempts = 1});
+  std::vector<int64_t> queue, gate, plan, step;
+  const int samples = rows->num_rows > 256 ? kStageSamples / 10 : kStageSamples;
+  for (int i = 0; i < samples; ++i) {
+    SY_ASSIGN_OR_RETURN(const ForwardResult result,
+                        client->Forward({.model = "bench", .layer = "0", .rows = rows->view(), .rows_owner = rows}));
+    const ConstMatrixView sent = rows->view(), came = result.rows.view();
+    if (std::memcmp(sent.data, came.data, sent.size_bytes()) != 0) return absl::DataLossError("other rows came back");
+    queue.push_back(result.stats.queue_us());
+    gate.push_back(result.stats.gate_us());
+    plan.push_back(result.stats.plan_us());
+    step.push_back(result.stats.step_us());
+  }
+  const auto median = [](std::vector<int64_t>& values) {
+    std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+    return static_cast<double>(values[values.size() / 2]);
+  };
+  return Stages{median(queue), median(gate), median(plan), median(step)};
+}
+
+void PrintLatency(const Cell& cell, const Stages& stages) {
+  const double echo = Micros(cell.echo.latency, 50);
+  const double bound = 1.4 * echo + stages.step_us;
+  absl::PrintF("\n## One row, one in flight\n\n");
+  absl::PrintF("| | p50 µs | p99 µs | p50 relative to the bound |\n|---|---:|---:|---:|\n");
+  absl::PrintF("| echo | %.1f | %.1f | |\n", echo, Micros(cell.echo.latency, 99));
+  absl::PrintF("| link alone, submission to result | %.1f | | |\n", stages.step_us);
+  absl::PrintF("| bound, 1.4 × echo + link | %.1f | | |\n", bound);
+  for (const auto& [name, result] : {std::pair{"`Forward`", &cell.forward}, std::pair{"`ModelInfer`", &cell.infer}}) {
+    absl::PrintF("| %s | %.1f | %.1f | %.2f |\n", name, Micros(result->latency, 50), Micros(result->latency, 99),
+                 Micros(result->latency, 50) / bound);
+  }
+}
+
+absl::Status Run(const Settings& settings) {
+  SY_ASSIGN_OR_RETURN(const auto servers, Servers::Start());
+  std::optional<Cell> smallest;
+  absl::PrintF("## Bytes per second\n\n");
+  absl::PrintF("| rows | in flight | echo MiB/s | `Forward` MiB/s | ratio | `ModelInfer` MiB/s | ratio |\n");
+  absl::PrintF("|---:|---:|---:|---:|---:|---:|---:|\n");
+  for (const int64_t num_rows : settings.rows) {
+    const auto rows = NormalRows(num_rows);
+    for (const int in_flight : settings.in_flight) {
+      SY_ASSIGN_OR_RETURN(const Cell cell, Measure(*servers, *rows, in_flight, settings));
+      PrintSpeedRow(num_rows, in_flight, cell);
+      if (num_rows == 1 && in_flight == 1) smallest = cell;
+    }
+  }
+  std::vector<Stages> stages;
+  for (const int64_t num_rows : settings.rows) {
+    SY_ASSIGN_OR_RETURN(stages.emplace_back(), MeasureStages(*servers, NormalRows(num_rows)));
+  }
+  if (smallest.has_value() && settings.rows[0] == 1) PrintLatency(*smallest, stages[0]);
+  absl::PrintF("\n## Stages of one request alone\n\n");
+  absl::PrintF("| rows | queue µs | rows to the link and gate µs | plan µs | step µs |\n|---:|---:|---:|---:|---:|\n");
+  for (size_t i = 0; i < stages.size(); ++i) {
+    absl::PrintF("| %d | %.0f | %.0f | %.0f | %.0f |\n", settings.rows[i], stages[i].queue_us, stages[i].gate_us,
+                 stages[i].plan_us, stages[i].step_us);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace switchyard
+
+int main(int argc, char** argv) {
+  switchyard::Settings settings;
+  CLI::App app{"wire_benchmark: the service against a bare gRPC echo."};
+  app.add_option("--rows", settings.rows, "rows per request")->delimiter(',');
+  app.add_option("--in_flight", settings.in_flight, "requests in flight")->delimiter(',');
+  app.add_option("--rounds", settings.rounds, "turns of each")->capture_default_str();
+  app.add_option("--seconds", settings.seconds, "of a turn, at least")->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  const absl::Status status = switchyard::Run(settings);
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "wire_benchmark: %s\n", std::string(status.message()).c_str());
+  return 1;
+}

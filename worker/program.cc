@@ -1,0 +1,101 @@
+#include "worker/program.h"
+
+#include <malloc.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+
+#include <CLI/CLI.hpp>
+#include <cerrno>
+#include <cstdio>
+
+#include "moe/base/logging.h"
+#include "moe/base/version.h"
+#include "worker/worker.h"
+
+namespace switchyard {
+namespace {
+
+void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
+  app.add_option("--front", options.front, "HOST:PORT of the server's worker port")->required();
+  app.add_option("--device", options.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
+  app.add_option(
+         "--gpu_memory_limit", options.gpu_memory_limit,
+         "GPU memory for weights and workspace at most, in bytes or with K, M, G, Ki, Mi, Gi; 0 for all that is free")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->capture_default_str();
+  app.add_flag("--allow_tf32", options.allow_tf32, "let fp32 products on a GPU round their inputs to TF32, for speed");
+  app.add_option("--custom_expert", options.custom_expert,
+                 "registered C++ expert that replaces the checkpoints' own (CPU); see docs/models.md");
+  app.add_option("--threads", options.num_threads, "threads of the CPU engine; 0 for every core it may run on")
+      ->capture_default_str();
+  app.add_option("--exchange_host", options.exchange_host,
+                 "address at which the other workers reach this one; loopback unless they are on other hosts")
+      ->capture_default_str();
+  app.add_option("--worker_token_file", options.token_file, "file with the secret that the server asks of workers");
+  app.add_option("--worker_tls_cert", options.tls.cert.path, "own certificate, to join over mutual TLS");
+  app.add_option("--worker_tls_key", options.tls.key.path, "the certificate's key");
+  app.add_option("--worker_tls_ca", options.tls.ca.path, "roots that the server's certificate must lead to");
+  app.add_option("--join_timeout_ms", options.join_timeout_ms, "how long to wait for a server that is not up yet")
+      ->capture_default_str();
+  app.add_option("--log_level", logging.level, "trace, debug, info, warn, error or off")->capture_default_str();
+  app.add_option("--log_format", logging.format, "text or json")->capture_default_str();
+  app.add_option("--local_index", options.local_index)->group("");
+  app.add_option("--num_local_workers", options.num_local_workers)->group("");
+  app.add_option("--link_fd", options.link_fd)->group("");
+}
+
+// A descriptor that becomes readable on the signals that ask this process to stop. A worker that a front started leaves
+// Ctrl-C to the front, which drains first.
+absl::StatusOr<UniqueFd> BlockStopSignals(bool started_by_front) {
+  signal(SIGPIPE, SIG_IGN);  // a peer's death shows as an error of the call that meets it
+  if (started_by_front) signal(SIGINT, SIG_IGN);
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  if (!started_by_front) sigaddset(&signals, SIGINT);
+  if (const int error = pthread_sigmask(SIG_BLOCK, &signals, nullptr); error != 0) return ErrnoStatus(error, "sigmask");
+  UniqueFd fd(signalfd(-1, &signals, SFD_CLOEXEC));
+  if (!fd.valid()) return ErrnoStatus(errno, "signalfd");
+  return fd;
+}
+
+// Loading allocates and frees an expert's tensors over and over. glibc would come to keep such blocks in its heap,
+// between packed weights that stay, and a third of the process would be holes; mapped blocks go back when they are
+// freed.
+void KeepLargeBlocksOutOfTheHeap() { mallopt(M_MMAP_THRESHOLD, 1 << 20); }
+
+absl::Status RunWorker(const WorkerOptions& options, const LoggingOptions& logging, DeviceOpener open_device) {
+  SY_RETURN_IF_ERROR(SetUpLogging(logging));
+  KeepLargeBlocksOutOfTheHeap();
+  const bool started_by_front = options.local_index >= 0;
+  // A front that dies without a word must not leave its workers behind.
+  if (started_by_front) prctl(PR_SET_PDEATHSIG, SIGKILL);
+  SY_ASSIGN_OR_RETURN(const UniqueFd stop_fd, BlockStopSignals(started_by_front));
+  SY_ASSIGN_OR_RETURN(auto worker, Worker::Create(options, open_device));
+  return worker->Run(stop_fd.get());
+}
+
+}  // namespace
+
+int RunWorkerProgram(int argc, char** argv, DeviceOpener open_device) {
+  WorkerOptions options;
+  LoggingOptions logging;
+  CLI::App app{"switchyard_worker: holds a share of the experts and runs steps for a switchyard_server."};
+  app.set_version_flag("--version", std::string(kVersion));
+  app.footer("Example: switchyard_worker --front=127.0.0.1:8003 --device=cpu");
+  AddFlags(app, options, logging);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  logging.process = options.local_index >= 0 ? absl::StrCat("worker ", options.local_index) : "worker";
+  const absl::Status status = RunWorker(options, logging, open_device);
+  if (status.ok()) return 0;
+  const std::string erase(StderrIsTerminal() ? kEraseLine : "");
+  std::fprintf(stderr, "%sswitchyard_worker: %s\n", erase.c_str(), std::string(status.message()).c_str());
+  return 1;
+}
+
+}  // namespace switchyard
