@@ -20,6 +20,9 @@ namespace {
 
 constexpr std::chrono::milliseconds kWorkerExitGrace{5000};
 
+// Outputs of a link beyond those of the steps: answers of so many steps can be on their way without having been copied.
+constexpr int kSpareOutputs = 8;
+
 int NumCores() { return std::max(1u, std::thread::hardware_concurrency()); }
 
 int NumRanks(const ServerOptions& options) {
@@ -89,9 +92,9 @@ absl::StatusOr<std::unique_ptr<Front>> Front::Create(const ServerOptions& option
 absl::Status Front::CreateLinks() {
   const int64_t max_home_rows = (options_.max_batch_rows + num_ranks_ - 1) / num_ranks_;
   const size_t row_bytes = max_home_rows * models_->max_row_bytes();
-  const LinkLayout layout =
-      LinkLayout::For(options_.steps_in_flight, row_bytes,
-                      MaxPlanBytes(*models_, num_ranks_, max_home_rows, options_.max_batch_rows), row_bytes);
+  const LinkLayout layout = LinkLayout::For(options_.steps_in_flight, row_bytes,
+                                            MaxPlanBytes(*models_, num_ranks_, max_home_rows, options_.max_batch_rows),
+                                            row_bytes, kSpareOutputs);
   for (int rank = 0; rank < num_ranks_; ++rank) {
     SY_ASSIGN_OR_RETURN(auto buffers, LinkBuffers::Create(layout));
     links_.push_back(std::move(buffers));

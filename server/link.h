@@ -17,8 +17,8 @@
 
 namespace switchyard {
 
-// Slots of one rank: input rows, encoded plans, output rows. A slot is used by one step at a time, so its parts need no
-// lock; who may touch them follows the step.
+// One rank's memory: slots with input rows and encoded plans, and outputs. Each is used by one step at a time, so it
+// needs no lock; who may touch it follows the step.
 class LinkBuffers {
  public:
   static absl::StatusOr<std::unique_ptr<LinkBuffers>> Create(const LinkLayout& layout) {
@@ -26,18 +26,21 @@ class LinkBuffers {
     return std::unique_ptr<LinkBuffers>(new LinkBuffers(layout, std::move(memory)));
   }
 
-  std::byte* input(int slot) { return memory_.data() + layout_.input_offset(slot); }
-  std::byte* plan(int slot) { return memory_.data() + layout_.plan_offset(slot); }
-  std::byte* output(int slot) { return memory_.data() + layout_.output_offset(slot); }
+  std::byte* input(int slot) { return memory_->data() + layout_.input_offset(slot); }
+  std::byte* plan(int slot) { return memory_->data() + layout_.plan_offset(slot); }
+  std::byte* output(int output) { return memory_->data() + layout_.output_offset(output); }
 
   const LinkLayout& layout() const { return layout_; }
-  int memory_fd() const { return memory_.fd(); }
+  int memory_fd() const { return memory_->fd(); }
+  // Answers on their way may need it longer than this object lives.
+  std::shared_ptr<const void> memory() const { return memory_; }
 
  private:
-  LinkBuffers(const LinkLayout& layout, SharedMemory memory) : layout_(layout), memory_(std::move(memory)) {}
+  LinkBuffers(const LinkLayout& layout, SharedMemory memory)
+      : layout_(layout), memory_(std::make_shared<const SharedMemory>(std::move(memory))) {}
 
   const LinkLayout layout_;
-  const SharedMemory memory_;
+  const std::shared_ptr<const SharedMemory> memory_;
 };
 
 // A step as one rank gets it; its rows and its encoded plan are in the slot.

@@ -31,7 +31,7 @@ void PlayWorker(UniqueFd socket) {
     int32_t value;
     std::memcpy(&value, memory->data() + setup->layout.input_offset(step->slot), sizeof(value));
     value = -value;
-    std::memcpy(memory->data() + setup->layout.output_offset(step->slot), &value, sizeof(value));
+    std::memcpy(memory->data() + setup->layout.output_offset(step->output), &value, sizeof(value));
     ASSERT_TRUE(SendResult(socket.get(), {step->epoch, step->step_id, {1, 2, 3}, absl::OkStatus()}).ok());
   }
 }
@@ -70,7 +70,7 @@ TEST(ShmLink, CarriesManyStepsInFlight) {
     }
     std::memcpy(buffers->input(slot), &step, sizeof(step));
     StepSubmission submission;
-    submission.message = {Epoch{1}, StepId{step}, LayerId{0}, slot, 1, 0};
+    submission.message = {Epoch{1}, StepId{step}, LayerId{0}, slot, slot, 1, 0};
     ASSERT_TRUE(link->connection()->Submit(submission).ok());
   }
   {
@@ -98,7 +98,7 @@ TEST(ShmLink, AWorkerThatDiesLeavesTheRowsToItsReplacement) {
   auto link = *ShmLink::Start(0, std::move(sockets.front), *buffers,
                               [&](int, const ResultMessage&, auto) { answered.Notify(); });
   StepSubmission submission;
-  submission.message = {Epoch{2}, StepId{1}, LayerId{0}, 1, 1, 0};
+  submission.message = {Epoch{2}, StepId{1}, LayerId{0}, 1, 1, 1, 0};
   ASSERT_TRUE(link->connection()->Submit(submission).ok());
   answered.WaitForNotification();
   int32_t result;
@@ -122,7 +122,7 @@ TEST(StreamLink, SendsThePlanAndExactlyTheHomeRows) {
   auto channel = std::make_shared<RecordingChannel>();
   const auto connection = MakeStreamConnection(channel, buffers.get());
   StepSubmission submission;
-  submission.message = {Epoch{4}, StepId{8}, LayerId{2}, 1, 3, 1};
+  submission.message = {Epoch{4}, StepId{8}, LayerId{2}, 1, 1, 3, 1};
   submission.row_bytes = 8;
   ASSERT_TRUE(connection->Submit(submission).ok());
   const worker::StepRequest& step = channel->sent.at(0).step();

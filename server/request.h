@@ -46,6 +46,13 @@ struct RequestStats {
   int replays = 0;
 };
 
+// Some of a request's output rows, in its type: bytes that `owner` keeps alive.
+struct OutputPart {
+  int64_t begin_row = 0;
+  std::span<const std::byte> bytes;
+  std::shared_ptr<const void> owner;
+};
+
 // Owned jointly by the RPC, the batcher's queue and the steps that carry its rows. The scheduler fills it; `done` is
 // called exactly once, and nobody reads the results before.
 struct Request {
@@ -69,9 +76,9 @@ struct Request {
   int64_t queued_from = 0;  // rows before this one have left the queue; the batcher's
   bool is_routed = false;   // `routing` is known; the dispatcher's
 
-  // Results: [num_rows, D] in `dtype`, and the routing when asked for. Steps write disjoint rows.
-  std::byte* output = nullptr;
-  std::shared_ptr<const void> output_owner;
+  // Results: [num_rows, D] in `dtype`, in parts that steps bring (guarded by the scheduler's lock until all are there,
+  // then in the order of rows), and the routing when asked for.
+  std::vector<OutputPart> output;
   Routing routing;  // shared experts included, after the top_k
   double balance_loss = 0;
   RequestStats stats;                  // guarded by the scheduler's lock

@@ -1,6 +1,7 @@
 #include "server/scheduler.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "moe/base/logging.h"
@@ -38,6 +39,12 @@ void ForEachHomeRun(const std::vector<int64_t>& home_offsets, int64_t begin, int
   }
 }
 
+std::vector<std::shared_ptr<const void>> MemoryOf(const std::vector<LinkBuffers*>& links) {
+  std::vector<std::shared_ptr<const void>> memory;
+  for (const LinkBuffers* link : links) memory.push_back(link->memory());
+  return memory;
+}
+
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerOptions& options, std::vector<LinkBuffers*> links, Metrics* metrics,
@@ -47,6 +54,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, std::vector<LinkBuffers*> 
       metrics_(metrics),
       clock_(clock),
       on_group_broken_(std::move(on_group_broken)),
+      outputs_(std::make_shared<OutputPool>(links_[0]->layout().num_outputs, options.num_slots, MemoryOf(links_))),
       batcher_(options.batcher) {
   for (int slot = options.num_slots - 1; slot >= 0; --slot) free_slots_.push_back(slot);
   dispatcher_ = std::thread([this] { DispatchLoop(); });
@@ -76,9 +84,13 @@ Scheduler::~Scheduler() {
 void Scheduler::Enqueue(std::shared_ptr<Request> request) {
   request->rows_unfinished = request->num_rows;
   if (request->return_routing) request->routing.Resize(request->num_rows, request->num_choices());
-  MutexLock lock(&mu_);
-  batcher_.Add(std::move(request));
-  work_.Signal();
+  std::shared_ptr<Step> step;
+  {
+    MutexLock lock(&mu_);
+    batcher_.Add(std::move(request));
+    step = TakeInline();
+  }
+  DispatchInline(std::move(step));
 }
 
 void Scheduler::Cancel(const std::shared_ptr<Request>& request, absl::Status why) {
@@ -114,14 +126,41 @@ void Scheduler::DispatchLoop() {
   while (true) {
     Work work = WaitForWork();
     if (work.stop) return;
-    for (const auto& step : work.replays) Submit(*step, *work.group);
-    if (work.fresh == nullptr) continue;
-    if (absl::Status status = Prepare(*work.fresh); !status.ok()) {
-      Fail(work.fresh, status);
-      continue;
-    }
-    const auto group = Register(work.fresh);
-    if (group != nullptr) Submit(*work.fresh, *group);
+    Dispatch(work);
+    MutexLock lock(&mu_);
+    dispatching_ = false;
+  }
+}
+
+void Scheduler::Dispatch(const Work& work) {
+  for (const auto& step : work.replays) Submit(*step, *work.group);
+  if (work.fresh == nullptr) return;
+  if (absl::Status status = Prepare(*work.fresh); !status.ok()) return Fail(work.fresh, status);
+  const auto group = Register(work.fresh);
+  if (group != nullptr) Submit(*work.fresh, *group);
+}
+
+std::shared_ptr<Scheduler::Step> Scheduler::TakeInline() {
+  if (dispatching_ || batcher_.num_rows() == 0) return nullptr;  // whoever dispatches looks again
+  std::shared_ptr<Step> step;
+  if (!stopping_ && !replay_ && batcher_.num_rows() <= options_.max_inline_rows) step = TakeStep();
+  if (step == nullptr) {
+    work_.Signal();
+  } else {
+    dispatching_ = true;
+  }
+  return step;
+}
+
+void Scheduler::DispatchInline(std::shared_ptr<Step> step) {
+  while (step != nullptr) {
+    Work work;
+    work.fresh = std::move(step);
+    Dispatch(work);
+    MutexLock lock(&mu_);
+    dispatching_ = false;
+    if (stopping_ || replay_) work_.Signal();
+    step = TakeInline();
   }
 }
 
@@ -143,6 +182,10 @@ Scheduler::Work Scheduler::WaitForWork() {
   {
     MutexLock lock(&mu_);
     while (true) {
+      if (dispatching_) {
+        work_.Wait(&mu_);
+        continue;
+      }
       if (stopping_) {
         work.stop = true;
         return work;
@@ -161,6 +204,7 @@ Scheduler::Work Scheduler::WaitForWork() {
         work_.WaitWithTimeout(&mu_, absl::FromChrono(*ready - clock_.Now()));
       }
     }
+    dispatching_ = true;
   }
   for (const auto& step : hopeless) {
     Fail(step, absl::InternalError(absl::StrCat("a step with these rows failed ", step->submissions - 1, " times")));
@@ -177,6 +221,7 @@ std::shared_ptr<Scheduler::Step> Scheduler::TakeStep() {
   step->batch = *std::move(batch);
   step->slot = free_slots_.back();
   free_slots_.pop_back();
+  step->output = outputs_->Take();
   step->answered.assign(options_.num_ranks, false);
   step->num_unanswered = options_.num_ranks;
   return step;
@@ -309,8 +354,13 @@ void Scheduler::Submit(Step& step, const Group& group) {
   for (int rank = 0; rank < options_.num_ranks; ++rank) {
     const RankPlan& plan = step.plan.ranks[rank];
     StepSubmission submission;
-    submission.message = {
-        group.epoch, step.id, layer.id, step.slot, plan.num_home_rows, static_cast<int64_t>(EncodedSize(plan.view()))};
+    submission.message = {group.epoch,
+                          step.id,
+                          layer.id,
+                          step.slot,
+                          step.output,
+                          plan.num_home_rows,
+                          static_cast<int64_t>(EncodedSize(plan.view()))};
     submission.row_bytes = layer.spec.hidden_dim * SizeOf(layer.compute_dtype);
     if (absl::Status status = group.connections[rank]->Submit(submission); !status.ok()) {
       on_group_broken_(group.epoch, rank, status);
@@ -342,7 +392,7 @@ void Scheduler::OnResult(int rank, const ResultMessage& result, std::span<const 
                        absl::DataLossError(absl::StrCat(rows.size(), " bytes of output rows, expected ", expected)));
       return;
     }
-    std::memcpy(links_[rank]->output(step->slot), rows.data(), rows.size());
+    std::memcpy(links_[rank]->output(step->output), rows.data(), rows.size());
   }
   {
     MutexLock lock(&mu_);
@@ -358,30 +408,54 @@ void Scheduler::OnResult(int rank, const ResultMessage& result, std::span<const 
 }
 
 void Scheduler::Finish(const std::shared_ptr<Step>& step) {
+  step->finished = clock_.Now();
   RecordStep(*step);
-  CopyOutput(*step);
-  CompletePieces(*step);
+  CompletePieces(*step, CutOutput(*step));
 }
 
-void Scheduler::CopyOutput(const Step& step) {
-  const ServedLayer& layer = *step.batch.layer;
-  const size_t link_row_bytes = layer.spec.hidden_dim * SizeOf(layer.compute_dtype);
+std::vector<std::vector<OutputPart>> Scheduler::CutOutput(const Step& step) {
+  std::vector<std::vector<OutputPart>> parts;
+  std::shared_ptr<const void> loan;
   int64_t begin = 0;
   for (const Piece& piece : step.batch.pieces) {
     Request& request = *piece.request;
-    const size_t out_row_bytes = layer.spec.hidden_dim * SizeOf(request.dtype);
-    ForEachHomeRun(step.plan.home_offsets, begin, piece.num_rows,
-                   [&](int rank, int64_t home_row, int64_t step_row, int64_t count) {
-                     const int64_t request_row = piece.begin_row + step_row - begin;
-                     ConvertElements(layer.compute_dtype, links_[rank]->output(step.slot) + home_row * link_row_bytes,
-                                     request.dtype, request.output + request_row * out_row_bytes,
-                                     NumElements(layer, count));
-                   });
+    parts.push_back(CutPiece(step, piece, begin, &loan));
     if (request.return_routing && !request.is_routed) {
       CopyChoices(step.routing, begin, piece.num_rows, piece.begin_row, &request.routing);
     }
     begin += piece.num_rows;
   }
+  if (loan == nullptr) outputs_->Return(step.output);
+  return parts;
+}
+
+std::vector<OutputPart> Scheduler::CutPiece(const Step& step, const Piece& piece, int64_t begin,
+                                            std::shared_ptr<const void>* loan) {
+  const ServedLayer& layer = *step.batch.layer;
+  const DType dtype = piece.request->dtype;
+  const size_t link_row_bytes = layer.spec.hidden_dim * SizeOf(layer.compute_dtype);
+  const size_t row_bytes = layer.spec.hidden_dim * SizeOf(dtype), num_bytes = piece.num_rows * row_bytes;
+  const bool may_stay = dtype == layer.compute_dtype && num_bytes >= options_.min_lent_bytes;
+  if (may_stay && *loan == nullptr) *loan = outputs_->Lend(step.output);
+  const bool stays = may_stay && *loan != nullptr;
+  std::vector<OutputPart> parts;
+  std::byte* copy = nullptr;
+  if (!stays) {
+    const std::shared_ptr<std::byte[]> owned = std::make_shared_for_overwrite<std::byte[]>(num_bytes);
+    copy = owned.get();
+    parts.push_back({piece.begin_row, {copy, num_bytes}, owned});
+  }
+  ForEachHomeRun(step.plan.home_offsets, begin, piece.num_rows,
+                 [&](int rank, int64_t home_row, int64_t step_row, int64_t count) {
+                   const std::byte* const rows = links_[rank]->output(step.output) + home_row * link_row_bytes;
+                   if (stays) {
+                     parts.push_back({piece.begin_row + step_row - begin, {rows, count * row_bytes}, *loan});
+                   } else {
+                     ConvertElements(layer.compute_dtype, rows, dtype, copy + (step_row - begin) * row_bytes,
+                                     NumElements(layer, count));
+                   }
+                 });
+  return parts;
 }
 
 void Scheduler::RecordStep(const Step& step) {
@@ -391,7 +465,7 @@ void Scheduler::RecordStep(const Step& step) {
   record.num_rows = step.batch.num_rows;
   record.gate_us = MicrosBetween(step.started, step.gated);
   record.plan_us = MicrosBetween(step.gated, step.planned);
-  record.total_us = MicrosBetween(step.submitted, clock_.Now());
+  record.total_us = MicrosBetween(step.submitted, step.finished);
   record.times = step.slowest;
   record.rows_crossed = step.plan.num_crossing_rows;
   // A row that crosses comes back as a partial sum of the same size.
@@ -399,20 +473,22 @@ void Scheduler::RecordStep(const Step& step) {
   metrics_->RecordStep(record, step.plan.rows_per_expert);
 }
 
-void Scheduler::CompletePieces(const Step& step) {
-  const SteadyTime now = clock_.Now();
+void Scheduler::CompletePieces(const Step& step, std::vector<std::vector<OutputPart>> parts) {
   std::vector<std::shared_ptr<Request>> finished;
+  std::shared_ptr<Step> next;
   {
     MutexLock lock(&mu_);
     int64_t begin = 0;
-    for (const Piece& piece : step.batch.pieces) {
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const Piece& piece = step.batch.pieces[i];
       Request& request = *piece.request;
+      std::move(parts[i].begin(), parts[i].end(), std::back_inserter(request.output));
       RequestStats& stats = request.stats;
       ++stats.num_steps;
       stats.queue_us += MicrosBetween(request.arrival, step.started);
       stats.gate_us += MicrosBetween(step.started, step.gated);
       stats.plan_us += MicrosBetween(step.gated, step.planned);
-      stats.step_us += MicrosBetween(step.submitted, now);
+      stats.step_us += MicrosBetween(step.submitted, step.finished);
       stats.replays += step.submissions - 1;
       for (int64_t row = begin; row < begin + piece.num_rows; ++row) stats.rows_crossed += step.plan.crossings[row];
       request.rows_unfinished -= piece.num_rows;
@@ -420,9 +496,14 @@ void Scheduler::CompletePieces(const Step& step) {
       begin += piece.num_rows;
     }
     free_slots_.push_back(step.slot);
-    work_.Signal();
+    next = TakeInline();
   }
-  for (const auto& request : finished) Complete(*request, absl::OkStatus());
+  DispatchInline(std::move(next));  // before the answers, which take longer
+  for (const auto& request : finished) {
+    std::sort(request->output.begin(), request->output.end(),
+              [](const OutputPart& one, const OutputPart& other) { return one.begin_row < other.begin_row; });
+    Complete(*request, absl::OkStatus());
+  }
 }
 
 void Scheduler::Fail(const std::shared_ptr<Step>& step, const absl::Status& why) {
@@ -433,6 +514,7 @@ void Scheduler::Fail(const std::shared_ptr<Step>& step, const absl::Status& why)
     free_slots_.push_back(step->slot);
     work_.Signal();
   }
+  outputs_->Return(step->output);
   for (const Piece& piece : step->batch.pieces) Complete(*piece.request, why);
 }
 

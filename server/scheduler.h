@@ -4,8 +4,9 @@
 // A step stays here until all ranks have answered under the group's current epoch. When the group breaks, its steps
 // keep their rows and plans, and are submitted again, in order, once the group has re-formed under a new epoch.
 //
-// Threads: one dispatcher thread prepares and submits, so every rank gets the steps in the same order; results come in
-// on the links' threads, the last of which cuts the output up and answers. No lock is held while rows are copied, gated
+// Threads: one thread at a time prepares and submits, so every rank gets the steps in the same order: the dispatcher's,
+// or, for small steps, whoever brings a request or a result. Results come in on the links' threads, the last of which
+// cuts the output up and answers. No lock is held while rows are copied, gated
 // or sent.
 #pragma once
 
@@ -22,6 +23,7 @@
 #include "server/batcher.h"
 #include "server/link.h"
 #include "server/metrics.h"
+#include "server/output_pool.h"
 #include "server/request.h"
 #include "server/request_router.h"
 
@@ -33,6 +35,12 @@ struct SchedulerOptions {
   int num_slots = 3;  // steps in flight
   // A step that failed so often, each time on a freshly formed group, is the fault of its input: it fails for good.
   int max_submissions = 8;
+  // Output rows of a request that are at least so many bytes are answered from the links' memory, where they have the
+  // right type and outputs are to spare; what is less is quicker copied than kept track of.
+  size_t min_lent_bytes = 32 << 10;
+  // Steps of at most so many rows are prepared on the thread that brings their last request, or the result before
+  // them, when the dispatcher is idle: waking it would take longer.
+  int64_t max_inline_rows = 32;
 };
 
 class Scheduler {
@@ -75,6 +83,7 @@ class Scheduler {
     StepId id;
     Batch batch;
     int slot = 0;
+    int output = 0;
     bool gate_reads_link = false;  // rows in the links are of a type the gate takes
     Routing routing;
     StepPlan plan;
@@ -82,6 +91,7 @@ class Scheduler {
     SteadyTime gated;      // routing known
     SteadyTime planned;    // plan known
     SteadyTime submitted;  // first submission
+    SteadyTime finished;   // the last rank answered
     // Guarded by mu_.
     Epoch epoch;                 // of the last submission
     std::vector<bool> answered;  // by rank
@@ -99,6 +109,12 @@ class Scheduler {
   };
 
   void DispatchLoop();
+  void Dispatch(const Work& work);
+  // Takes a small step for the calling thread to dispatch; null when there is none, or it is the dispatcher's to take,
+  // which is then told.
+  std::shared_ptr<Step> TakeInline() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Dispatches what TakeInline gave, null included.
+  void DispatchInline(std::shared_ptr<Step> step);
   Work WaitForWork();
   std::shared_ptr<Step> TakeStep() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   std::vector<std::shared_ptr<Step>> TakeReplays(std::vector<std::shared_ptr<Step>>* hopeless)
@@ -121,9 +137,13 @@ class Scheduler {
 
   // Completion, on whichever thread the last result came in.
   void Finish(const std::shared_ptr<Step>& step);
-  void CopyOutput(const Step& step);
+  // The output in parts, for each piece. The step's output is lent or returned.
+  std::vector<std::vector<OutputPart>> CutOutput(const Step& step);
+  // Of the piece whose rows begin at `begin` of the step. `loan` is the step's, once there is one.
+  std::vector<OutputPart> CutPiece(const Step& step, const Piece& piece, int64_t begin,
+                                   std::shared_ptr<const void>* loan);
   void RecordStep(const Step& step);
-  void CompletePieces(const Step& step);
+  void CompletePieces(const Step& step, std::vector<std::vector<OutputPart>> parts);
   void Fail(const std::shared_ptr<Step>& step, const absl::Status& why);
 
   const SchedulerOptions options_;
@@ -132,13 +152,16 @@ class Scheduler {
   const Clock& clock_;
   const GroupBrokenFn on_group_broken_;
 
-  // Dispatcher thread only.
+  const std::shared_ptr<OutputPool> outputs_;
+
+  // Of the thread that dispatches.
   RequestRouter router_;
   HostBuffer gate_rows_;  // rows in fp32 where the link's type does not suit the gate
 
   mutable Mutex mu_;
   CondVar work_;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  bool dispatching_ ABSL_GUARDED_BY(mu_) = false;  // some thread prepares and submits
   Batcher batcher_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<const Group> group_ ABSL_GUARDED_BY(mu_);  // null while there is none
   bool replay_ ABSL_GUARDED_BY(mu_) = false;

@@ -17,6 +17,7 @@ constexpr int64_t kDim = 4;
 constexpr int kExperts = 6;
 constexpr int kTopK = 2;
 constexpr int64_t kMaxBatchRows = 16;
+constexpr int kSpares = 4;
 
 // Expert e multiplies by e + 1. The row's first element says which experts it goes to.
 int FirstExpert(float value) { return static_cast<int>(value) % kExperts; }
@@ -136,7 +137,7 @@ class FakeGroup {
           {num_ranks, static_cast<int>(placement_->experts_of(rank).size()), kMaxBatchRows, kMaxBatchRows});
       EXPECT_TRUE(plan.ok()) << plan.status();
       plans.push_back(*plan);
-      std::fill_n(Rows(links_[rank]->output(step.slot)), plan->num_home_rows * kDim, 0.0f);
+      std::fill_n(Rows(links_[rank]->output(step.output)), plan->num_home_rows * kDim, 0.0f);
     }
     for (int destination = 0; destination < num_ranks; ++destination) {
       const RankPlanView& plan = plans[destination];
@@ -158,7 +159,7 @@ class FakeGroup {
     const int32_t sent = recv_row - plans[destination].recv_offsets[source];
     const int32_t home = plans[source].send_rows[plans[source].send_offsets[destination] + sent];
     const float* in = Rows(links_[source]->input(step.slot)) + home * kDim;
-    float* out = Rows(links_[source]->output(step.slot)) + home * kDim;
+    float* out = Rows(links_[source]->output(step.output)) + home * kDim;
     for (int64_t i = 0; i < kDim; ++i) out[i] += factor * in[i];
   }
 
@@ -178,6 +179,26 @@ class FakeGroup {
   std::thread thread_;
 };
 
+// The output of an answered request, whose parts must follow one another without gaps.
+std::vector<std::byte> BytesOf(const Request& request) {
+  std::vector<std::byte> bytes;
+  const size_t row_bytes = kDim * SizeOf(request.dtype);
+  for (const OutputPart& part : request.output) {
+    EXPECT_EQ(part.begin_row * row_bytes, bytes.size());
+    bytes.insert(bytes.end(), part.bytes.begin(), part.bytes.end());
+  }
+  EXPECT_EQ(bytes.size(), request.num_rows * row_bytes);
+  return bytes;
+}
+
+template <typename T>
+std::vector<T> ValuesOf(const Request& request) {
+  const std::vector<std::byte> bytes = BytesOf(request);
+  std::vector<T> values(bytes.size() / sizeof(T));
+  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(T));
+  return values;
+}
+
 // A request with its rows, its output, and a notification of its answer.
 struct Call {
   std::shared_ptr<Request> request = std::make_shared<Request>();
@@ -189,7 +210,9 @@ struct Call {
     answered.WaitForNotification();
     ASSERT_TRUE(status.ok()) << status;
     std::vector<float> output(values.size());
-    ConvertElements(request->dtype, request->output, DType::kF32, reinterpret_cast<std::byte*>(output.data()),
+    const std::vector<std::byte> bytes = BytesOf(*request);
+    ASSERT_EQ(bytes.size(), values.size() * SizeOf(request->dtype));
+    ConvertElements(request->dtype, bytes.data(), DType::kF32, reinterpret_cast<std::byte*>(output.data()),
                     values.size());
     for (size_t i = 0; i < values.size(); ++i) {
       const float first = values[i / kDim * kDim];
@@ -206,6 +229,8 @@ class SchedulerTest : public testing::Test {
     options.num_ranks = num_ranks;
     options.num_slots = 2;
     options.max_submissions = max_submissions;
+    options.min_lent_bytes = min_lent_bytes_;
+    options.max_inline_rows = 3;
     LayerSpec spec;
     spec.name = "0";
     spec.hidden_dim = kDim;
@@ -219,7 +244,7 @@ class SchedulerTest : public testing::Test {
     layer_ = layers[0].get();
     const size_t row_bytes = kMaxBatchRows * kDim * sizeof(float);
     const LinkLayout layout = LinkLayout::For(
-        2, row_bytes, MaxEncodedSize(num_ranks, kExperts, kTopK, kMaxBatchRows, kMaxBatchRows), row_bytes);
+        2, row_bytes, MaxEncodedSize(num_ranks, kExperts, kTopK, kMaxBatchRows, kMaxBatchRows), row_bytes, kSpares);
     for (int rank = 0; rank < num_ranks; ++rank) {
       owned_links_.push_back(*LinkBuffers::Create(layout));
       links_.push_back(owned_links_.back().get());
@@ -266,9 +291,6 @@ class SchedulerTest : public testing::Test {
     request.num_rows = num_rows;
     request.arrival = Clock::Real().Now();
     request.rows = ChunkedRows({std::span<const std::byte>(*bytes)}, bytes);
-    auto output = std::make_shared<std::vector<std::byte>>(bytes->size());
-    request.output = output->data();
-    request.output_owner = output;
     request.done = [call](absl::Status status) {
       call->status = std::move(status);
       call->answered.Notify();
@@ -276,7 +298,20 @@ class SchedulerTest : public testing::Test {
     scheduler_->Enqueue(call->request);
   }
 
+  // How many of the parts lie in the links' memory.
+  int NumLent(const Call& call) const {
+    int count = 0;
+    for (const OutputPart& part : call.request->output) {
+      for (LinkBuffers* link : links_) {
+        const std::byte* const memory = link->input(0);
+        count += part.bytes.data() >= memory && part.bytes.data() < memory + link->layout().total_bytes();
+      }
+    }
+    return count;
+  }
+
   std::mt19937 random_{3};
+  size_t min_lent_bytes_ = 20 * kDim * sizeof(float);  // some answers are lent, some copied
   ServedLayer* layer_ = nullptr;
   std::unique_ptr<ModelTable> models_;
   std::unique_ptr<Metrics> metrics_;
@@ -333,7 +368,7 @@ TEST_F(SchedulerTest, CapacityCountsTheRowsOfOneRequestHoweverItIsCut) {
   ASSERT_TRUE(limited->status.ok()) << limited->status;
   EXPECT_GE(limited->request->stats.num_steps, 4);
   const std::vector<float> factors = FactorsWithin(kCapacity, limited->values);
-  const auto* output = reinterpret_cast<const double*>(limited->request->output);
+  const std::vector<double> output = ValuesOf<double>(*limited->request);
   std::vector<int> chosen(kExperts, 0);
   for (size_t i = 0; i < limited->values.size(); ++i) {
     ASSERT_NEAR(output[i], limited->values[i] * factors[i / kDim], 1e-4) << "element " << i;
@@ -352,7 +387,7 @@ TEST_F(SchedulerTest, RequestsChooseHowManyExpertsTheyWant) {
   both->ExpectRightAnswer();
   one->answered.WaitForNotification();
   ASSERT_TRUE(one->status.ok()) << one->status;
-  const auto* output = reinterpret_cast<const float*>(one->request->output);
+  const std::vector<float> output = ValuesOf<float>(*one->request);
   for (size_t i = 0; i < one->values.size(); ++i) {
     const int expert = FirstExpert(one->values[i / kDim * kDim]);
     EXPECT_FLOAT_EQ(output[i], 0.75f * static_cast<float>(expert + 1) * one->values[i]) << "element " << i;
@@ -479,6 +514,62 @@ TEST_F(SchedulerTest, ShutdownAnswersWhatIsLeft) {
   scheduler_.reset();
   EXPECT_TRUE(absl::IsUnavailable(in_flight->status));
   EXPECT_TRUE(absl::IsUnavailable(queued->status));
+}
+
+TEST_F(SchedulerTest, ReadersThatKeepTheirAnswersHoldUpNobody) {
+  min_lent_bytes_ = 0;
+  Start(2);
+  auto group = Form(1, FakeGroup::Mode::kServe);
+  std::vector<std::unique_ptr<Call>> kept;
+  int num_lent = 0;
+  for (int i = 0; i < 10 * kSpares; ++i) {
+    kept.push_back(Send(4 + i % 9));
+    kept.back()->answered.WaitForNotification();
+    num_lent += NumLent(*kept.back()) > 0;
+    if (i == 2 * kSpares) {  // answers given under an older epoch stay as they are, too
+      scheduler_->GroupLost(Epoch{1});
+      group->Retire();
+      group = Form(2, FakeGroup::Mode::kServe);
+    }
+  }
+  EXPECT_EQ(num_lent, kSpares) << "the others are copies";
+  for (auto& call : kept) call->ExpectRightAnswer();
+  kept.clear();
+  const auto next = Send(7);
+  next->ExpectRightAnswer();
+  EXPECT_GT(NumLent(*next), 0) << "what was given back is lent again";
+}
+
+TEST_F(SchedulerTest, OutputsOfCancelledRequestsComeBack) {
+  min_lent_bytes_ = 0;
+  Start(1);
+  for (int64_t epoch = 1; epoch <= 3 * kSpares; ++epoch) {
+    const auto swallowing = Form(2 * epoch, FakeGroup::Mode::kSwallow);
+    const auto gone = Send(kMaxBatchRows), stays = Send(kMaxBatchRows);
+    swallowing->WaitForSubmissions(1);
+    scheduler_->Cancel(gone->request, absl::CancelledError("gone"));
+    scheduler_->GroupLost(Epoch{2 * epoch});
+    const auto group = Form(2 * epoch + 1, FakeGroup::Mode::kServe);
+    stays->ExpectRightAnswer();
+    EXPECT_EQ(NumLent(*stays), 1);
+    scheduler_->GroupLost(Epoch{2 * epoch + 1});
+    group->Retire();
+  }
+}
+
+TEST_F(SchedulerTest, AnAnswerOutlivesWhatItCameFrom) {
+  min_lent_bytes_ = 0;
+  Start(3);
+  auto group = Form(1, FakeGroup::Mode::kServe);
+  const auto call = Send(30);
+  call->answered.WaitForNotification();
+  EXPECT_EQ(NumLent(*call), 3) << "one part from each rank";
+  scheduler_->GroupLost(Epoch{1});
+  group.reset();
+  scheduler_.reset();
+  links_.clear();
+  owned_links_.clear();
+  call->ExpectRightAnswer();
 }
 
 // Losses at random moments under load from several threads: every request is answered, and rightly.

@@ -1,8 +1,10 @@
 #include "server/shm_link.h"
 
+#include <poll.h>
 #include <sys/socket.h>
 
 #include "moe/base/logging.h"
+#include "moe/link/spin_wait.h"
 
 namespace switchyard {
 namespace {
@@ -38,7 +40,10 @@ ShmLink::~ShmLink() {
 }
 
 void ShmLink::ReadResults() {
+  SpinWait spin;
+  pollfd polled = {socket_->get(), POLLIN, 0};
   while (true) {
+    spin.Until([&] { return poll(&polled, 1, 0) != 0; });
     const auto result = ReceiveResult(socket_->get());
     if (absl::IsUnavailable(result.status())) return;  // the worker is gone; the supervisor says so
     if (!result.ok()) {

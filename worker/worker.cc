@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <limits>
@@ -11,6 +12,7 @@
 #include "moe/base/logging.h"
 #include "moe/base/progress.h"
 #include "moe/base/version.h"
+#include "moe/link/spin_wait.h"
 #include "moe/plan/plan_codec.h"
 #include "rpc/build_fingerprint.h"
 #include "rpc/tls.h"
@@ -176,8 +178,10 @@ absl::Status Worker::Run(int stop_fd) {
 
 absl::Status Worker::Serve(int stop_fd) {
   pollfd polled[] = {{inbox_->wake_fd(), POLLIN, 0}, {stop_fd, POLLIN, 0}, {link_socket_.get(), POLLIN, 0}};
+  SpinWait spin;
   while (!drained_) {
-    if (poll(polled, 3, -1) < 0 && errno != EINTR) return ErrnoStatus(errno, "poll");
+    const bool is_ready = polled[2].fd >= 0 && spin.Until([&] { return poll(polled, 3, 0) != 0; });
+    if (!is_ready && poll(polled, 3, -1) < 0 && errno != EINTR) return ErrnoStatus(errno, "poll");
     SY_RETURN_IF_ERROR(DeviceStatus());
     if ((polled[1].revents & POLLIN) != 0) break;
     if (auto message = inbox_->Pop(); message.has_value()) {
@@ -312,9 +316,10 @@ absl::Status Worker::HandleLinkStep() {
   };
   const Shard::Layer* layer = shard_->FindLayer(step.layer);
   const size_t row_bytes = layer == nullptr ? 0 : layer->hidden_dim * SizeOf(layer->engine->compute_dtype());
-  if (layer == nullptr || step.slot < 0 || step.slot >= layout_.num_slots || step.num_home_rows < 0 ||
-      step.plan_bytes < 0 || static_cast<uint64_t>(step.plan_bytes) > layout_.plan_bytes ||
-      static_cast<uint64_t>(step.num_home_rows) > layout_.input_bytes / row_bytes) {
+  if (layer == nullptr || step.slot < 0 || step.slot >= layout_.num_slots || step.output < 0 ||
+      step.output >= layout_.num_outputs || step.num_home_rows < 0 || step.plan_bytes < 0 ||
+      static_cast<uint64_t>(step.plan_bytes) > layout_.plan_bytes ||
+      static_cast<uint64_t>(step.num_home_rows) > std::min(layout_.input_bytes, layout_.output_bytes) / row_bytes) {
     group_.communicator()->Abort();
     steps_->Refuse(absl::InternalError(absl::StrCat("step ", step.step_id.value, " does not fit the link's layout")),
                    std::move(done));
@@ -323,8 +328,8 @@ absl::Status Worker::HandleLinkStep() {
   std::byte* const memory = link_memory_->data();
   const size_t num_bytes = step.num_home_rows * row_bytes;
   RunStep(step.layer, {memory + layout_.plan_offset(step.slot), static_cast<size_t>(step.plan_bytes)},
-          {memory + layout_.input_offset(step.slot), num_bytes}, {memory + layout_.output_offset(step.slot), num_bytes},
-          std::move(done));
+          {memory + layout_.input_offset(step.slot), num_bytes},
+          {memory + layout_.output_offset(step.output), num_bytes}, std::move(done));
   return absl::OkStatus();
 }
 

@@ -1,9 +1,10 @@
 // Where things lie in the memory of one link: one struct that both sides use.
 //
-// A link has a few slots, one per step in flight. Each slot holds the step's input rows (home rows of this rank, in the
-// compute type), its encoded plan, and its output rows:
+// A link has a few slots, one per step in flight, each with the step's input rows (home rows of this rank, in the
+// compute type) and its encoded plan, and more outputs than slots, so that output rows may stay where they are for a
+// while after their step, on their way to callers:
 //
-//   slot 0: [ input | plan | output ]  slot 1: [ input | plan | output ]  …
+//   slot 0: [ input | plan ]  slot 1: [ input | plan ]  …  output 0: [ rows ]  output 1: [ rows ]  …
 //
 // Every part starts on a page, so that a worker may page-lock and DMA it.
 #pragma once
@@ -17,19 +18,19 @@ namespace switchyard {
 
 struct LinkLayout {
   int32_t num_slots = 0;
-  int32_t reserved = 0;
+  int32_t num_outputs = 0;
   uint64_t input_bytes = 0;
   uint64_t plan_bytes = 0;
   uint64_t output_bytes = 0;
 
-  // Parts of at least the given sizes, rounded up to whole pages.
-  static LinkLayout For(int num_slots, size_t input_bytes, size_t plan_bytes, size_t output_bytes);
+  // Parts of at least the given sizes, rounded up to whole pages, and an output for every slot and for `num_spares`.
+  static LinkLayout For(int num_slots, size_t input_bytes, size_t plan_bytes, size_t output_bytes, int num_spares = 0);
 
-  uint64_t slot_bytes() const { return input_bytes + plan_bytes + output_bytes; }
-  uint64_t total_bytes() const { return slot_bytes() * num_slots; }
+  uint64_t slot_bytes() const { return input_bytes + plan_bytes; }
+  uint64_t total_bytes() const { return slot_bytes() * num_slots + output_bytes * num_outputs; }
   uint64_t input_offset(int slot) const { return slot_bytes() * slot; }
   uint64_t plan_offset(int slot) const { return input_offset(slot) + input_bytes; }
-  uint64_t output_offset(int slot) const { return plan_offset(slot) + plan_bytes; }
+  uint64_t output_offset(int output) const { return slot_bytes() * num_slots + output_bytes * output; }
 
   // InvalidArgument unless the numbers are page multiples whose total cannot overflow: call on a layout that was
   // received.

@@ -9,18 +9,20 @@
 
 #include "moe/link/link_layout.h"
 #include "moe/link/shared_memory.h"
+#include "moe/link/spin_wait.h"
 #include "moe/link/step_socket.h"
 
 namespace switchyard {
 namespace {
 
 TEST(LinkLayout, PartsAreWholePagesAndDoNotOverlap) {
-  const LinkLayout layout = LinkLayout::For(3, 5000, 1, 4096);
+  const LinkLayout layout = LinkLayout::For(3, 5000, 1, 4096, /*num_spares=*/2);
   EXPECT_TRUE(layout.Validate().ok());
   EXPECT_EQ(layout.plan_offset(0), 8192u);
-  EXPECT_EQ(layout.output_offset(0), 12288u);
-  EXPECT_EQ(layout.input_offset(1), 16384u);
-  EXPECT_EQ(layout.total_bytes(), 3 * 16384u);
+  EXPECT_EQ(layout.input_offset(1), 12288u);
+  EXPECT_EQ(layout.output_offset(0), 3 * 12288u);
+  EXPECT_EQ(layout.output_offset(4), 3 * 12288u + 4 * 4096u);
+  EXPECT_EQ(layout.total_bytes(), 3 * 12288u + 5 * 4096u);
 }
 
 TEST(LinkLayout, RefusesWhatCouldOverflow) {
@@ -29,6 +31,10 @@ TEST(LinkLayout, RefusesWhatCouldOverflow) {
   EXPECT_TRUE(absl::IsInvalidArgument(layout.Validate()));
   layout = LinkLayout::For(0, 1, 1, 1);
   EXPECT_TRUE(absl::IsInvalidArgument(layout.Validate()));
+  layout = LinkLayout::For(1, 1, 1, 1, /*num_spares=*/1000);
+  EXPECT_TRUE(absl::IsInvalidArgument(layout.Validate()));
+  layout = LinkLayout::For(2, 1, 1, 1, /*num_spares=*/-1);
+  EXPECT_TRUE(absl::IsInvalidArgument(layout.Validate())) << "fewer outputs than steps";
 }
 
 TEST(SharedMemory, CannotBeResized) {
@@ -56,16 +62,16 @@ TEST(StepSocket, CarriesStepsAndResultsBetweenProcesses) {
     auto setup = ReceiveSetup(sockets.worker.get());
     auto attached = SharedMemory::Attach(std::move(setup->memory_fd), setup->layout.total_bytes());
     auto step = ReceiveStep(sockets.worker.get());
-    attached->data()[setup->layout.output_offset(step->slot)] =
+    attached->data()[setup->layout.output_offset(step->output)] =
         attached->data()[setup->layout.input_offset(step->slot)];
     ResultMessage result{step->epoch, step->step_id, {1, 2, 3}, absl::InternalError(std::string(600, 'x'))};
     const bool sent = SendResult(sockets.worker.get(), result).ok();
     _exit(sent && step->plan_bytes == 77 && step->layer == LayerId{5} ? 0 : 1);
   }
   sockets.worker.reset();
-  memory.data()[layout.input_offset(1)] = std::byte{42};
+  memory.data()[layout.input_offset(0)] = std::byte{42};
   ASSERT_TRUE(SendSetup(sockets.front.get(), layout, memory.fd()).ok());
-  ASSERT_TRUE(SendStep(sockets.front.get(), {Epoch{3}, StepId{9}, LayerId{5}, 1, 4, 77}).ok());
+  ASSERT_TRUE(SendStep(sockets.front.get(), {Epoch{3}, StepId{9}, LayerId{5}, 0, 1, 4, 77}).ok());
   const auto result = ReceiveResult(sockets.front.get());
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->epoch, Epoch{3});
@@ -98,6 +104,22 @@ TEST(StepSocket, MalformedMessagesAreRefused) {
   std::string lying(64, '\xff');
   ASSERT_EQ(send(sockets.worker.get(), lying.data(), lying.size(), 0), 64);
   EXPECT_TRUE(absl::IsInvalidArgument(ReceiveResult(sockets.front.get()).status()));
+}
+
+TEST(SpinWait, EndsWithSuccessOrInTimeAndSkipsWhatIsInVain) {
+  SpinWait spin;
+  int looks = 0;
+  EXPECT_TRUE(spin.Until([&] { return ++looks == 1; }));
+  EXPECT_EQ(looks, 1);
+  // In vain, whether by time or because another thread took the core; the first leads to waits of one look each.
+  int num_short = 0;
+  for (int i = 0; i < 1000; ++i) {
+    looks = 0;
+    EXPECT_FALSE(spin.Until([&] { return ++looks < 0; }));
+    if (looks == 1) ++num_short;
+  }
+  EXPECT_GT(num_short, 0);
+  EXPECT_TRUE(spin.Until([] { return true; }));
 }
 
 }  // namespace

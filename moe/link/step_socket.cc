@@ -21,6 +21,8 @@ struct WireStep {
   int64_t plan_bytes;
   int32_t layer;
   int32_t slot;
+  int32_t output;
+  int32_t reserved;
 };
 
 struct WireResult {
@@ -127,8 +129,9 @@ absl::StatusOr<Setup> ReceiveSetup(int socket) {
 }
 
 absl::Status SendStep(int socket, const StepMessage& step) {
-  const WireStep wire{step.epoch.value, step.step_id.value, step.num_home_rows,
-                      step.plan_bytes,  step.layer.value,   step.slot};
+  const WireStep wire{step.epoch.value, step.step_id.value, step.num_home_rows, step.plan_bytes,
+                      step.layer.value, step.slot,          step.output,
+                      /*reserved=*/0};
   return SendBytes(socket, &wire, sizeof(wire));
 }
 
@@ -140,6 +143,7 @@ absl::StatusOr<StepMessage> ReceiveStep(int socket) {
   step.step_id = {wire.step_id};
   step.layer = {wire.layer};
   step.slot = wire.slot;
+  step.output = wire.output;
   step.num_home_rows = wire.num_home_rows;
   step.plan_bytes = wire.plan_bytes;
   return step;

@@ -14,12 +14,13 @@
 
 namespace switchyard {
 
-// Front to worker: run the step in `slot`.
+// Front to worker: run the step in `slot`, and write its rows to `output`.
 struct StepMessage {
   Epoch epoch;
   StepId step_id;
   LayerId layer;
   int32_t slot = 0;
+  int32_t output = 0;
   int64_t num_home_rows = 0;
   int64_t plan_bytes = 0;
 };
@@ -31,7 +32,7 @@ struct StepTimes {
   int64_t combine_us = 0;
 };
 
-// Worker to front: the step's output rows are in its slot, or it failed.
+// Worker to front: the step's output rows are where they were wanted, or it failed.
 struct ResultMessage {
   Epoch epoch;
   StepId step_id;

@@ -25,9 +25,13 @@ bool IsShort(const std::vector<PlacedOutput>& outputs) {
 }
 
 absl::Status WriteAll(const std::vector<PlacedOutput>& outputs) {
-  for (const auto& [place, slice] : outputs) {
-    const std::span bytes(reinterpret_cast<const std::byte*>(slice.begin()), slice.size());
-    SY_RETURN_IF_ERROR(place.region->Write(place.offset, bytes));
+  for (const auto& [place, slices] : outputs) {
+    uint64_t offset = place.offset;
+    for (const grpc::Slice& slice : slices) {
+      const std::span bytes(reinterpret_cast<const std::byte*>(slice.begin()), slice.size());
+      SY_RETURN_IF_ERROR(place.region->Write(offset, bytes));
+      offset += slice.size();
+    }
   }
   return absl::OkStatus();
 }

@@ -35,7 +35,7 @@ struct TensorPlace {
 
 struct PlacedOutput {
   TensorPlace place;
-  grpc::Slice bytes;  // place.byte_size at most
+  std::vector<grpc::Slice> bytes;  // one after the other; place.byte_size at most
 };
 
 class ClientMemory {

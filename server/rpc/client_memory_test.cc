@@ -267,7 +267,9 @@ TEST_F(ClientMemoryTest, ShortAndLongCopiesAreTheSameBytes) {
   ShmObject object(2 * kLongCopy);
   for (const size_t num_bytes : {size_t{1}, size_t{1000}, kLongCopy}) {
     const std::string sent(num_bytes, static_cast<char>('a' + num_bytes % 26));
-    ASSERT_TRUE(Write({{PlaceOf(object, 77, num_bytes), grpc::Slice(sent)}}).ok());
+    const size_t half = num_bytes / 2;
+    const std::vector<grpc::Slice> slices = {grpc::Slice(sent.substr(0, half)), grpc::Slice(sent.substr(half))};
+    ASSERT_TRUE(Write({{PlaceOf(object, 77, num_bytes), slices}}).ok());
     const auto read = Read(PlaceOf(object, 77, num_bytes));
     ASSERT_TRUE(read.ok()) << read.status();
     EXPECT_EQ(TextOf(read->bytes), sent);
@@ -284,9 +286,9 @@ TEST_F(ClientMemoryTest, WhatWasReadIsNotWhatTheClientWritesLater) {
 
 TEST_F(ClientMemoryTest, WritesStopAtTheFirstThatFails) {
   ShmObject first(100), second(100), third(100);
-  std::vector<PlacedOutput> outputs = {{PlaceOf(first, 0, 3), grpc::Slice("one")},
-                                       {PlaceOf(second, 0, 3), grpc::Slice("two")},
-                                       {PlaceOf(third, 0, 5), grpc::Slice("three")}};
+  std::vector<PlacedOutput> outputs = {{PlaceOf(first, 0, 3), {grpc::Slice("one")}},
+                                       {PlaceOf(second, 0, 3), {grpc::Slice("two")}},
+                                       {PlaceOf(third, 0, 5), {grpc::Slice("three")}}};
   second.Resize(2);
   EXPECT_TRUE(absl::IsFailedPrecondition(Write(std::move(outputs))));
   EXPECT_EQ(first.Get(3, 0), "one");
@@ -353,7 +355,7 @@ TEST_F(ClientMemoryTest, RegionsComeAndGoWhileTheyAreUsed) {
         const auto region = memory_.registry().Find("me", "x");
         if (!region.ok()) continue;
         EXPECT_TRUE(Read({*region, "x", 0, 1 << 20}).ok());
-        EXPECT_TRUE(Write({{{*region, "x", 0, 5}, grpc::Slice("hello")}}).ok());
+        EXPECT_TRUE(Write({{{*region, "x", 0, 5}, {grpc::Slice("hello")}}}).ok());
         ++found;
       }
     });

@@ -84,11 +84,11 @@ absl::StatusOr<DecodedForward> DecodeForward(const grpc::ByteBuffer& buffer) {
   return request;
 }
 
-grpc::ByteBuffer EncodeForward(const v1::ForwardResponse& rest, const grpc::Slice& rows) {
+grpc::ByteBuffer EncodeForward(const v1::ForwardResponse& rest, const TensorSlices& rows) {
   // Fields of one message may come in any order and in parts: everything else first, then the tag and the rows' bytes.
-  const grpc::Slice head = HeadSlice(rest.SerializeAsString(), v1::ForwardResponse::kRowsFieldNumber, rows.size());
-  const grpc::Slice slices[] = {head, rows};
-  return grpc::ByteBuffer(slices, 2);
+  TensorSlices slices = {HeadSlice(rest.SerializeAsString(), v1::ForwardResponse::kRowsFieldNumber, SizeOf(rows))};
+  slices.insert(slices.end(), rows.begin(), rows.end());
+  return grpc::ByteBuffer(slices.data(), slices.size());
 }
 
 }  // namespace switchyard

@@ -11,6 +11,7 @@
 #include "moe/base/status.h"
 #include "proto/switchyard.pb.h"
 #include "server/request.h"
+#include "server/rpc/slice_stream.h"
 
 namespace switchyard {
 
@@ -32,6 +33,6 @@ struct DecodedForward {
 absl::StatusOr<DecodedForward> DecodeForward(const grpc::ByteBuffer& buffer);
 
 // `rows` becomes the response's rows; `rest` holds every other field and no rows.
-grpc::ByteBuffer EncodeForward(const v1::ForwardResponse& rest, const grpc::Slice& rows);
+grpc::ByteBuffer EncodeForward(const v1::ForwardResponse& rest, const TensorSlices& rows);
 
 }  // namespace switchyard

@@ -51,11 +51,16 @@ absl::Status ChooseGate(const GateWish& wish, int64_t max_batch_rows, Request* r
       "top_k: ", request->top_k, " is more than steps of --max_batch_rows=", max_batch_rows, " have room for"));
 }
 
-std::shared_ptr<const grpc::Slice> AllocateOutput(int64_t num_bytes, Request* request) {
-  auto output = std::make_shared<grpc::Slice>(static_cast<size_t>(num_bytes));
-  request->output = reinterpret_cast<std::byte*>(const_cast<uint8_t*>(output->begin()));
-  request->output_owner = output;
-  return output;
+TensorSlices OutputSlices(const Request& request) {
+  TensorSlices slices;
+  for (const OutputPart& part : request.output) {
+    // gRPC's bytes are not const even where it only reads.
+    slices.emplace_back(
+        const_cast<std::byte*>(part.bytes.data()), part.bytes.size(),
+        [](void* owner) { delete static_cast<std::shared_ptr<const void>*>(owner); },
+        new std::shared_ptr<const void>(part.owner));
+  }
+  return slices;
 }
 
 std::string RequestId(const grpc::CallbackServerContext& context) {

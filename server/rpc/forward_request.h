@@ -10,6 +10,7 @@
 
 #include "moe/base/status.h"
 #include "server/front.h"
+#include "server/rpc/slice_stream.h"
 
 namespace switchyard {
 
@@ -24,8 +25,8 @@ struct GateWish {
 // top_k or capacity_factor, what was expected and what came.
 absl::Status ChooseGate(const GateWish& wish, int64_t max_batch_rows, Request* request);
 
-// Gives the request `num_bytes` of output, which the request and the caller share: a view of the slice it returns.
-std::shared_ptr<const grpc::Slice> AllocateOutput(int64_t num_bytes, Request* request);
+// The output rows of an answered request, as they lie.
+TensorSlices OutputSlices(const Request& request);
 
 // The caller's x-request-id, for the log; empty when it sent none.
 std::string RequestId(const grpc::CallbackServerContext& context);

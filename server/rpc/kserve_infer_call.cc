@@ -75,7 +75,6 @@ void InferCall::SubmitOrRefuse(absl::Status status) {
 
 absl::Status InferCall::Submit() {
   const std::shared_ptr<Request> request = std::move(infer_.request);
-  output_ = AllocateOutput(infer_.num_bytes, request.get());
   request->done = [self = shared_from_this()](const absl::Status& status) { self->OnDone(status); };
   {
     MutexLock lock(&mu_);
@@ -155,10 +154,9 @@ void InferCall::WriteOutputs(const std::shared_ptr<Request>& request) {
   for (size_t i = 0; i < infer_.outputs.size(); ++i) {
     std::optional<TensorPlace>& place = infer_.outputs[i].place;
     if (!place.has_value()) continue;
-    const grpc::Slice& tensor = result_.tensors[i];
-    DescribePlace(*place, tensor.size(), result_.head.mutable_outputs(i)->mutable_parameters());
-    placed.push_back({*std::exchange(place, std::nullopt), tensor});
-    result_.tensors[i] = grpc::Slice();
+    TensorSlices tensor = std::exchange(result_.tensors[i], {});
+    DescribePlace(*place, SizeOf(tensor), result_.head.mutable_outputs(i)->mutable_parameters());
+    placed.push_back({*std::exchange(place, std::nullopt), std::move(tensor)});
   }
   if (placed.empty()) return Deliver(*request, absl::OkStatus());
   access_.memory->Write(std::move(placed), [self = shared_from_this(), request](const absl::Status& written) {
@@ -195,15 +193,15 @@ void InferCall::FillAnswer(const Request& request) {
     switch (wanted.output) {
       case InferOutput::kRows:
         AddOutput(kRowsName, std::string(KserveDType(request.dtype)), num_rows, request.layer->spec.hidden_dim, &head);
-        result_.tensors.push_back(*output_);
+        result_.tensors.push_back(OutputSlices(request));
         break;
       case InferOutput::kExpertIds:
         AddOutput(kExpertIdsName, "INT32", num_rows, request.top_k, &head);
-        result_.tensors.push_back(FirstChoices(request.routing.expert_idx, num_rows, stride, request.top_k));
+        result_.tensors.push_back({FirstChoices(request.routing.expert_idx, num_rows, stride, request.top_k)});
         break;
       case InferOutput::kExpertWeights:
         AddOutput(kExpertWeightsName, "FP32", num_rows, request.top_k, &head);
-        result_.tensors.push_back(FirstChoices(request.routing.weight, num_rows, stride, request.top_k));
+        result_.tensors.push_back({FirstChoices(request.routing.weight, num_rows, stride, request.top_k)});
         break;
     }
   }

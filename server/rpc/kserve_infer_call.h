@@ -19,7 +19,7 @@ namespace switchyard {
 struct InferAnswer {
   absl::Status status;
   inference::ModelInferResponse head;  // of a request that failed, its id alone
-  std::vector<grpc::Slice> tensors;    // of head's outputs
+  std::vector<TensorSlices> tensors;   // of head's outputs
 };
 
 // Thread-safe.
@@ -69,7 +69,6 @@ class InferCall : public std::enable_shared_from_this<InferCall> {
   // Written by Start and its parts; by OnDone and its parts, once, after that.
   const KserveModels::Entry* entry_ = nullptr;
   InferRequest infer_;  // its request is moved to request_
-  std::shared_ptr<const grpc::Slice> output_;
   InferAnswer result_;
 
   Mutex mu_;

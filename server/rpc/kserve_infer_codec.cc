@@ -150,13 +150,13 @@ absl::Status NotARequest(absl::string_view why) {
 
 // The message in pieces: each tensor's slice behind one that ends with its tag and length. Fields may come in any
 // order.
-std::vector<grpc::Slice> InferSlices(const ModelInferResponse& head, const std::vector<grpc::Slice>& tensors) {
+std::vector<grpc::Slice> InferSlices(const ModelInferResponse& head, const std::vector<TensorSlices>& tensors) {
   std::vector<grpc::Slice> slices;
   std::string before = head.SerializeAsString();
   if (tensors.empty()) slices.emplace_back(before);
-  for (const grpc::Slice& tensor : tensors) {
-    slices.push_back(HeadSlice(std::move(before), ModelInferResponse::kRawOutputContentsFieldNumber, tensor.size()));
-    slices.push_back(tensor);
+  for (const TensorSlices& tensor : tensors) {
+    slices.push_back(HeadSlice(std::move(before), ModelInferResponse::kRawOutputContentsFieldNumber, SizeOf(tensor)));
+    slices.insert(slices.end(), tensor.begin(), tensor.end());
     before.clear();
   }
   return slices;
@@ -184,16 +184,14 @@ absl::StatusOr<DecodedInfer> DecodeInfer(const grpc::ByteBuffer& buffer) {
   return request;
 }
 
-grpc::ByteBuffer EncodeInfer(const ModelInferResponse& head, const std::vector<grpc::Slice>& tensors) {
+grpc::ByteBuffer EncodeInfer(const ModelInferResponse& head, const std::vector<TensorSlices>& tensors) {
   const std::vector<grpc::Slice> slices = InferSlices(head, tensors);
   return grpc::ByteBuffer(slices.data(), slices.size());
 }
 
-grpc::ByteBuffer EncodeStreamInfer(const ModelInferResponse& head, const std::vector<grpc::Slice>& tensors) {
+grpc::ByteBuffer EncodeStreamInfer(const ModelInferResponse& head, const std::vector<TensorSlices>& tensors) {
   std::vector<grpc::Slice> slices = InferSlices(head, tensors);
-  size_t num_bytes = 0;
-  for (const grpc::Slice& slice : slices) num_bytes += slice.size();
-  slices.insert(slices.begin(), HeadSlice("", ModelStreamInferResponse::kInferResponseFieldNumber, num_bytes));
+  slices.insert(slices.begin(), HeadSlice("", ModelStreamInferResponse::kInferResponseFieldNumber, SizeOf(slices)));
   return grpc::ByteBuffer(slices.data(), slices.size());
 }
 

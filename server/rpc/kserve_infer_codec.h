@@ -34,9 +34,9 @@ struct DecodedInfer {
 absl::StatusOr<DecodedInfer> DecodeInfer(const grpc::ByteBuffer& buffer);
 
 // `tensors` become the response's raw_output_contents; `head` holds every other field.
-grpc::ByteBuffer EncodeInfer(const inference::ModelInferResponse& head, const std::vector<grpc::Slice>& tensors);
+grpc::ByteBuffer EncodeInfer(const inference::ModelInferResponse& head, const std::vector<TensorSlices>& tensors);
 // The same as one message of ModelStreamInfer, and an error as such.
-grpc::ByteBuffer EncodeStreamInfer(const inference::ModelInferResponse& head, const std::vector<grpc::Slice>& tensors);
+grpc::ByteBuffer EncodeStreamInfer(const inference::ModelInferResponse& head, const std::vector<TensorSlices>& tensors);
 grpc::ByteBuffer EncodeStreamError(const inference::ModelInferResponse& head, const absl::Status& status);
 
 }  // namespace switchyard

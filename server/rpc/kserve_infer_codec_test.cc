@@ -233,7 +233,11 @@ inference::ModelInferResponse ExampleHead() {
 TEST(EncodeInfer, ProtobufReadsItBack) {
   const std::string rows(100'000, 'r');
   for (const auto& tensors : {std::vector<std::string>{rows, "ids"}, {""}, {}}) {
-    std::vector<grpc::Slice> slices(tensors.begin(), tensors.end());
+    std::vector<TensorSlices> slices;  // each in two
+    for (const std::string& tensor : tensors) {
+      const size_t half = tensor.size() / 2;
+      slices.push_back({grpc::Slice(tensor.substr(0, half)), grpc::Slice(tensor.substr(half))});
+    }
     inference::ModelInferResponse expected = ExampleHead(), unary;
     for (const std::string& tensor : tensors) expected.add_raw_output_contents(tensor);
     ASSERT_TRUE(unary.ParseFromString(BytesOf(EncodeInfer(ExampleHead(), slices))));

@@ -47,6 +47,12 @@ absl::StatusOr<std::shared_ptr<const std::vector<grpc::Slice>>> SlicesOf(const g
   return std::shared_ptr<const std::vector<grpc::Slice>>(std::move(slices));
 }
 
+size_t SizeOf(const TensorSlices& tensor) {
+  size_t num_bytes = 0;
+  for (const grpc::Slice& slice : tensor) num_bytes += slice.size();
+  return num_bytes;
+}
+
 bool ReadChunks(CodedInputStream& input, uint32_t num_bytes, Chunks* chunks) {
   while (num_bytes > 0) {
     const void* data;

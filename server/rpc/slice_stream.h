@@ -36,6 +36,10 @@ class SliceStream final : public google::protobuf::io::ZeroCopyInputStream {
 // The slices of a message, which share its bytes. Internal when gRPC cannot give them.
 absl::StatusOr<std::shared_ptr<const std::vector<grpc::Slice>>> SlicesOf(const grpc::ByteBuffer& buffer);
 
+// The bytes of one tensor, in several slices.
+using TensorSlices = std::vector<grpc::Slice>;
+size_t SizeOf(const TensorSlices& tensor);
+
 using Chunks = std::vector<std::span<const std::byte>>;
 
 // Appends views of the next `num_bytes`, as they lie; false when the stream or its limit ends before.

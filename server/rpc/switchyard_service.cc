@@ -79,7 +79,6 @@ class ForwardCall final : public grpc::ServerUnaryReactor {
     SY_RETURN_IF_ERROR(ChooseGate({decoded.gate_idx, decoded.top_k, decoded.capacity_factor},
                                   front_->options().max_batch_rows, request.get()));
     request->rows = std::move(decoded.rows);
-    output_ = AllocateOutput(num_bytes, request.get());
     request->done = [this](absl::Status status) { Answer(status); };
     {
       MutexLock lock(&mu_);
@@ -100,7 +99,7 @@ class ForwardCall final : public grpc::ServerUnaryReactor {
       request.swap(request_);
     }
     RecordAnswer(*front_, *request, status, request_id_);
-    if (status.ok()) *response_ = EncodeForward(MakeResponse(*request), *output_);
+    if (status.ok()) *response_ = EncodeForward(MakeResponse(*request), OutputSlices(*request));
     Finish(ToGrpcStatus(status));
   }
 
@@ -140,7 +139,6 @@ class ForwardCall final : public grpc::ServerUnaryReactor {
   grpc::ByteBuffer* const response_;
   const std::string request_id_;
   ServedLayer* layer_ = nullptr;  // once it is known
-  std::shared_ptr<const grpc::Slice> output_;
   Mutex mu_;
   std::shared_ptr<Request> request_ ABSL_GUARDED_BY(mu_);  // while it is submitted and unanswered
 };

@@ -1,0 +1,56 @@
+// Looking again and again for a short while before a thread blocks: between processes on one host, being woken from
+// sleep takes several times as long as a small step (docs/wire.md has figures).
+//
+// It gives way: between looks the core is offered to whoever waits for it (sched_yield), and when another thread has
+// had it the spinning ends, so that it takes only time that a core would have idled. It gives up: after spins that
+// found nothing, more and more waits go by without one, up to kMaxSkipped, until a spin succeeds again.
+//
+// Thread-safety: one thread uses it.
+#pragma once
+
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "moe/base/clock.h"
+
+namespace switchyard {
+
+class SpinWait {
+ public:
+  // True as soon as `ready` says so; false when it is time to block.
+  template <typename Ready>
+  bool Until(Ready ready) {
+    if (ready()) return true;
+    if (num_to_skip_ > 0) {
+      --num_to_skip_;
+      return false;
+    }
+    const SteadyTime begin = Clock::Real().Now();
+    SteadyTime now = begin;
+    do {
+      sched_yield();
+      const SteadyTime before = now;
+      if (ready()) {
+        skipped_after_failure_ = 0;
+        return true;
+      }
+      now = Clock::Real().Now();
+      if (now - before > kOwnTurn) return false;
+    } while (now - begin < kLongest);
+    skipped_after_failure_ = std::min(2 * skipped_after_failure_ + 1, kMaxSkipped);
+    num_to_skip_ = skipped_after_failure_;
+    return false;
+  }
+
+ private:
+  static constexpr std::chrono::microseconds kLongest{200};
+  static constexpr std::chrono::microseconds kOwnTurn{10};  // a look takes less when nobody else has the core between
+  static constexpr int kMaxSkipped = 63;
+
+  int skipped_after_failure_ = 0;
+  int num_to_skip_ = 0;
+};
+
+}  // namespace switchyard
