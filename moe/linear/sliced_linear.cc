@@ -44,7 +44,8 @@ absl::StatusOr<SlicedLinear::Slice> SlicedLinear::MakeSlice(ConstMatrixView weig
   Slice slice{.num_cols = weight.num_rows, .is_few_rows_block = IsFewRowsBlock(*shape)};
   SY_ASSIGN_OR_RETURN(slice.packed, PackWeights(context_, *shape, {weight, /*transposed=*/false}));
   for (size_t i = 0; i < kPieceRows.size(); ++i) {
-    if (slice.is_few_rows_block && kPieceRows[i] < kFewRows) break;
+    const bool is_small = kPieceRows[i] < kFewRows || slice.num_cols <= kFewColumns;
+    if (slice.is_few_rows_block && is_small) break;
     SY_ASSIGN_OR_RETURN(slice.kernels[i], shape->KernelFor({.num_rows = kPieceRows[i], .y_dtype = DType::kF32}));
   }
   return slice;

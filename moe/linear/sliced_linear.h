@@ -7,6 +7,7 @@
 //   compute type   x      accumulation, y   1 to 15 rows
 //   fp32           fp32   fp32              oneDNN
 //   bf16           bf16   fp32              few_rows.h where the CPU has bf16 products, else oneDNN
+// In a slice of at most 16 columns few_rows.h multiplies any number of rows, for oneDNN computes whole blocks of 64.
 //
 // Thread-safety: after creation any number of threads may call Run, each with a Scratch of its own.
 #pragma once
@@ -56,7 +57,8 @@ class SlicedLinear {
 
  private:
   static constexpr std::array<int64_t, 9> kPieceRows = {256, 128, 64, 32, 16, 8, 4, 2, 1};
-  static constexpr int64_t kFewRows = 16;  // fewer than this many are few_rows.h's, where it can be used
+  static constexpr int64_t kFewRows = 16;     // fewer than this many are few_rows.h's, where it can be used
+  static constexpr int64_t kFewColumns = 16;  // and any number, when a slice has no more columns than this
 
   struct Slice {
     int64_t num_cols = 0;
