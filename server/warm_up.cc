@@ -34,32 +34,25 @@ class Outcome {
   std::optional<absl::Status> status_ ABSL_GUARDED_BY(mu_);
 };
 
-// Random rows for one step, and room for the answer.
-struct Rows {
-  HostBuffer input, output;
-};
-
-// Uniform with variance 1: what a norm in front of the layer makes of hidden states. One pool, over and over, for
-// random numbers take longer than steps; its prime length makes the rows differ.
-std::shared_ptr<Rows> RandomRows(int64_t num_elements, DType dtype) {
+// Random rows, uniform with variance 1: what a norm in front of the layer makes of hidden states. They are one pool,
+// over and over, for random numbers take longer than steps; its prime length makes the rows differ.
+HostBuffer RandomRows(int64_t num_elements, DType dtype) {
   constexpr size_t kPoolSize = 65'521;
   std::vector<float> values(kPoolSize);
   std::minstd_rand random(1);
   std::uniform_real_distribution<float> uniform(-1.73f, 1.73f);
   for (float& value : values) value = uniform(random);
-  auto rows = std::make_shared<Rows>();
-  rows->input = HostBuffer(num_elements * SizeOf(dtype));
-  rows->output = HostBuffer(num_elements * SizeOf(dtype));
+  HostBuffer rows(num_elements * SizeOf(dtype));
   for (size_t begin = 0; begin < static_cast<size_t>(num_elements); begin += kPoolSize) {
     ConvertElements(DType::kF32, reinterpret_cast<const std::byte*>(values.data()), dtype,
-                    rows->input.data() + begin * SizeOf(dtype), std::min(kPoolSize, num_elements - begin));
+                    rows.data() + begin * SizeOf(dtype), std::min(kPoolSize, num_elements - begin));
   }
   return rows;
 }
 
 std::shared_ptr<Request> MakeRequest(ServedLayer* layer, int64_t num_rows) {
   const DType dtype = layer->compute_dtype;
-  const auto rows = RandomRows(num_rows * layer->spec.hidden_dim, dtype);
+  const auto rows = std::make_shared<const HostBuffer>(RandomRows(num_rows * layer->spec.hidden_dim, dtype));
   auto request = std::make_shared<Request>();
   request->layer = layer;
   request->dtype = dtype;
@@ -67,9 +60,7 @@ std::shared_ptr<Request> MakeRequest(ServedLayer* layer, int64_t num_rows) {
   request->is_warm_up = true;
   request->top_k = layer->spec.gate_at(0).top_k;
   request->capacity = layer->spec.gate_at(0).capacity;
-  request->rows = ChunkedRows({{rows->input.data(), rows->input.size()}}, rows);
-  request->output = rows->output.data();
-  request->output_owner = rows;
+  request->rows = ChunkedRows({{rows->data(), rows->size()}}, rows);
   return request;
 }
 
