@@ -6,7 +6,7 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
+#include <filesystem>
 
 #include "proto/switchyard.grpc.pb.h"
 
@@ -115,6 +115,27 @@ TEST_F(TlsPort, NewConnectionsGetTheNewCertificateAndOldOnesGoOn) {
   EXPECT_EQ(ListModels(port.Connect(Trusting(second))).error_code(), kServed);
   EXPECT_EQ(ListModels(port.Connect(Trusting(first))).error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(ListModels(old_channel).error_code(), kServed) << "its connection was made before";
+}
+
+TEST_F(TlsPort, NoStrangerIsLetIn) {
+  // The certificate that clients must lead to is the server's own, which has been replaced since.
+  const std::string roots = NewCertificate();
+  std::filesystem::copy_file(Path("live.pem"), Path("friend.pem"), std::filesystem::copy_options::overwrite_existing);
+  std::filesystem::copy_file(Path("live.key"), Path("friend.key"), std::filesystem::copy_options::overwrite_existing);
+  NewCertificate();
+  TlsFiles files = {{"--tls_cert", Path("friend.pem")}, {"--tls_key", Path("friend.key")}, {}};
+  files.ca = {"--tls_client_ca", Path("friend.pem")};
+  const Port port(TlsReloader::Open(files).value(), nullptr);
+  const auto with_pair = [&](const std::string& name) {
+    return grpc::SslCredentials({.pem_root_certs = roots,
+                                 .pem_private_key = ReadFlagFile({"--f", Path(name + ".key")}).value(),
+                                 .pem_cert_chain = ReadFlagFile({"--f", Path(name + ".pem")}).value()});
+  };
+  EXPECT_EQ(ListModels(port.Connect(with_pair("friend"))).error_code(), kServed);
+  for (int i = 0; i < 100; ++i) {
+    ASSERT_EQ(ListModels(port.Connect(with_pair("live"))).error_code(), grpc::StatusCode::UNAVAILABLE);
+    ASSERT_EQ(ListModels(port.Connect(Trusting(roots))).error_code(), grpc::StatusCode::UNAVAILABLE);
+  }
 }
 
 TEST_F(TlsPort, CallsWithoutTlsAreRefused) {

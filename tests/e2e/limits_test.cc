@@ -125,17 +125,23 @@ TEST(Limits, HalfOpenConnectionsAreClosedAndHarmNobody) {
   EXPECT_TRUE(ForwardOnce(client.get()).ok());
 }
 
+// The least that makes an HTTP/2 connection: the preface, and settings that set nothing.
+constexpr absl::string_view kGreeting("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 33);
+
 TEST(Limits, ConnectionsThatAreIdleOrOldAreLeftWithoutHarm) {
   const auto server = StartFront({"--max_connection_idle_ms=300", "--max_connection_age_ms=300"});
   ASSERT_TRUE(server.ok()) << server.status();
-  // A preface with empty settings: an HTTP/2 connection without calls.
-  const UniqueFd idle = ConnectRaw((*server)->grpc_address(),
-                                   absl::string_view("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 33));
-  EXPECT_TRUE(WaitForClose(idle));
+  EXPECT_TRUE(WaitForClose(ConnectRaw((*server)->grpc_address(), kGreeting)));
   const auto client = (*server)->Connect();
   for (const SteadyTime begin = Clock::Real().Now(); MicrosBetween(begin, Clock::Real().Now()) < 1'500'000;) {
     ASSERT_TRUE(ForwardOnce(client.get()).ok());
   }
+}
+
+TEST(Limits, AClientThatAnswersNoPingIsGivenUp) {
+  const auto server = StartFront({"--keepalive_time_ms=1000", "--keepalive_timeout_ms=500"});
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_TRUE(WaitForClose(ConnectRaw((*server)->grpc_address(), kGreeting)));
 }
 
 // gRPC looks at a message's size when all of it has come, so that it is the quota that keeps memory from growing.
