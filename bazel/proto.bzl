@@ -1,13 +1,14 @@
 """Generates C++ from one .proto with the system's protoc and gRPC plugin."""
 
-def cc_proto(name, src, grpc = False, deps = [], visibility = None):
+def cc_proto(name, src, grpc = False, imports = [], deps = [], visibility = None):
     """A cc_library of the messages, and of the service stubs when grpc is set.
 
     Args:
       name: the library's name.
       src: one .proto file of this package.
       grpc: whether to generate the gRPC service classes too.
-      deps: other cc_proto libraries whose .proto this one imports.
+      imports: the .proto files of this package that it imports, all of them.
+      deps: the cc_proto libraries of those.
       visibility: as for every rule.
     """
     stem = src[:-len(".proto")]
@@ -18,7 +19,7 @@ def cc_proto(name, src, grpc = False, deps = [], visibility = None):
         flags += " --grpc_out=$(GENDIR) --plugin=protoc-gen-grpc=/usr/bin/grpc_cpp_plugin"
     native.genrule(
         name = name + "_generate",
-        srcs = [src],
+        srcs = [src] + imports,
         outs = outs,
         cmd = "protoc -I. " + flags + " $(location " + src + ")",
     )

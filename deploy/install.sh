@@ -42,16 +42,31 @@ as_root() {
   fi
 }
 
+# Prometheus and promtool, which a test runs. Only the programs: their package would start a service.
+install_prometheus() {
+  command -v prometheus >/dev/null && command -v promtool >/dev/null && return
+  local folder
+  folder=$(mktemp -d)
+  if (cd "$folder" && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb .) >"$folder/log" 2>&1; then
+    echo "Installing prometheus and promtool into /usr/local/bin"
+    as_root install -m 755 "$folder/usr/bin/prometheus" "$folder/usr/bin/promtool" /usr/local/bin/
+  else
+    echo "deploy/install.sh: no prometheus, so that its tests are skipped: $(tail -n 1 "$folder/log")" >&2
+  fi
+  rm -rf "$folder"
+}
+
 for tool in dpkg-query apt-get; do
   command -v "$tool" >/dev/null ||
     fail "'$tool' is not here: this script is for Debian 12. Elsewhere, install the counterparts of: ${PACKAGES[*]}"
 done
 
 mapfile -t missing < <(missing_packages)
-((${#missing[@]} > 0)) || exit 0
-
-echo "Installing ${#missing[@]} packages: ${missing[*]}"
-as_root apt-get update -qq || echo "apt-get update failed; going on with the package lists there are" >&2
-as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" ||
-  fail "apt-get could not install the packages above; Switchyard is built on Debian 12 (bookworm), this is \
+if ((${#missing[@]} > 0)); then
+  echo "Installing ${#missing[@]} packages: ${missing[*]}"
+  as_root apt-get update -qq || echo "apt-get update failed; going on with the package lists there are" >&2
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" ||
+    fail "apt-get could not install the packages above; Switchyard is built on Debian 12 (bookworm), this is \
 $(. /etc/os-release 2>/dev/null && echo "${PRETTY_NAME:-unknown}")"
+fi
+install_prometheus

@@ -108,6 +108,9 @@ void DefineWorkers(CLI::App& app, ServerOptions* options) {
                  "CPU threads of each local worker; 0 shares the cores out evenly")
       ->capture_default_str();
   app.add_option("--worker_binary", options->worker_binary, "the worker program; default: beside this one");
+  app.add_option("--worker_http_port", options->worker_http_port,
+                 "local worker i serves /metrics of its own at this port + i; 0 for none")
+      ->capture_default_str();
   app.add_option("--await_workers", options->await_workers, "wait for this many workers from elsewhere instead");
   app.add_option("--worker_host", options->worker_host, "address that awaited workers join at")->capture_default_str();
   app.add_option("--worker_port", options->worker_port, "port that awaited workers join at; 0 takes a free one")
@@ -147,6 +150,12 @@ void DefineOperation(CLI::App& app, ServerOptions* options) {
       ->capture_default_str();
   app.add_option("--log_level", options->log_level, "trace, debug, info, warn, error or off")->capture_default_str();
   app.add_option("--log_format", options->log_format, "text or json")->capture_default_str();
+  app.add_option("--slow_request_ms", options->slow_request_ms,
+                 "log requests that take so long, with the time of their stages; 0 logs none")
+      ->capture_default_str();
+  app.add_option(
+      "--trace_file", options->trace_file,
+      "where traces of requests go, as JSON; which are traced is set by the TraceSetting call, none at first");
 }
 
 }  // namespace

@@ -75,7 +75,10 @@ size_t MaxPlanBytes(const ModelTable& models, int num_ranks, int64_t max_home_ro
 }  // namespace
 
 Front::Front(const ServerOptions& options)
-    : options_(options), num_ranks_(NumRanks(options)), admission_(options.max_queued_rows, options.max_queued_bytes) {}
+    : options_(options),
+      num_ranks_(NumRanks(options)),
+      request_log_(options.slow_request_ms),
+      admission_(options.max_queued_rows, options.max_queued_bytes) {}
 
 absl::StatusOr<std::unique_ptr<Front>> Front::Create(const ServerOptions& options) {
   SY_RETURN_IF_ERROR(ValidateOptions(options));
@@ -83,6 +86,7 @@ absl::StatusOr<std::unique_ptr<Front>> Front::Create(const ServerOptions& option
   std::unique_ptr<Front> front(new Front(options));
   SY_ASSIGN_OR_RETURN(front->models_, ModelTable::Load(options, front->num_ranks_));
   front->metrics_ = std::make_unique<Metrics>(*front->models_);
+  SY_ASSIGN_OR_RETURN(front->tracer_, Tracer::Create(options.trace_file));
   SY_RETURN_IF_ERROR(front->CreateLinks());
   front->CreateGroup(token);
   SY_RETURN_IF_ERROR(front->StartWorkers(token));
@@ -161,6 +165,10 @@ absl::Status Front::StartWorkers(const std::string& token) {
                           absl::StrCat("--threads=", threads),
                           absl::StrCat("--log_level=", options_.log_level),
                           absl::StrCat("--log_format=", options_.log_format)};
+  if (options_.worker_http_port > 0) {
+    supervisor.arguments.push_back(absl::StrCat("--http_port=", options_.worker_http_port));
+    supervisor.arguments.push_back(absl::StrCat("--http_host=", options_.host));
+  }
   // An empty value would take the next argument instead.
   if (!options_.custom_expert.empty()) {
     supervisor.arguments.push_back(absl::StrCat("--custom_expert=", options_.custom_expert));

@@ -16,8 +16,10 @@
 #include "server/metrics.h"
 #include "server/model_table.h"
 #include "server/options.h"
+#include "server/request_log.h"
 #include "server/scheduler.h"
 #include "server/supervisor.h"
+#include "server/tracer.h"
 #include "server/worker_port.h"
 
 namespace switchyard {
@@ -44,6 +46,8 @@ class Front {
   const ServerOptions& options() const { return options_; }
   const ModelTable& models() const { return *models_; }
   Metrics& metrics() { return *metrics_; }
+  RequestLog& request_log() { return request_log_; }
+  Tracer& tracer() { return *tracer_; }
   GroupInfo group_info() const { return group_->info(); }
   Scheduler::Load load() const { return scheduler_->load(); }
   Admission::Held held() const { return admission_.held(); }
@@ -71,6 +75,8 @@ class Front {
   const int num_ranks_;
   std::unique_ptr<ModelTable> models_;
   std::unique_ptr<Metrics> metrics_;
+  RequestLog request_log_;
+  std::unique_ptr<Tracer> tracer_;
   Admission admission_;
   std::vector<std::unique_ptr<LinkBuffers>> links_;
   // In the order in which they are built; they end in reverse, each before what it uses.

@@ -7,6 +7,28 @@
 
 namespace switchyard {
 
+const char* FailureReasonName(FailureReason reason) {
+  static constexpr std::array<const char*, kNumFailureReasons> kNames = {"REJECTED", "CANCELED", "BACKEND", "OTHER"};
+  return kNames[static_cast<size_t>(reason)];
+}
+
+FailureReason ReasonOf(absl::StatusCode code) {
+  switch (code) {
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kUnavailable:
+      return FailureReason::kRejected;
+    case absl::StatusCode::kCancelled:
+      return FailureReason::kCanceled;
+    case absl::StatusCode::kInternal:
+    case absl::StatusCode::kDataLoss:
+    case absl::StatusCode::kUnknown:
+      return FailureReason::kBackend;
+    default:
+      return FailureReason::kOther;
+  }
+}
+
 void LayerStatistics::RecordSuccess(const RequestStats& stats, int64_t total_us) {
   const int64_t input_us = stats.gate_us + stats.plan_us;
   const absl::Time now = absl::Now();
@@ -20,8 +42,9 @@ void LayerStatistics::RecordSuccess(const RequestStats& stats, int64_t total_us)
   counts_.last_success = now;
 }
 
-void LayerStatistics::RecordFailure(int64_t total_us) {
+void LayerStatistics::RecordFailure(absl::StatusCode code, int64_t total_us) {
   MutexLock lock(&mu_);
+  ++counts_.failures_by_reason[static_cast<size_t>(ReasonOf(code))];
   counts_.failure.Add(total_us);
 }
 

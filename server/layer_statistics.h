@@ -1,11 +1,14 @@
-// Counts and times of one layer's requests and steps since the start: what the KServe API's ModelStatistics tells.
+// Counts and times of one layer's requests and steps since the start: what the KServe API's ModelStatistics tells, and
+// Triton's metrics.
 //
 // Thread-safe.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 
+#include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "moe/base/mutex.h"
 #include "server/request.h"
@@ -23,6 +26,14 @@ struct Tally {
   }
 };
 
+// Why a request failed, as Triton tells it apart: no room or no time for it, given up by its caller, a failure of ours,
+// or something else, which is to say the request itself.
+enum class FailureReason { kRejected, kCanceled, kBackend, kOther };
+inline constexpr int kNumFailureReasons = 4;
+// "REJECTED" and so on.
+const char* FailureReasonName(FailureReason reason);
+FailureReason ReasonOf(absl::StatusCode code);
+
 class LayerStatistics {
  public:
   // Steps of about the same number of rows.
@@ -33,6 +44,7 @@ class LayerStatistics {
   struct Snapshot {
     Tally success;  // requests, from arrival to answer
     Tally failure;
+    std::array<int64_t, kNumFailureReasons> failures_by_reason = {};
     // Stages of the requests in `success`; equal counts. Of a request that was split over several steps, their sums.
     Tally queue;
     Tally input;
@@ -44,7 +56,7 @@ class LayerStatistics {
   };
 
   void RecordSuccess(const RequestStats& stats, int64_t total_us);
-  void RecordFailure(int64_t total_us);
+  void RecordFailure(absl::StatusCode code, int64_t total_us);
   void RecordStep(int64_t num_rows, int64_t input_us, int64_t infer_us);
 
   Snapshot snapshot() const;

@@ -9,7 +9,7 @@ TEST(LayerStatistics, StagesAddUpToTheTotalAndShareItsCount) {
   LayerStatistics statistics;
   statistics.RecordSuccess({.num_steps = 1, .queue_us = 10, .gate_us = 3, .plan_us = 2, .step_us = 50}, 70);
   statistics.RecordSuccess({.num_steps = 1, .queue_us = 1, .gate_us = 1, .plan_us = 1, .step_us = 1}, 4);
-  statistics.RecordFailure(9);
+  statistics.RecordFailure(absl::StatusCode::kInternal, 9);
   const auto counts = statistics.snapshot();
   for (const Tally& tally : {counts.success, counts.queue, counts.input, counts.infer, counts.output}) {
     EXPECT_EQ(tally.count, 2);
@@ -22,6 +22,18 @@ TEST(LayerStatistics, StagesAddUpToTheTotalAndShareItsCount) {
   EXPECT_EQ(counts.failure.count, 1);
   EXPECT_EQ(counts.failure.total_us, 9);
   EXPECT_GT(counts.last_success, absl::UnixEpoch());
+}
+
+TEST(LayerStatistics, FailuresAreToldApart) {
+  LayerStatistics statistics;
+  for (const auto code : {absl::StatusCode::kResourceExhausted, absl::StatusCode::kDeadlineExceeded,
+                          absl::StatusCode::kCancelled, absl::StatusCode::kInternal, absl::StatusCode::kInvalidArgument,
+                          absl::StatusCode::kInvalidArgument, absl::StatusCode::kInvalidArgument}) {
+    statistics.RecordFailure(code, 1);
+  }
+  EXPECT_EQ(statistics.snapshot().failures_by_reason, (std::array<int64_t, 4>{2, 1, 1, 3}));
+  EXPECT_STREQ(FailureReasonName(FailureReason::kCanceled), "CANCELED");
+  EXPECT_STREQ(FailureReasonName(FailureReason::kOther), "OTHER");
 }
 
 TEST(LayerStatistics, OverlappingStepsOfOneRequestLeaveNoNegativeRest) {

@@ -7,16 +7,17 @@
 #include <chrono>
 #include <cstdio>
 
+#include "http/http_server.h"
 #include "moe/base/logging.h"
 #include "moe/base/version.h"
 #include "rpc/loopback.h"
 #include "rpc/tls.h"
 #include "server/flags.h"
 #include "server/front.h"
-#include "server/http_server.h"
 #include "server/rpc/access_control.h"
 #include "server/rpc/client_memory.h"
 #include "server/rpc/grpc_server.h"
+#include "server/metrics_page.h"
 #include "server/rpc/health.h"
 #include "server/rpc/kserve_models.h"
 #include "server/rpc/kserve_service.h"
@@ -40,15 +41,10 @@ bool StopRequested(int timeout_ms) {
   return sigtimedwait(&signals, nullptr, &timeout) > 0;
 }
 
-absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(Front& front) {
+absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const Front& front, const MetricsPage& metrics) {
   const ServerOptions& options = front.options();
   return HttpServer::Start(
-      {options.host, options.http_port}, &front.metrics().registry(),
-      [&front] {
-        const Admission::Held held = front.held();
-        front.metrics().SetQueue(held.rows, held.bytes, held.requests);
-      },
-      [&front] { return front.ready(); });
+      {options.host, options.http_port}, [&metrics] { return metrics.Collect(); }, [&front] { return front.ready(); });
 }
 
 // How often readiness is looked at for those who watch it.
@@ -99,7 +95,8 @@ absl::Status Serve(const ServerOptions& options) {
   KserveService kserve(front.get(), &models, access.get(), client_memory.get());
   int port = 0;
   SY_ASSIGN_OR_RETURN(const auto server, StartGrpcServer(options, *access, {&service, &kserve}, &port));
-  SY_ASSIGN_OR_RETURN(const auto http, StartHttp(*front));
+  const MetricsPage metrics(front.get());
+  SY_ASSIGN_OR_RETURN(const auto http, StartHttp(*front, metrics));
   HealthReporter health(server.get(), HealthNames(models));
   const absl::Status serving = front->WaitUntilServing([] { return StopRequested(0); });
   if (serving.ok()) {

@@ -1,6 +1,9 @@
 #include "server/metrics.h"
 
-#include "moe/base/status.h"
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "moe/base/version.h"
 
 namespace switchyard {
 namespace {
@@ -20,6 +23,13 @@ const prometheus::Histogram::BucketBoundaries& SecondsBuckets() {
 const prometheus::Histogram::BucketBoundaries& RowsBuckets() {
   static const prometheus::Histogram::BucketBoundaries buckets = {1,   2,   4,    8,    16,   32,   64,    128,
                                                                   256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+  return buckets;
+}
+
+// Of the busiest rank's rows over the mean; 1 is a load shared evenly, the number of ranks one that a single rank has.
+const prometheus::Histogram::BucketBoundaries& ImbalanceBuckets() {
+  static const prometheus::Histogram::BucketBoundaries buckets = {1,   1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2,
+                                                                  2.5, 3,    4,   6,   8,    16,  32,   64};
   return buckets;
 }
 
@@ -45,6 +55,16 @@ Metrics::Metrics(const ModelTable& models)
                          .Register(registry_)),
       batch_rows_(BuildHistogram().Name("switchyard_step_rows").Help("Rows in each step.").Register(registry_)),
       expert_rows_(CounterFamily(registry_, "switchyard_expert_rows_total", "Rows computed by each expert.")),
+      rank_rows_(CounterFamily(registry_, "switchyard_rank_rows_total",
+                               "Rows computed on each rank, once for each of their experts there.")),
+      imbalances_(BuildHistogram()
+                      .Name("switchyard_step_imbalance_ratio")
+                      .Help("Rows of each step's busiest rank over the mean of all ranks: 1 is an even load.")
+                      .Register(registry_)),
+      imbalance_(BuildGauge()
+                     .Name("switchyard_imbalance_ratio")
+                     .Help("Rows of the busiest rank over the mean of all ranks, in the last step.")
+                     .Register(registry_)),
       steps_(CounterFamily(registry_, "switchyard_steps_total", "Steps finished.")),
       rows_(CounterFamily(registry_, "switchyard_rows_total", "Rows in finished steps.")),
       rows_crossed_(CounterFamily(registry_, "switchyard_rows_crossed_total",
@@ -65,11 +85,18 @@ Metrics::Metrics(const ModelTable& models)
                             .Help("From the loss of a group to the next one serving.")
                             .Register(registry_)
                             .Add({}, SecondsBuckets())) {
+  BuildGauge()
+      .Name("switchyard_build_info")
+      .Help("Always 1; the label tells the version.")
+      .Register(registry_)
+      .Add({{"version", std::string(kVersion)}})
+      .Set(1);
   for (const auto& layer : models.layers()) AddLayer(*layer);
 }
 
 void Metrics::AddLayer(const ServedLayer& served) {
-  LayerMetrics layer;
+  auto added = std::make_unique<LayerMetrics>();
+  LayerMetrics& layer = *added;
   layer.model = served.model;
   layer.layer = served.spec.name;
   const prometheus::Labels labels = {{"model", layer.model}, {"layer", layer.layer}};
@@ -91,16 +118,35 @@ void Metrics::AddLayer(const ServedLayer& served) {
   layer.rows = &rows_.Add(labels);
   layer.rows_crossed = &rows_crossed_.Add(labels);
   layer.bytes_crossed = &bytes_crossed_.Add(labels);
-  for (int expert = 0; expert < served.spec.num_experts; ++expert) {
-    prometheus::Labels with_expert = labels;
-    with_expert["expert"] = std::to_string(expert);
-    layer.rows_per_expert.push_back(&expert_rows_.Add(with_expert));
-  }
-  layers_.push_back(std::move(layer));
+  layer.imbalances = &imbalances_.Add(labels, ImbalanceBuckets());
+  layer.imbalance = &imbalance_.Add(labels);
+  const auto numbered = [&](const char* label, auto& family, int num_wanted,
+                            std::vector<prometheus::Counter*>* counters) {
+    while (static_cast<int>(counters->size()) < num_wanted) {
+      prometheus::Labels with_number = labels;
+      with_number[label] = std::to_string(counters->size());
+      counters->push_back(&family.Add(with_number));
+    }
+  };
+  numbered("expert", expert_rows_, served.spec.num_experts, &layer.rows_per_expert);
+  numbered("rank", rank_rows_, served.placement.num_ranks(), &layer.rows_per_rank);
+
+  MutexLock lock(&mu_);
+  std::unique_ptr<NamedCounts>& counts = counts_[{layer.model, layer.layer}];
+  if (counts == nullptr) counts = std::make_unique<NamedCounts>();
+  layer.counts = counts.get();
+  const auto id = static_cast<size_t>(served.id.value);
+  if (layers_.size() <= id) layers_.resize(id + 1);
+  layers_[id] = std::move(added);
+}
+
+const Metrics::LayerMetrics& Metrics::Find(LayerId layer) const {
+  MutexLock lock(&mu_);
+  return *layers_[layer.value];
 }
 
 void Metrics::RecordStep(const StepRecord& record, const std::vector<int64_t>& rows_per_expert) {
-  const LayerMetrics& layer = layers_[record.layer.value];
+  const LayerMetrics& layer = Find(record.layer);
   layer.steps->Increment();
   layer.rows->Increment(static_cast<double>(record.num_rows));
   layer.rows_crossed->Increment(static_cast<double>(record.rows_crossed));
@@ -112,7 +158,8 @@ void Metrics::RecordStep(const StepRecord& record, const std::vector<int64_t>& r
   ObserveMicros(layer.expert, record.times.expert_us);
   ObserveMicros(layer.combine, record.times.combine_us);
   ObserveMicros(layer.step, record.total_us);
-  layer.statistics->RecordStep(record.num_rows, record.gate_us + record.plan_us, record.total_us);
+  layer.counts->statistics.RecordStep(record.num_rows, record.gate_us + record.plan_us, record.total_us);
+  RecordLoad(layer, record.rows_per_rank);
   for (size_t expert = 0; expert < rows_per_expert.size(); ++expert) {
     if (rows_per_expert[expert] != 0) {
       layer.rows_per_expert[expert]->Increment(static_cast<double>(rows_per_expert[expert]));
@@ -120,18 +167,43 @@ void Metrics::RecordStep(const StepRecord& record, const std::vector<int64_t>& r
   }
 }
 
-void Metrics::RecordRequest(LayerId layer_id, absl::StatusCode code, const RequestStats& stats, int64_t total_us) {
-  const LayerMetrics& layer = layers_[layer_id.value];
-  const bool ok = code == absl::StatusCode::kOk;
-  requests_.Add({{"model", layer.model}, {"layer", layer.layer}, {"code", absl::StatusCodeToString(code)}}).Increment();
-  if (ok) ObserveMicros(layer.queue, stats.queue_us);
-  ObserveMicros(layer.total, total_us);
-  ok ? layer.statistics->RecordSuccess(stats, total_us) : layer.statistics->RecordFailure(total_us);
+void Metrics::RecordLoad(const LayerMetrics& layer, const std::vector<int64_t>& rows_per_rank) {
+  int64_t most = 0, sum = 0;
+  for (size_t rank = 0; rank < rows_per_rank.size(); ++rank) {
+    layer.rows_per_rank[rank]->Increment(static_cast<double>(rows_per_rank[rank]));
+    most = std::max(most, rows_per_rank[rank]);
+    sum += rows_per_rank[rank];
+  }
+  if (sum == 0) return;  // every choice was dropped
+  const double imbalance = static_cast<double>(most) * static_cast<double>(rows_per_rank.size()) / sum;
+  layer.imbalances->Observe(imbalance);
+  layer.imbalance->Set(imbalance);
 }
 
-void Metrics::RecordRejection(absl::StatusCode code, std::optional<LayerId> layer) {
-  requests_.Add({{"model", ""}, {"layer", ""}, {"code", absl::StatusCodeToString(code)}}).Increment();
-  if (layer.has_value()) layers_[layer->value].statistics->RecordFailure(0);
+void Metrics::CountRequest(const std::string& model, const std::string& layer, absl::StatusCode code,
+                           RequestCounters& counters) {
+  std::atomic<prometheus::Counter*>& counter = counters[std::min<size_t>(static_cast<size_t>(code), kNumCodes - 1)];
+  if (counter.load() == nullptr) {
+    // Should two threads come here, both get the same one.
+    counter.store(&requests_.Add({{"model", model}, {"layer", layer}, {"code", absl::StatusCodeToString(code)}}));
+  }
+  counter.load()->Increment();
+}
+
+void Metrics::RecordRequest(LayerId layer_id, absl::StatusCode code, const RequestStats& stats, int64_t total_us) {
+  const LayerMetrics& layer = Find(layer_id);
+  CountRequest(layer.model, layer.layer, code, layer.counts->requests);
+  ObserveMicros(layer.total, total_us);
+  if (code != absl::StatusCode::kOk) return layer.counts->statistics.RecordFailure(code, total_us);
+  ObserveMicros(layer.queue, stats.queue_us);
+  layer.counts->statistics.RecordSuccess(stats, total_us);
+}
+
+void Metrics::RecordRejection(absl::StatusCode code, std::optional<LayerId> layer_id) {
+  if (!layer_id.has_value()) return CountRequest("", "", code, unknown_requests_);
+  const LayerMetrics& layer = Find(*layer_id);
+  CountRequest(layer.model, layer.layer, code, layer.counts->requests);
+  layer.counts->statistics.RecordFailure(code, 0);
 }
 
 void Metrics::RecordRecovery(double seconds) {
@@ -152,14 +224,21 @@ void Metrics::SetGroup(Epoch epoch, int ranks_serving) {
 
 std::vector<int64_t> Metrics::RowsPerExpert(LayerId layer) const {
   std::vector<int64_t> rows;
-  for (const prometheus::Counter* counter : layers_[layer.value].rows_per_expert) {
+  for (const prometheus::Counter* counter : Find(layer).rows_per_expert) {
     rows.push_back(static_cast<int64_t>(counter->Value()));
   }
   return rows;
 }
 
-LayerStatistics::Snapshot Metrics::Statistics(LayerId layer) const {
-  return layers_[layer.value].statistics->snapshot();
+LayerStatistics::Snapshot Metrics::Statistics(LayerId layer) const { return Find(layer).counts->statistics.snapshot(); }
+
+std::vector<std::pair<std::string, LayerStatistics::Snapshot>> Metrics::AllStatistics() const {
+  MutexLock lock(&mu_);
+  std::vector<std::pair<std::string, LayerStatistics::Snapshot>> all;
+  for (const auto& [names, counts] : counts_) {
+    all.emplace_back(absl::StrCat(names.first, ".", names.second), counts->statistics.snapshot());
+  }
+  return all;
 }
 
 }  // namespace switchyard

@@ -1,6 +1,6 @@
 // The front's Prometheus metrics; docs/operations.md explains each.
 //
-// Thread-safe. The registry is scraped by the HTTP server.
+// Thread-safe. What is counted for a layer is found by its id once, and no labels are built while requests run.
 #pragma once
 
 #include <prometheus/counter.h>
@@ -8,9 +8,13 @@
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
+#include <array>
+#include <atomic>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "moe/base/ids.h"
@@ -31,6 +35,7 @@ struct StepRecord {
   StepTimes times;       // slowest rank
   int64_t rows_crossed = 0;
   int64_t bytes_crossed = 0;
+  std::vector<int64_t> rows_per_rank;  // (row, expert) pairs that each computed
 };
 
 class Metrics {
@@ -38,6 +43,10 @@ class Metrics {
   explicit Metrics(const ModelTable& models);
 
   prometheus::Registry& registry() { return registry_; }
+
+  // Makes a layer known before anything is recorded for it. One that comes again under its name, with another id, goes
+  // on counting where the former stopped; what is known stays.
+  void AddLayer(const ServedLayer& layer);
 
   void RecordStep(const StepRecord& record, const std::vector<int64_t>& rows_per_expert);
   // A request left, with the gRPC code of its status. `stats` count when it is OK.
@@ -52,11 +61,27 @@ class Metrics {
   // Rows each expert has computed since the start.
   std::vector<int64_t> RowsPerExpert(LayerId layer) const;
   LayerStatistics::Snapshot Statistics(LayerId layer) const;
+  // Of every layer, by its name as KServe clients know it, NAME.LAYER.
+  std::vector<std::pair<std::string, LayerStatistics::Snapshot>> AllStatistics() const;
 
  private:
+  // gRPC's codes, OK included.
+  static constexpr int kNumCodes = 17;
+  // Counters of requests by code, each made when it is first needed.
+  using RequestCounters = std::array<std::atomic<prometheus::Counter*>, kNumCodes>;
+
+  // What goes on from one layer to the next one of its name.
+  struct NamedCounts {
+    RequestCounters requests = {};
+    LayerStatistics statistics;
+  };
+
+  // Constant once made; what it points to is not.
   struct LayerMetrics {
     std::string model, layer;
+    NamedCounts* counts = nullptr;
     std::vector<prometheus::Counter*> rows_per_expert;
+    std::vector<prometheus::Counter*> rows_per_rank;
     prometheus::Counter* steps = nullptr;
     prometheus::Counter* rows = nullptr;
     prometheus::Counter* rows_crossed = nullptr;
@@ -70,15 +95,23 @@ class Metrics {
     prometheus::Histogram* queue = nullptr;
     prometheus::Histogram* total = nullptr;
     prometheus::Histogram* batch_rows = nullptr;
-    std::unique_ptr<LayerStatistics> statistics = std::make_unique<LayerStatistics>();
+    prometheus::Histogram* imbalances = nullptr;
+    prometheus::Gauge* imbalance = nullptr;
   };
 
-  void AddLayer(const ServedLayer& layer);
+  // The layer was added.
+  const LayerMetrics& Find(LayerId layer) const;
+  void CountRequest(const std::string& model, const std::string& layer, absl::StatusCode code,
+                    RequestCounters& counters);
+  static void RecordLoad(const LayerMetrics& layer, const std::vector<int64_t>& rows_per_rank);
 
   prometheus::Registry registry_;
   prometheus::Family<prometheus::Histogram>& stage_seconds_;
   prometheus::Family<prometheus::Histogram>& batch_rows_;
   prometheus::Family<prometheus::Counter>& expert_rows_;
+  prometheus::Family<prometheus::Counter>& rank_rows_;
+  prometheus::Family<prometheus::Histogram>& imbalances_;
+  prometheus::Family<prometheus::Gauge>& imbalance_;
   prometheus::Family<prometheus::Counter>& steps_;
   prometheus::Family<prometheus::Counter>& rows_;
   prometheus::Family<prometheus::Counter>& rows_crossed_;
@@ -91,7 +124,10 @@ class Metrics {
   prometheus::Gauge& ranks_serving_;
   prometheus::Counter& recoveries_;
   prometheus::Histogram& recovery_seconds_;
-  std::vector<LayerMetrics> layers_;  // by LayerId
+  RequestCounters unknown_requests_ = {};  // of requests that named no layer there is
+  mutable Mutex mu_;
+  std::map<std::pair<std::string, std::string>, std::unique_ptr<NamedCounts>> counts_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::unique_ptr<const LayerMetrics>> layers_ ABSL_GUARDED_BY(mu_);  // by id; null where one is not used
 };
 
 }  // namespace switchyard

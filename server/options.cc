@@ -88,6 +88,7 @@ absl::Status ValidateOptions(const ServerOptions& options) {
   SY_RETURN_IF_ERROR(CheckRange("--port", options.port, 0, 65535));
   SY_RETURN_IF_ERROR(CheckRange("--http_port", options.http_port, 0, 65535));
   SY_RETURN_IF_ERROR(CheckRange("--worker_port", options.worker_port, 0, 65535));
+  SY_RETURN_IF_ERROR(CheckRange("--worker_http_port", options.worker_http_port, 0, 65535 - options.local_workers));
   SY_RETURN_IF_ERROR(CheckRange("--local_workers", options.local_workers, 0, 1024));
   SY_RETURN_IF_ERROR(CheckRange("--await_workers", options.await_workers, 0, 1024));
   SY_RETURN_IF_ERROR(CheckRange("--gpu_memory_limit", options.gpu_memory_limit, 0, int64_t{1} << 50));
@@ -100,6 +101,7 @@ absl::Status ValidateOptions(const ServerOptions& options) {
       CheckRange("--max_queued_bytes", options.max_queued_bytes, options.max_request_bytes, int64_t{1} << 40));
   SY_RETURN_IF_ERROR(CheckRange("--max_queued_rows", options.max_queued_rows, 1, int64_t{1} << 40));
   SY_RETURN_IF_ERROR(CheckRange("--worker_timeout_ms", options.worker_timeout_ms, 100, 3'600'000));
+  SY_RETURN_IF_ERROR(CheckRange("--slow_request_ms", options.slow_request_ms, 0, 3'600'000));
   return CheckRange("--drain_timeout_ms", options.drain_timeout_ms, 0, 3'600'000);
 }
 

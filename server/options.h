@@ -54,6 +54,7 @@ struct ServerOptions {
   bool allow_tf32 = false;       // fp32 products on GPUs may round their inputs to TF32
   int worker_threads = 0;        // CPU threads of each; 0 shares the cores out evenly
   std::string worker_binary;     // empty: beside this program
+  int worker_http_port = 0;      // worker i serves its metrics at this port + i; 0 for none
   // … or this many are awaited on the worker port.
   int await_workers = 0;
   std::string worker_host = "127.0.0.1";
@@ -89,6 +90,11 @@ struct ServerOptions {
 
   // Whether steps of every layer are run before the front is ready, so that no request pays for what comes first.
   bool warmup = true;
+  // Requests that take so long are logged as slow; 0 for none.
+  int64_t slow_request_ms = 1000;
+  // Where traces of requests go; empty when none can be traced.
+  std::string trace_file;
+
   // How long SIGTERM waits for requests in flight.
   int drain_timeout_ms = 25'000;
   // Only say whether these settings could be served with.

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "moe/base/clock.h"
@@ -44,6 +45,8 @@ struct RequestStats {
   int64_t step_us = 0;
   int64_t rows_crossed = 0;
   int replays = 0;
+  // When its first step was begun and planned, and its last one computed; set once it has been in a step.
+  SteadyTime first_started, first_planned, last_computed;
 };
 
 // Some of a request's output rows, in its type: bytes that `owner` keeps alive.
@@ -69,6 +72,7 @@ struct Request {
   // Room that one row takes in a step, in rows: more than 1 when the caller asked for more experts per row than the
   // layer's gates choose, so that links and devices, sized for the layer's own, suffice.
   int64_t row_cost = 1;
+  std::string caller_id;  // the first bytes of the KServe API's id, whatever they are, for log and traces
   SteadyTime arrival;
   std::function<void(absl::Status)> done;
 

@@ -470,6 +470,7 @@ void Scheduler::RecordStep(const Step& step) {
   record.rows_crossed = step.plan.num_crossing_rows;
   // A row that crosses comes back as a partial sum of the same size.
   record.bytes_crossed = 2 * CrossingBytes(step);
+  for (const RankPlan& rank : step.plan.ranks) record.rows_per_rank.push_back(rank.view().num_pairs());
   metrics_->RecordStep(record, step.plan.rows_per_expert);
 }
 
@@ -484,7 +485,11 @@ void Scheduler::CompletePieces(const Step& step, std::vector<std::vector<OutputP
       Request& request = *piece.request;
       std::move(parts[i].begin(), parts[i].end(), std::back_inserter(request.output));
       RequestStats& stats = request.stats;
-      ++stats.num_steps;
+      if (++stats.num_steps == 1 || step.started < stats.first_started) {
+        stats.first_started = step.started;
+        stats.first_planned = step.planned;
+      }
+      stats.last_computed = now;
       stats.queue_us += MicrosBetween(request.arrival, step.started);
       stats.gate_us += MicrosBetween(step.started, step.gated);
       stats.plan_us += MicrosBetween(step.gated, step.planned);

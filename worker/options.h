@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "rpc/tls_files.h"
@@ -28,6 +29,10 @@ struct WorkerOptions {
   std::string token_file;
   // Certificates that front and worker show each other; none for no TLS.
   TlsFiles tls = {{"--worker_tls_cert", ""}, {"--worker_tls_key", ""}, {"--worker_tls_ca", ""}};
+  // Where /metrics, /livez and /readyz are served, when they are. Port 0 takes a free one; of a front's worker i it is
+  // port + i.
+  std::string http_host = "127.0.0.1";
+  std::optional<int> http_port;
   // How long to keep trying to reach a front that is not up yet.
   int join_timeout_ms = 60'000;
   // Set by a front that started this worker: its number there and how many there are, and the inherited socket of the

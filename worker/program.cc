@@ -36,6 +36,9 @@ void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
   app.add_option("--worker_tls_cert", options.tls.cert.path, "own certificate, to join over mutual TLS");
   app.add_option("--worker_tls_key", options.tls.key.path, "the certificate's key");
   app.add_option("--worker_tls_ca", options.tls.ca.path, "roots that the server's certificate must lead to");
+  app.add_option("--http_port", options.http_port,
+                 "port of /metrics, /livez and /readyz, which are not served without it; 0 takes a free one");
+  app.add_option("--http_host", options.http_host, "address that they are served at")->capture_default_str();
   app.add_option("--join_timeout_ms", options.join_timeout_ms, "how long to wait for a server that is not up yet")
       ->capture_default_str();
   app.add_option("--log_level", logging.level, "trace, debug, info, warn, error or off")->capture_default_str();

@@ -124,7 +124,17 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(const WorkerOptions& opti
   std::unique_ptr<Worker> worker(new Worker(options, std::move(device)));
   SY_ASSIGN_OR_RETURN(worker->inbox_, Inbox::Create());
   if (options.link_fd >= 0) SY_RETURN_IF_ERROR(worker->AttachLink());
+  if (options.http_port.has_value()) SY_RETURN_IF_ERROR(worker->StartHttp());
   return worker;
+}
+
+absl::Status Worker::StartHttp() {
+  const int number = *options_.http_port == 0 ? 0 : std::max(0, options_.local_index);
+  SY_ASSIGN_OR_RETURN(http_, HttpServer::Start(
+                                 {options_.http_host, *options_.http_port + number},
+                                 [this] { return metrics_.Collect(); }, [this] { return metrics_.in_group(); }));
+  spdlog::info("metrics at http://{}:{}/metrics", options_.http_host, http_->port());
+  return absl::OkStatus();
 }
 
 absl::Status Worker::AttachLink() {
@@ -244,6 +254,7 @@ absl::Status Worker::Load(const worker::Welcome& welcome) {
   shard_ = *std::move(shard);
   steps_ = std::make_unique<StepPipeline>(shard_->num_lanes(), [this](const absl::Status& why) { OnDeviceLost(why); });
   answer.mutable_loaded()->set_weight_bytes(shard_->weight_bytes());
+  metrics_.SetWeightBytes(shard_->weight_bytes());
   control_->Send(std::move(answer));
   spdlog::info("rank {}: {:.1f} MiB of weights in {:.2f} s", rank_, shard_->weight_bytes() / 1048576.0,
                MicrosBetween(begin, Clock::Real().Now()) / 1e6);
@@ -254,6 +265,7 @@ absl::Status Worker::PrepareGroup(Epoch epoch) {
   // Steps of the epoch before end with errors where they have not ended: its communicator was aborted when this one was
   // announced.
   steps_->Drain();
+  metrics_.SetGroup(Epoch{}, rank_);
   worker::WorkerMessage answer;
   const auto address = group_.Prepare(epoch, rank_, num_ranks_);
   if (address.ok()) {
@@ -273,6 +285,7 @@ absl::Status Worker::ConnectGroup(const worker::ConnectGroup& message) {
   worker::WorkerMessage answer;
   if (status.ok()) {
     answer.mutable_group_ready()->set_epoch(message.epoch());
+    metrics_.SetGroup(Epoch{message.epoch()}, rank_);
     spdlog::info("rank {}: in the group of epoch {}", rank_, message.epoch());
   } else {
     answer.mutable_group_failed()->set_epoch(message.epoch());
@@ -361,7 +374,7 @@ void Worker::HandleStreamStep(worker::StepRequest request) {
 void Worker::RunStep(LayerId layer, std::span<const std::byte> plan, std::span<const std::byte> rows,
                      std::span<std::byte> output, StepDoneFn done) {
   const auto step = MakeStep(layer, plan, rows, output);
-  if (step.ok()) return steps_->Submit(*step, std::move(done));
+  if (step.ok()) return steps_->Submit(*step, metrics_.Watch(*step, std::move(done)));
   // The peers are already waiting for this rank's rows.
   group_.communicator()->Abort();
   steps_->Refuse(step.status(), std::move(done));

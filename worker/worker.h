@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 
+#include "http/http_server.h"
 #include "moe/link/shared_memory.h"
 #include "moe/link/step_socket.h"
 #include "worker/control_stream.h"
@@ -17,6 +18,7 @@
 #include "worker/options.h"
 #include "worker/shard.h"
 #include "worker/step_pipeline.h"
+#include "worker/worker_metrics.h"
 
 namespace switchyard {
 
@@ -35,6 +37,7 @@ class Worker {
   Worker(const WorkerOptions& options, std::unique_ptr<Device> device);
 
   absl::Status AttachLink();
+  absl::Status StartHttp();
   absl::Status JoinFront();
   absl::StatusOr<worker::Hello> MakeHello() const;
 
@@ -68,6 +71,8 @@ class Worker {
   UniqueFd link_socket_;
   const std::unique_ptr<Device> device_;
 
+  WorkerMetrics metrics_;
+  std::unique_ptr<HttpServer> http_;  // null unless it is asked for
   std::unique_ptr<Inbox> inbox_;
   GroupMember group_;
   std::unique_ptr<worker::WorkerHub::Stub> stub_;

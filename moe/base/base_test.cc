@@ -1,9 +1,11 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <thread>
 
 #include "moe/base/clock.h"
+#include "moe/base/line_budget.h"
 #include "moe/base/logging.h"
 #include "moe/base/mutex.h"
 #include "moe/base/status.h"
@@ -76,6 +78,51 @@ TEST(UniqueFd, ClosesWhatItOwns) {
 TEST(Logging, RefusesUnknownLevelsAndFormats) {
   EXPECT_TRUE(absl::IsInvalidArgument(SetUpLogging({.level = "loud"})));
   EXPECT_TRUE(absl::IsInvalidArgument(SetUpLogging({.format = "xml"})));
+}
+
+TEST(Logging, FieldsAreMembersOfJsonLinesAndFollowTheMessageInText) {
+  const auto log = [] {
+    const LogFields outer(std::vector<LogField>{{"request_id", "a-1"}});
+    const LogFields inner(std::vector<LogField>{{"rows", 5}, {"id", "two words\n\"x\""}});
+    spdlog::info("slow");
+  };
+  ASSERT_TRUE(SetUpLogging({.format = "json", .process = "front"}).ok());
+  testing::internal::CaptureStderr();
+  log();
+  spdlog::info("other");
+  std::string lines = testing::internal::GetCapturedStderr();
+  EXPECT_NE(lines.find(R"("message":"slow","rows":5,"id":"two words\n\"x\"","request_id":"a-1"})"), std::string::npos)
+      << lines;
+  EXPECT_NE(lines.find(R"("message":"other"})"), std::string::npos) << lines;
+  ASSERT_TRUE(SetUpLogging({.process = "front"}).ok());
+  testing::internal::CaptureStderr();
+  log();
+  lines = testing::internal::GetCapturedStderr();
+  EXPECT_NE(lines.find(R"([front] slow rows=5 id="two words\n\"x\"" request_id=a-1)"), std::string::npos) << lines;
+}
+
+TEST(Logging, TimesOfTextLinesCanChange) {
+  ASSERT_TRUE(SetUpLogging({.process = "front"}).ok());
+  EXPECT_EQ(CurrentLogTimes(), LogTimes::kLocal);
+  ASSERT_TRUE(SetLogTimes(LogTimes::kIso8601).ok());
+  testing::internal::CaptureStderr();
+  spdlog::info("now");
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), testing::ContainsRegex("^[0-9-]+T[0-9:.]+Z I .front. now\n"));
+  ASSERT_TRUE(SetUpLogging({.format = "json", .process = "front"}).ok());
+  EXPECT_EQ(CurrentLogTimes(), LogTimes::kIso8601);
+  EXPECT_TRUE(absl::IsFailedPrecondition(SetLogTimes(LogTimes::kLocal)));
+}
+
+TEST(LineBudget, SoManyLinesASecondAndTheOthersAreCounted) {
+  FakeClock clock;
+  LineBudget budget(2);
+  EXPECT_EQ(budget.Take(clock.Now()), 0);
+  EXPECT_EQ(budget.Take(clock.Now()), 0);
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(budget.Take(clock.Now()), std::nullopt);
+  clock.Advance(std::chrono::seconds(1));
+  EXPECT_EQ(budget.Take(clock.Now()), 5);
+  EXPECT_EQ(budget.Take(clock.Now()), 0);
+  EXPECT_EQ(budget.Take(clock.Now()), std::nullopt);
 }
 
 TEST(Logging, JsonLinesEscapeTheMessage) {

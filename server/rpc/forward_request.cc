@@ -1,13 +1,14 @@
 #include "server/rpc/forward_request.h"
 
 #include <cmath>
-
-#include "moe/base/logging.h"
+#include <string_view>
 
 namespace switchyard {
 namespace {
 
 constexpr double kMaxCapacityFactor = 1e6;
+
+constexpr char kRequestIdKey[] = "x-request-id";
 
 absl::Status CheckWish(const GateWish& wish, const LayerSpec& spec) {
   if (wish.gate_idx < 0 || wish.gate_idx >= spec.num_gates()) {
@@ -63,22 +64,29 @@ TensorSlices OutputSlices(const Request& request) {
   return slices;
 }
 
-std::string RequestId(const grpc::CallbackServerContext& context) {
-  const auto& metadata = context.client_metadata();
-  const auto it = metadata.find("x-request-id");
-  return it == metadata.end() ? "" : std::string(it->second.data(), it->second.size());
+RequestIdentity IdentifyCall(grpc::CallbackServerContext* context) {
+  const auto& metadata = context->client_metadata();
+  const auto find = [&](const char* key) {
+    const auto it = metadata.find(key);
+    return it == metadata.end() ? std::string_view() : std::string_view(it->second.data(), it->second.size());
+  };
+  RequestIdentity identity = Identify(find(kRequestIdKey), find("traceparent"), context->peer());
+  context->AddTrailingMetadata(kRequestIdKey, identity.id);
+  return identity;
 }
 
-void RecordAnswer(Front& front, const Request& request, const absl::Status& status, const std::string& request_id) {
-  const int64_t total_us = MicrosBetween(request.arrival, Clock::Real().Now());
+void RecordAnswer(Front& front, const Request& request, const absl::Status& status, const RequestIdentity& identity) {
+  const SteadyTime now = Clock::Real().Now();
+  const int64_t total_us = MicrosBetween(request.arrival, now);
   front.metrics().RecordRequest(request.layer->id, status.code(), request.stats, total_us);
-  spdlog::debug("request {}: {} rows of {}.{} in {} us: {}", request_id, request.num_rows, request.layer->model,
-                request.layer->spec.name, total_us, absl::StatusCodeToString(status.code()));
+  front.request_log().Answered(request, identity, status, total_us, now);
+  front.tracer().RequestAnswered(request, identity, status.ok(), now);
 }
 
-void RecordRefusal(Front& front, const ServedLayer* layer, const absl::Status& status, const std::string& request_id) {
+void RecordRefusal(Front& front, const ServedLayer* layer, const absl::Status& status,
+                   const RequestIdentity& identity) {
   front.metrics().RecordRejection(status.code(), layer == nullptr ? std::nullopt : std::optional(layer->id));
-  spdlog::debug("request {} refused: {}", request_id, status.message());
+  front.request_log().Refused(layer, identity, status);
 }
 
 void AddPushback(const absl::Status& status, grpc::CallbackServerContext* context) {

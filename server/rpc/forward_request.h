@@ -11,6 +11,7 @@
 #include "moe/base/status.h"
 #include "server/front.h"
 #include "server/rpc/slice_stream.h"
+#include "server/request_identity.h"
 
 namespace switchyard {
 
@@ -28,13 +29,14 @@ absl::Status ChooseGate(const GateWish& wish, int64_t max_batch_rows, Request* r
 // The output rows of an answered request, as they lie.
 TensorSlices OutputSlices(const Request& request);
 
-// The caller's x-request-id, for the log; empty when it sent none.
-std::string RequestId(const grpc::CallbackServerContext& context);
+// Who the call is, from its metadata; its id goes back to the caller as trailing metadata `x-request-id`. Once for a
+// call, before it is finished.
+RequestIdentity IdentifyCall(grpc::CallbackServerContext* context);
 
 // A submitted request was answered.
-void RecordAnswer(Front& front, const Request& request, const absl::Status& status, const std::string& request_id);
+void RecordAnswer(Front& front, const Request& request, const absl::Status& status, const RequestIdentity& identity);
 // A request was refused before it was submitted; `layer` is null when it named none.
-void RecordRefusal(Front& front, const ServedLayer* layer, const absl::Status& status, const std::string& request_id);
+void RecordRefusal(Front& front, const ServedLayer* layer, const absl::Status& status, const RequestIdentity& identity);
 
 // Tells the caller of an overloaded server how long to wait before it tries again.
 void AddPushback(const absl::Status& status, grpc::CallbackServerContext* context);

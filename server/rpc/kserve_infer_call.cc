@@ -68,13 +68,14 @@ void InferCall::SubmitOrRefuse(absl::Status status) {
     if (infer_.timeout_us > 0 && infer_.timeout_us <= kLongestTimeoutUs) SetTimeout();
     return;
   }
-  RecordRefusal(*front_, entry_ == nullptr ? nullptr : entry_->layer, status, log_id_);
+  RecordRefusal(*front_, entry_ == nullptr ? nullptr : entry_->layer, status, identity_);
   result_.status = status;
   Release();
 }
 
 absl::Status InferCall::Submit() {
   const std::shared_ptr<Request> request = std::move(infer_.request);
+  request->caller_id = result_.head.id().substr(0, kMaxRequestIdBytes);
   request->done = [self = shared_from_this()](const absl::Status& status) { self->OnDone(status); };
   {
     MutexLock lock(&mu_);
@@ -170,7 +171,7 @@ void InferCall::Deliver(const Request& request, const absl::Status& written) {
     result_ = {.status = Annotate(written, "outputs")};
     result_.head.set_id(id);
   }
-  RecordAnswer(*front_, request, result_.status, log_id_);
+  RecordAnswer(*front_, request, result_.status, identity_);
   Release();
 }
 

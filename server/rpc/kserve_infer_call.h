@@ -11,6 +11,7 @@
 
 #include "moe/base/mutex.h"
 #include "server/front.h"
+#include "server/request_identity.h"
 #include "server/rpc/kserve_infer_request.h"
 #include "server/rpc/kserve_models.h"
 
@@ -29,12 +30,12 @@ class InferCall : public std::enable_shared_from_this<InferCall> {
 
   // `answer` is called exactly once, on any thread, perhaps before Start returns; what was submitted has ended then and
   // nothing refers to the front any more. All pointers outlive that. `access` is the shared memory that the caller may
-  // use; `log_id` is for the log.
-  InferCall(Front* front, const KserveModels* models, MemoryAccess access, std::string log_id, AnswerFn answer)
+  // use; `identity` is for the log.
+  InferCall(Front* front, const KserveModels* models, MemoryAccess access, RequestIdentity identity, AnswerFn answer)
       : front_(front),
         models_(models),
         access_(std::move(access)),
-        log_id_(std::move(log_id)),
+        identity_(std::move(identity)),
         answer_(std::move(answer)) {}
 
   // Once.
@@ -63,7 +64,7 @@ class InferCall : public std::enable_shared_from_this<InferCall> {
   Front* const front_;
   const KserveModels* const models_;
   const MemoryAccess access_;
-  const std::string log_id_;
+  const RequestIdentity identity_;
   const AnswerFn answer_;
 
   // Written by Start and its parts; by OnDone and its parts, once, after that.

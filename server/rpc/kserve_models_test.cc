@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "server/rpc/kserve_config.h"
 #include "server/rpc/kserve_statistics.h"
 
 namespace switchyard {
@@ -88,6 +89,25 @@ TEST(KserveMetadata, TensorsHaveTheLayersShapesAndComputeType) {
   EXPECT_EQ(config.input(0).data_type(), inference::TYPE_BF16);
   EXPECT_THAT(config.output(0).dims(), ElementsAre(-1, 8));
   EXPECT_EQ(config.parameters().at("num_experts").string_value(), "6");
+}
+
+TEST(KserveConfig, EveryRankIsAnInstanceGroup) {
+  inference::ModelConfig config;
+  config.set_name("m.1");
+  DescribeServing(
+      {.max_batch_rows = 512, .max_queue_delay_us = 70, .steps_in_flight = 2, .devices = {"cuda:3", "cpu", ""}},
+      &config);
+  ASSERT_EQ(config.instance_group_size(), 3);
+  EXPECT_EQ(config.instance_group(0).name(), "m.1_rank0");
+  EXPECT_EQ(config.instance_group(0).kind(), inference::ModelInstanceGroup::KIND_GPU);
+  EXPECT_THAT(config.instance_group(0).gpus(), ElementsAre(3));
+  EXPECT_EQ(config.instance_group(1).kind(), inference::ModelInstanceGroup::KIND_CPU);
+  EXPECT_EQ(config.instance_group(2).kind(), inference::ModelInstanceGroup::KIND_AUTO);
+  EXPECT_EQ(config.dynamic_batching().max_queue_delay_microseconds(), 70);
+  EXPECT_TRUE(config.dynamic_batching().default_queue_policy().allow_timeout_override());
+  EXPECT_TRUE(config.optimization().input_pinned_memory().enable());
+  EXPECT_TRUE(config.optimization().eager_batching());
+  EXPECT_EQ(config.parameters().at("max_batch_rows").string_value(), "512");
 }
 
 TEST(KserveDType, NamesGoBothWays) {

@@ -6,17 +6,19 @@
 #include "moe/base/version.h"
 #include "rpc/grpc_status.h"
 #include "server/rpc/forward_request.h"
+#include "server/rpc/kserve_config.h"
 #include "server/rpc/kserve_infer_call.h"
 #include "server/rpc/kserve_statistics.h"
 #include "server/rpc/kserve_stream.h"
 #include "server/rpc/log_settings.h"
 #include "server/rpc/memory_owner.h"
+#include "server/rpc/trace_setting.h"
 
 namespace switchyard {
 namespace {
 
 // Parts of the protocol beyond its core that are here, by the names that Triton gives them.
-constexpr const char* kExtensions[] = {"model_configuration", "parameters", "statistics", "logging"};
+constexpr const char* kExtensions[] = {"model_configuration", "parameters", "statistics", "trace", "logging"};
 constexpr const char* kMemoryExtensions[] = {"system_shared_memory", "cuda_shared_memory"};
 
 grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const absl::Status& status) {
@@ -42,6 +44,16 @@ grpc::ServerUnaryReactor* RegisterAndFinish(grpc::CallbackServerContext* context
   return reactor;
 }
 
+ServingFacts FactsOf(const Front& front) {
+  const ServerOptions& options = front.options();
+  ServingFacts facts = {.max_batch_rows = options.max_batch_rows,
+                        .max_queue_delay_us = options.max_queue_delay_us,
+                        .steps_in_flight = options.steps_in_flight,
+                        .devices = {}};
+  for (const RankInfo& rank : front.group_info().ranks) facts.devices.push_back(rank.device);
+  return facts;
+}
+
 // One ModelInfer call. Deletes itself when gRPC is done with it.
 class UnaryInfer final : public grpc::ServerUnaryReactor {
  public:
@@ -49,7 +61,7 @@ class UnaryInfer final : public grpc::ServerUnaryReactor {
              grpc::ByteBuffer* response)
       : context_(context),
         response_(response),
-        call_(std::make_shared<InferCall>(front, models, std::move(access), RequestId(*context),
+        call_(std::make_shared<InferCall>(front, models, std::move(access), IdentifyCall(context),
                                           [this](const InferAnswer& answer) { Answer(answer); })) {}
 
   void Start(const grpc::ByteBuffer& bytes) {
@@ -117,7 +129,10 @@ KserveService::Reactor* KserveService::ModelMetadata(Context* context, const inf
 KserveService::Reactor* KserveService::ModelConfig(Context* context, const inference::ModelConfigRequest* request,
                                                    inference::ModelConfigResponse* response) {
   const auto entry = models_->Find(request->name(), request->version());
-  if (entry.ok()) *response->mutable_config() = ConfigOf(**entry);
+  if (entry.ok()) {
+    *response->mutable_config() = ConfigOf(**entry);
+    DescribeServing(FactsOf(*front_), response->mutable_config());
+  }
   return FinishNow(context, entry.status());
 }
 
@@ -151,7 +166,7 @@ KserveService::Reactor* KserveService::ModelInfer(Context* context, const grpc::
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* KserveService::ModelStreamInfer(Context* context) {
-  return NewInferStream(front_, models_, AccessOf(*context), *context,
+  return NewInferStream(front_, models_, AccessOf(*context), context,
                         {.max_bytes = front_->options().max_request_bytes});
 }
 
@@ -177,6 +192,18 @@ KserveService::Reactor* KserveService::LogSettings(Context* context, const infer
   absl::Status status = request->settings().empty() ? absl::OkStatus() : access_->CheckAdmin(*context, "LogSettings");
   if (status.ok()) status = ChangeLogSettings(*request);
   if (status.ok()) *response = CurrentLogSettings();
+  return FinishNow(context, status);
+}
+
+KserveService::Reactor* KserveService::TraceSetting(Context* context, const inference::TraceSettingRequest* request,
+                                                    inference::TraceSettingResponse* response) {
+  if (!request->model_name().empty()) {
+    const auto entry = models_->Find(request->model_name(), "");
+    if (!entry.ok()) return FinishNow(context, entry.status());
+  }
+  absl::Status status = request->settings().empty() ? absl::OkStatus() : access_->CheckAdmin(*context, "TraceSetting");
+  if (status.ok()) status = ChangeTraceSettings(*request, &front_->tracer());
+  if (status.ok()) *response = CurrentTraceSettings(request->model_name(), front_->tracer());
   return FinishNow(context, status);
 }
 
@@ -235,11 +262,6 @@ KserveService::Reactor* KserveService::RepositoryModelUnload(Context* context,
                                                              const inference::RepositoryModelUnloadRequest*,
                                                              inference::RepositoryModelUnloadResponse*) {
   return NotHere(context, "RepositoryModelUnload: models stay until the end");
-}
-
-KserveService::Reactor* KserveService::TraceSetting(Context* context, const inference::TraceSettingRequest*,
-                                                    inference::TraceSettingResponse*) {
-  return NotHere(context, "TraceSetting");
 }
 
 }  // namespace switchyard

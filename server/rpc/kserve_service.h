@@ -71,6 +71,8 @@ class KserveService final : public KserveServiceBase {
                            inference::ModelStatisticsResponse* response) override;
   Reactor* RepositoryIndex(Context* context, const inference::RepositoryIndexRequest* request,
                            inference::RepositoryIndexResponse* response) override;
+  Reactor* TraceSetting(Context* context, const inference::TraceSettingRequest* request,
+                        inference::TraceSettingResponse* response) override;
   Reactor* LogSettings(Context* context, const inference::LogSettingsRequest* request,
                        inference::LogSettingsResponse* response) override;
 
@@ -93,8 +95,6 @@ class KserveService final : public KserveServiceBase {
                                inference::RepositoryModelLoadResponse* response) override;
   Reactor* RepositoryModelUnload(Context* context, const inference::RepositoryModelUnloadRequest* request,
                                  inference::RepositoryModelUnloadResponse* response) override;
-  Reactor* TraceSetting(Context* context, const inference::TraceSettingRequest* request,
-                        inference::TraceSettingResponse* response) override;
 
  private:
   MemoryAccess AccessOf(const Context& context) const;

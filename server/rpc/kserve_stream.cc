@@ -15,9 +15,9 @@ namespace {
 
 class InferStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
-  InferStream(Front* front, const KserveModels* models, MemoryAccess access, std::string log_id,
+  InferStream(Front* front, const KserveModels* models, MemoryAccess access, RequestIdentity identity,
               const StreamLimits& limits)
-      : front_(front), models_(models), access_(std::move(access)), log_id_(std::move(log_id)), limits_(limits) {
+      : front_(front), models_(models), access_(std::move(access)), identity_(std::move(identity)), limits_(limits) {
     MutexLock lock(&mu_);
     reading_ = true;
     StartRead(&incoming_);
@@ -51,7 +51,7 @@ class InferStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc:
       MutexLock lock(&mu_);
       const int64_t number = ++num_read_;
       call = std::make_shared<InferCall>(
-          front_, models_, access_, log_id_,
+          front_, models_, access_, identity_,
           [this, number, num_bytes](const InferAnswer& answer) { Answer(number, num_bytes, answer); });
       running_[number] = call;
       ++held_requests_;
@@ -138,7 +138,7 @@ class InferStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc:
   Front* const front_;
   const KserveModels* const models_;
   const MemoryAccess access_;
-  const std::string log_id_;
+  const RequestIdentity identity_;
   const StreamLimits limits_;
   grpc::ByteBuffer incoming_;  // gRPC's while reading_
 
@@ -159,9 +159,9 @@ class InferStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc:
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* NewInferStream(Front* front, const KserveModels* models,
                                                                             MemoryAccess access,
-                                                                            const grpc::CallbackServerContext& context,
+                                                                            grpc::CallbackServerContext* context,
                                                                             const StreamLimits& limits) {
-  return new InferStream(front, models, std::move(access), RequestId(context), limits);
+  return new InferStream(front, models, std::move(access), IdentifyCall(context), limits);
 }
 
 }  // namespace switchyard

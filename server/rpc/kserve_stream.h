@@ -24,7 +24,7 @@ struct StreamLimits {
 // use.
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* NewInferStream(Front* front, const KserveModels* models,
                                                                             MemoryAccess access,
-                                                                            const grpc::CallbackServerContext& context,
+                                                                            grpc::CallbackServerContext* context,
                                                                             const StreamLimits& limits);
 
 }  // namespace switchyard

@@ -11,9 +11,13 @@ namespace {
 using Level = spdlog::level::level_enum;
 using Value = inference::LogSettingsRequest::SettingValue;
 
+constexpr char kDefaultFormat[] = "default";
+constexpr char kIsoFormat[] = "ISO8601";
+
 struct Switches {
   bool error = true, warning = true, info = true;
   uint32_t verbose = 0;
+  LogTimes times = CurrentLogTimes();
 };
 
 Switches SwitchesOf(Level level) {
@@ -33,6 +37,16 @@ Level LevelOf(const Switches& switches) {
   return switches.verbose == 1 ? spdlog::level::debug : spdlog::level::trace;
 }
 
+absl::Status ApplyFormat(const Value& value, Switches* switches) {
+  const std::string& format = value.string_param();
+  if (format != kDefaultFormat && format != kIsoFormat) {
+    return absl::InvalidArgumentError(absl::StrCat("settings log_format: expected the string ", kDefaultFormat, " or ",
+                                                   kIsoFormat, ", found ", Quoted(format)));
+  }
+  switches->times = format == kIsoFormat ? LogTimes::kIso8601 : LogTimes::kLocal;
+  return absl::OkStatus();
+}
+
 absl::Status Apply(const std::string& name, const Value& value, Switches* switches) {
   bool* const flag = name == "log_error"     ? &switches->error
                      : name == "log_warning" ? &switches->warning
@@ -45,9 +59,13 @@ absl::Status Apply(const std::string& name, const Value& value, Switches* switch
     *flag = value.bool_param();
     return absl::OkStatus();
   }
+  if (name == "log_format") return ApplyFormat(value, switches);
+  if (name == "log_file") {
+    return absl::InvalidArgumentError("settings log_file: the log goes to stderr, and no caller can change that");
+  }
   if (name != "log_verbose_level") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("settings: expected log_error, log_warning, log_info or log_verbose_level, found ", Quoted(name)));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "settings: expected log_error, log_warning, log_info, log_verbose_level or log_format, found ", Quoted(name)));
   }
   if (!value.has_uint32_param()) return absl::InvalidArgumentError("settings log_verbose_level: expected a uint32");
   switches->verbose = value.uint32_param();
@@ -60,6 +78,7 @@ absl::Status ChangeLogSettings(const inference::LogSettingsRequest& request) {
   if (request.settings().empty()) return absl::OkStatus();
   Switches switches = SwitchesOf(spdlog::get_level());
   for (const auto& [name, value] : request.settings()) SY_RETURN_IF_ERROR(Apply(name, value, &switches));
+  SY_RETURN_IF_ERROR(Annotate(SetLogTimes(switches.times), "settings log_format"));
   const Level level = LevelOf(switches);
   const auto name = spdlog::level::to_string_view(level);
   spdlog::log(std::max(level, spdlog::level::info), "log level {}", std::string_view(name.data(), name.size()));
@@ -75,6 +94,8 @@ inference::LogSettingsResponse CurrentLogSettings() {
   settings["log_warning"].set_bool_param(switches.warning);
   settings["log_info"].set_bool_param(switches.info);
   settings["log_verbose_level"].set_uint32_param(switches.verbose);
+  settings["log_format"].set_string_param(CurrentLogTimes() == LogTimes::kIso8601 ? kIsoFormat : kDefaultFormat);
+  settings["log_file"].set_string_param("");
   return response;
 }
 

@@ -1,7 +1,9 @@
-// The front's log level in the terms of Triton's LogSettings:
+// The front's log in the terms of Triton's LogSettings:
 //
 //   log_error, log_warning, log_info   whether such lines are written
 //   log_verbose_level                  0; 1 for debug lines; 2 and more for trace lines too
+//   log_format                         how lines of text tell the time: "default", or "ISO8601"
+//   log_file                           empty, for lines go to stderr; shown only
 //
 // The levels are one scale: what switches a level off switches off all that is less grave.
 #pragma once

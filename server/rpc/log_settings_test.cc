@@ -53,12 +53,28 @@ TEST_F(LogSettingsTest, NothingAskedChangesNothing) {
   EXPECT_EQ(Change(), spdlog::level::trace);
 }
 
+TEST_F(LogSettingsTest, TimesOfLinesCanChange) {
+  ASSERT_TRUE(SetUpLogging({}).ok());
+  EXPECT_EQ(CurrentLogSettings().settings().at("log_format").string_param(), "default");
+  EXPECT_EQ(CurrentLogSettings().settings().at("log_file").string_param(), "");
+  (*request_.mutable_settings())["log_format"].set_string_param("ISO8601");
+  ASSERT_TRUE(ChangeLogSettings(request_).ok());
+  EXPECT_EQ(CurrentLogSettings().settings().at("log_format").string_param(), "ISO8601");
+  (*request_.mutable_settings())["log_format"].set_string_param("prose");
+  EXPECT_THAT(std::string(ChangeLogSettings(request_).message()), HasSubstr("found 'prose'"));
+  ASSERT_TRUE(SetUpLogging({.format = "json"}).ok());
+  (*request_.mutable_settings())["log_format"].set_string_param("default");
+  const absl::Status json = ChangeLogSettings(request_);
+  EXPECT_TRUE(absl::IsFailedPrecondition(json));
+  EXPECT_THAT(std::string(json.message()), HasSubstr("log_format: lines are JSON"));
+}
+
 TEST_F(LogSettingsTest, AWrongSettingIsNamedAndNothingChanges) {
   SetVerbose(1);
   (*request_.mutable_settings())["log_file"].set_string_param("/tmp/x");
   const absl::Status unknown = ChangeLogSettings(request_);
   EXPECT_TRUE(absl::IsInvalidArgument(unknown));
-  EXPECT_THAT(std::string(unknown.message()), HasSubstr("found 'log_file'"));
+  EXPECT_THAT(std::string(unknown.message()), HasSubstr("log_file: the log goes to stderr"));
   request_.clear_settings();
   (*request_.mutable_settings())["log_info"].set_uint32_param(1);
   EXPECT_THAT(std::string(ChangeLogSettings(request_).message()), HasSubstr("log_info: expected a bool"));

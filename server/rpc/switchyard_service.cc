@@ -53,12 +53,12 @@ void FillStats(const RequestStats& from, v1::ForwardStats* stats) {
 class ForwardCall final : public grpc::ServerUnaryReactor {
  public:
   ForwardCall(Front* front, grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
-      : front_(front), context_(context), response_(response), request_id_(RequestId(*context)) {}
+      : front_(front), context_(context), response_(response), identity_(IdentifyCall(context)) {}
 
   void Start(const grpc::ByteBuffer& bytes) {
     const absl::Status status = StartOrFail(bytes);
     if (status.ok()) return;
-    RecordRefusal(*front_, layer_, status, request_id_);
+    RecordRefusal(*front_, layer_, status, identity_);
     AddPushback(status, context_);
     Finish(ToGrpcStatus(status));
   }
@@ -98,7 +98,7 @@ class ForwardCall final : public grpc::ServerUnaryReactor {
       MutexLock lock(&mu_);
       request.swap(request_);
     }
-    RecordAnswer(*front_, *request, status, request_id_);
+    RecordAnswer(*front_, *request, status, identity_);
     if (status.ok()) *response_ = EncodeForward(MakeResponse(*request), OutputSlices(*request));
     Finish(ToGrpcStatus(status));
   }
@@ -137,7 +137,7 @@ class ForwardCall final : public grpc::ServerUnaryReactor {
   Front* const front_;
   grpc::CallbackServerContext* const context_;
   grpc::ByteBuffer* const response_;
-  const std::string request_id_;
+  const RequestIdentity identity_;
   ServedLayer* layer_ = nullptr;  // once it is known
   Mutex mu_;
   std::shared_ptr<Request> request_ ABSL_GUARDED_BY(mu_);  // while it is submitted and unanswered

@@ -64,7 +64,7 @@ def test_server_metadata_names_what_is_there(client):
     metadata = client.get_server_metadata()
     assert metadata.name == "switchyard"
     assert metadata.version
-    assert set(metadata.extensions) == {"model_configuration", "parameters", "statistics", "logging"}
+    assert set(metadata.extensions) == {"model_configuration", "parameters", "statistics", "trace", "logging"}
 
 
 def test_model_metadata(client):
@@ -345,9 +345,9 @@ def test_unknown_models_are_not_found(client, call):
     lambda c: c.load_model("x"), lambda c: c.unload_model("x"), lambda c: c.get_system_shared_memory_status(),
     lambda c: c.register_system_shared_memory("x", "/x", 1), lambda c: c.unregister_system_shared_memory(),
     lambda c: c.get_cuda_shared_memory_status(), lambda c: c.register_cuda_shared_memory("x", b"eA==", 0, 1),
-    lambda c: c.unregister_cuda_shared_memory(), lambda c: c.get_trace_settings()],
+    lambda c: c.unregister_cuda_shared_memory()],
     ids=["load", "unload", "system status", "system register", "system unregister", "cuda status", "cuda register",
-         "cuda unregister", "trace"])
+         "cuda unregister"])
 def test_what_is_not_offered_says_so(client, call):
     with pytest.raises(InferenceServerException) as caught:
         call(client)
@@ -486,8 +486,8 @@ def test_log_settings_act(client, server):
     client.update_log_settings({"log_verbose_level": 0})
     client.infer(MODEL, [hidden_states(random_rows(1))], headers={"x-request-id": "after"})
     log = server.log()
-    assert "request while: 1 rows of jargon-moe.3" in log
-    assert "request before" not in log and "request after" not in log
+    assert "request answered request_id=while" in log
+    assert "request_id=before" not in log and "request_id=after" not in log
     with pytest.raises(InferenceServerException) as caught:
         client.update_log_settings({"log_file": "/tmp/x"})
     assert "INVALID_ARGUMENT" in caught.value.status()

@@ -316,7 +316,10 @@ def admin_calls(channel, token=None):
     stub = rpc.GRPCInferenceServiceStub(channel)
     log = pb.LogSettingsRequest()
     log.settings["log_info"].bool_param = True
-    requests = {"LogSettings": log, "RepositoryModelLoad": pb.RepositoryModelLoadRequest(model_name="absent"),
+    trace = pb.TraceSettingRequest()
+    trace.settings["trace_rate"].value.append("10")
+    requests = {"LogSettings": log, "TraceSetting": trace,
+                "RepositoryModelLoad": pb.RepositoryModelLoadRequest(model_name="absent"),
                 "RepositoryModelUnload": pb.RepositoryModelUnloadRequest(model_name="absent"),
                 "SystemSharedMemoryRegister": pb.SystemSharedMemoryRegisterRequest(name="absent"),
                 "CudaSharedMemoryUnregister": pb.CudaSharedMemoryUnregisterRequest(name="absent")}

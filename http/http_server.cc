@@ -1,7 +1,6 @@
-#include "server/http_server.h"
+#include "http/http_server.h"
 
 #include <CivetServer.h>
-#include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 
 #include <vector>
@@ -67,14 +66,11 @@ std::string Endpoint(const HttpOptions& options) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions& options,
-                                                              prometheus::Registry* registry,
-                                                              std::function<void()> before_scrape,
+absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions& options, CollectFn collect,
                                                               std::function<bool()> is_ready) {
-  auto metrics = [registry, before_scrape = std::move(before_scrape)] {
-    before_scrape();
+  auto metrics = [collect = std::move(collect)] {
     return Answer{.content_type = "text/plain; version=0.0.4; charset=utf-8",
-                  .body = prometheus::TextSerializer().Serialize(registry->Collect())};
+                  .body = prometheus::TextSerializer().Serialize(collect())};
   };
   auto ready = [is_ready = std::move(is_ready)] {
     return is_ready() ? Answer{.body = "ready\n"} : Answer{.code = 503, .body = "not ready\n"};

@@ -1,15 +1,14 @@
-// The front's HTTP port: /metrics for Prometheus, /livez and /readyz for probes.
+// A process's HTTP port: /metrics for Prometheus, /livez and /readyz for probes.
 #pragma once
+
+#include <prometheus/metric_family.h>
 
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "moe/base/status.h"
-
-namespace prometheus {
-class Registry;
-}
 
 namespace switchyard {
 
@@ -21,9 +20,9 @@ struct HttpOptions {
 // Serves from construction to destruction, on threads of its own. The functions are called from them.
 class HttpServer {
  public:
-  // `before_scrape` brings gauges up to date; `is_ready` answers /readyz.
-  static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const HttpOptions& options, prometheus::Registry* registry,
-                                                           std::function<void()> before_scrape,
+  // `collect` is asked for the metrics of every scrape; `is_ready` answers /readyz.
+  using CollectFn = std::function<std::vector<prometheus::MetricFamily>()>;
+  static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const HttpOptions& options, CollectFn collect,
                                                            std::function<bool()> is_ready);
   virtual ~HttpServer() = default;
 
