@@ -10,8 +10,8 @@
 
 #include "moe/base/status.h"
 #include "server/front.h"
-#include "server/rpc/slice_stream.h"
 #include "server/request_identity.h"
+#include "server/rpc/slice_stream.h"
 
 namespace switchyard {
 
