@@ -135,6 +135,7 @@ void Metrics::AddLayer(const ServedLayer& served) {
   std::unique_ptr<NamedCounts>& counts = counts_[{layer.model, layer.layer}];
   if (counts == nullptr) counts = std::make_unique<NamedCounts>();
   layer.counts = counts.get();
+  RequestCounter(layer.model, layer.layer, absl::StatusCode::kOk, counts->requests);
   const auto id = static_cast<size_t>(served.id.value);
   if (layers_.size() <= id) layers_.resize(id + 1);
   layers_[id] = std::move(added);
@@ -180,19 +181,19 @@ void Metrics::RecordLoad(const LayerMetrics& layer, const std::vector<int64_t>& 
   layer.imbalance->Set(imbalance);
 }
 
-void Metrics::CountRequest(const std::string& model, const std::string& layer, absl::StatusCode code,
-                           RequestCounters& counters) {
+prometheus::Counter& Metrics::RequestCounter(const std::string& model, const std::string& layer, absl::StatusCode code,
+                                             RequestCounters& counters) {
   std::atomic<prometheus::Counter*>& counter = counters[std::min<size_t>(static_cast<size_t>(code), kNumCodes - 1)];
   if (counter.load() == nullptr) {
     // Should two threads come here, both get the same one.
     counter.store(&requests_.Add({{"model", model}, {"layer", layer}, {"code", absl::StatusCodeToString(code)}}));
   }
-  counter.load()->Increment();
+  return *counter.load();
 }
 
 void Metrics::RecordRequest(LayerId layer_id, absl::StatusCode code, const RequestStats& stats, int64_t total_us) {
   const LayerMetrics& layer = Find(layer_id);
-  CountRequest(layer.model, layer.layer, code, layer.counts->requests);
+  RequestCounter(layer.model, layer.layer, code, layer.counts->requests).Increment();
   ObserveMicros(layer.total, total_us);
   if (code != absl::StatusCode::kOk) return layer.counts->statistics.RecordFailure(code, total_us);
   ObserveMicros(layer.queue, stats.queue_us);
@@ -200,9 +201,9 @@ void Metrics::RecordRequest(LayerId layer_id, absl::StatusCode code, const Reque
 }
 
 void Metrics::RecordRejection(absl::StatusCode code, std::optional<LayerId> layer_id) {
-  if (!layer_id.has_value()) return CountRequest("", "", code, unknown_requests_);
+  if (!layer_id.has_value()) return RequestCounter("", "", code, unknown_requests_).Increment();
   const LayerMetrics& layer = Find(*layer_id);
-  CountRequest(layer.model, layer.layer, code, layer.counts->requests);
+  RequestCounter(layer.model, layer.layer, code, layer.counts->requests).Increment();
   layer.counts->statistics.RecordFailure(code, 0);
 }
 

@@ -67,7 +67,7 @@ class Metrics {
  private:
   // gRPC's codes, OK included.
   static constexpr int kNumCodes = 17;
-  // Counters of requests by code, each made when it is first needed.
+  // Counters of requests by code. A layer's for OK is there from the start, others when they are first needed.
   using RequestCounters = std::array<std::atomic<prometheus::Counter*>, kNumCodes>;
 
   // What goes on from one layer to the next one of its name.
@@ -101,8 +101,9 @@ class Metrics {
 
   // The layer was added.
   const LayerMetrics& Find(LayerId layer) const;
-  void CountRequest(const std::string& model, const std::string& layer, absl::StatusCode code,
-                    RequestCounters& counters);
+  // That of `counters` for the code, made if need be.
+  prometheus::Counter& RequestCounter(const std::string& model, const std::string& layer, absl::StatusCode code,
+                                      RequestCounters& counters);
   static void RecordLoad(const LayerMetrics& layer, const std::vector<int64_t>& rows_per_rank);
 
   prometheus::Registry registry_;

@@ -121,7 +121,8 @@ TraceValues TraceSettings::Show(const std::string& model) const {
 }
 
 bool TraceSettings::Sample(const std::string& model) {
-  Sampler& sampler = const_cast<Sampler&>(SamplerOf(model));
+  const auto it = models_.find(model);
+  Sampler& sampler = it == models_.end() ? all_ : it->second;
   if (!IsOn(sampler) || sampler.left == 0) return false;
   if (++sampler.seen < RateOf(sampler)) return false;
   sampler.seen = 0;
