@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from tritonclient.grpc import model_config_pb2 as model_config
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -83,6 +84,18 @@ def test_model_config_agrees_with_the_metadata(client):
         ("output", [-1, DIM]), ("expert_ids", [-1, TOP_K]), ("expert_weights", [-1, TOP_K])]
     assert config.HasField("model_transaction_policy") and not config.model_transaction_policy.decoupled
     assert config.parameters["num_experts"].string_value == str(EXPERTS)
+
+
+def test_model_config_tells_how_the_layer_is_served(client):
+    config = client.get_model_config(MODEL).config
+    assert [(group.name, group.count, group.kind) for group in config.instance_group] == [
+        (f"{MODEL}_rank{rank}", 1, model_config.ModelInstanceGroup.KIND_CPU) for rank in range(2)]
+    assert config.WhichOneof("scheduling_choice") == "dynamic_batching"
+    assert config.dynamic_batching.max_queue_delay_microseconds == 0
+    assert config.dynamic_batching.default_queue_policy.allow_timeout_override
+    assert config.optimization.eager_batching and not config.optimization.input_pinned_memory.enable
+    assert not config.response_cache.enable
+    assert config.parameters["max_batch_rows"].string_value == "4096"
 
 
 def test_repository_index_lists_every_layer(client):
