@@ -213,6 +213,12 @@ TEST_F(CliTest, BenchClosedAndOpenLoop) {
   }
   EXPECT_EQ(result["results"][1]["rows_per_request"], 16);
 
+  const Printed streamed = with({"--rows=2", "--concurrency=4", "--channels=2", "--api=stream", "--format=json"});
+  EXPECT_EQ(streamed.exit_code, 0) << streamed.err;
+  EXPECT_EQ(streamed.AsJson()["api"], "stream");
+  EXPECT_GT(streamed.AsJson()["results"][0]["ok"], 0);
+  EXPECT_EQ(streamed.AsJson()["results"][0]["failed"], 0);
+
   const Printed open = with({"--layer=3", "--rate=200", "--arrivals=uniform", "--format=json"});
   EXPECT_EQ(open.exit_code, 0) << open.err;
   EXPECT_EQ(open.AsJson()["results"][0]["ok"], 9) << "at 5, 10, … 45 ms";

@@ -15,6 +15,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "client/forward_codec.h"
+#include "client/forward_stream.h"
 #include "client/rpc_status.h"
 #include "moe/base/mutex.h"
 #include "proto/switchyard.grpc.pb.h"
@@ -87,9 +88,11 @@ absl::StatusOr<std::string> MakeAuthorization(const std::string& target, const C
 }
 
 std::string ServiceConfig(int max_attempts) {
+  // A stream is not opened again: gRPC would have to keep all that was sent on it.
   return absl::StrCat(R"({"methodConfig": [{"name": [{"service": "switchyard.v1.Switchyard"}], "retryPolicy": {)",
                       R"("maxAttempts": )", max_attempts, R"(, "initialBackoff": "0.1s", "maxBackoff": "2s", )",
-                      R"("backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}}]})");
+                      R"("backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}}, )",
+                      R"({"name": [{"service": "switchyard.v1.Switchyard", "method": "ForwardStream"}]}]})");
 }
 
 grpc::ChannelArguments ChannelArgs(const ClientOptions& options) {
@@ -180,6 +183,13 @@ class Client::Impl {
                             [this, call](grpc::Status status) { OnForwardDone(call, status); });
   }
 
+  absl::StatusOr<std::unique_ptr<ForwardStream>> OpenStream(ForwardStreamOptions options) {
+    if (options.timeout == absl::ZeroDuration()) options.timeout = options_.timeout;
+    SY_RETURN_IF_ERROR(CheckRequestId(options.request_id));
+    if (options.request_id.empty()) options.request_id = NextRequestId();
+    return ForwardStream::Open(channel_, authorization_, options);
+  }
+
   // One of the two calls without rows.
   template <typename Request, typename Response>
   absl::StatusOr<Response> Call(grpc::Status (v1::Switchyard::Stub::*method)(grpc::ClientContext*, const Request&,
@@ -197,6 +207,7 @@ class Client::Impl {
   Impl(std::shared_ptr<grpc::Channel> channel, std::string authorization, const ClientOptions& options)
       : options_(options),
         authorization_(std::move(authorization)),
+        channel_(channel),
         request_id_prefix_(absl::StrFormat("%08x%08x", std::random_device()(), std::random_device()())),
         stub_(channel),
         forward_stub_(channel) {}
@@ -221,6 +232,7 @@ class Client::Impl {
 
   const ClientOptions options_;
   const std::string authorization_;
+  const std::shared_ptr<grpc::Channel> channel_;
   const std::string request_id_prefix_;
   v1::Switchyard::Stub stub_;
   grpc::GenericStub forward_stub_;
@@ -255,6 +267,10 @@ absl::StatusOr<ForwardResult> Client::Forward(const ForwardArgs& args) {
 }
 
 void Client::ForwardAsync(const ForwardArgs& args, ForwardCallback done) { impl_->ForwardAsync(args, std::move(done)); }
+
+absl::StatusOr<std::unique_ptr<ForwardStream>> Client::OpenStream(const ForwardStreamOptions& options) {
+  return impl_->OpenStream(options);
+}
 
 absl::StatusOr<v1::ListModelsResponse> Client::ListModels(absl::Duration timeout) {
   return impl_->Call(&v1::Switchyard::Stub::ListModels, timeout);

@@ -12,6 +12,8 @@
 // A Client owns one connection, made by the first call and made again after it breaks. Many calls share it; open
 // several clients when one connection is not enough.
 //
+// For many small calls in succession there is client/forward_stream.h.
+//
 // Thread-safety: every method may be called from any thread, also while others are in progress.
 #pragma once
 
@@ -69,10 +71,12 @@ struct ForwardArgs {
   int top_k = 0;
   std::optional<double> capacity_factor = std::nullopt;
   bool return_balance_loss = false;
+  // Whether the result has stats. When unset, those of Forward do and those of a ForwardStream do not.
+  std::optional<bool> return_stats = std::nullopt;
   // ClientOptions::timeout when zero.
   absl::Duration timeout = absl::ZeroDuration();
   // Sent as the metadata x-request-id and shown in the server's log: visible ASCII, at most 128 characters. When empty
-  // the client makes up one.
+  // the client makes up one. Not on a ForwardStream, which has one for all.
   std::string request_id = "";
 };
 
@@ -80,8 +84,11 @@ struct ForwardResult {
   HostMatrix rows;                     // shape and type of ForwardArgs::rows
   Routing routing;                     // empty unless return_routing was set; a dropped choice is expert -1, weight 0
   std::optional<double> balance_loss;  // of return_balance_loss
-  v1::ForwardStats stats;
+  v1::ForwardStats stats;              // zeros unless return_stats
 };
+
+class ForwardStream;
+struct ForwardStreamOptions;
 
 // The payload of an error status that holds the server's binary error details, when it sent any.
 inline constexpr char kStatusDetailsUrl[] = "switchyard.v1/grpc-status-details-bin";
@@ -103,6 +110,10 @@ class Client {
   // As Forward, but returns at once; `done` runs exactly once, on a thread of gRPC's, or on the caller's when `args`
   // cannot be sent at all. It must neither block nor destroy the client.
   void ForwardAsync(const ForwardArgs& args, ForwardCallback done);
+
+  // Opens a stream on this client's connection (include client/forward_stream.h, which says all about it). Returns at
+  // once; the stream may outlive the client. InvalidArgument names an impossible option.
+  absl::StatusOr<std::unique_ptr<ForwardStream>> OpenStream(const ForwardStreamOptions& options);
 
   // A zero timeout means ClientOptions::timeout.
   absl::StatusOr<v1::ListModelsResponse> ListModels(absl::Duration timeout = absl::ZeroDuration());

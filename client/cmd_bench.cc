@@ -5,6 +5,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "client/command.h"
+#include "client/forward_stream.h"
 #include "client/load_generator.h"
 #include "client/payloads.h"
 #include "client/table.h"
@@ -21,10 +22,12 @@ not sent again. The exit code is 1 when every request of some row failed.
 Examples:
   switchyard bench --model=jargon-moe --layer=3 --rows=1,16,128 --concurrency=16
   switchyard bench --model=mixtral --layer=all --rows=512 --concurrency=32 --channels=4 --duration=30
-  switchyard bench --layer=all --rows=32 --rate=2000 --format=json)";
+  switchyard bench --layer=all --rows=32 --rate=2000 --format=json
+  switchyard bench --layer=all --rows=1 --concurrency=16 --api=stream)";
 
 struct BenchFlags {
   FrontFlags front;
+  std::string api = "forward";
   std::string model;
   std::string layer = "all";
   std::string dtype = "bf16";
@@ -57,7 +60,20 @@ struct Point {
   double bytes_per_s() const { return PerSecond(static_cast<double>(stats.num_bytes)); }
 };
 
-using Clients = std::vector<std::unique_ptr<Client>>;
+// One connection, with a stream on it when that is what is measured.
+struct Connection {
+  std::unique_ptr<Client> client;
+  std::unique_ptr<ForwardStream> stream;
+
+  void Forward(const ForwardArgs& args, Client::ForwardCallback done) const {
+    if (stream != nullptr) {
+      stream->Submit(args, std::move(done));
+    } else {
+      client->ForwardAsync(args, std::move(done));
+    }
+  }
+};
+using Connections = std::vector<Connection>;
 
 double Millis(std::chrono::nanoseconds time) { return static_cast<double>(time.count()) / 1e6; }
 
@@ -96,20 +112,23 @@ absl::StatusOr<Workload> ChooseWorkload(const BenchFlags& flags, const v1::ListM
   return workload;
 }
 
-absl::StatusOr<Clients> ConnectAll(const BenchFlags& flags) {
-  Clients clients;
+absl::StatusOr<Connections> ConnectAll(const BenchFlags& flags) {
+  Connections connections;
   for (int i = 0; i < flags.channels; ++i) {
-    SY_ASSIGN_OR_RETURN(std::unique_ptr<Client> client, ConnectTo(flags.front, /*max_attempts=*/1));
-    clients.push_back(std::move(client));
+    Connection& connection = connections.emplace_back();
+    SY_ASSIGN_OR_RETURN(connection.client, ConnectTo(flags.front, /*max_attempts=*/1));
+    if (flags.api != "stream") continue;
+    const int max_in_flight = flags.rate_per_s > 0 ? flags.max_in_flight : flags.concurrency;
+    SY_ASSIGN_OR_RETURN(connection.stream, connection.client->OpenStream({.max_in_flight = max_in_flight}));
   }
-  return clients;
+  return connections;
 }
 
 // Sends request after request: channels in turn, then layers, then blocks of rows. Thread-safe.
 class Sender {
  public:
-  Sender(const Workload& workload, const Clients& clients, int64_t num_rows, uint64_t seed)
-      : workload_(workload), clients_(clients) {
+  Sender(const Workload& workload, const Connections& connections, int64_t num_rows, uint64_t seed)
+      : workload_(workload), connections_(connections) {
     for (const v1::Layer& layer : workload.layers) {
       const int64_t num_cols = layer.hidden_dim();
       if (payloads_.contains(num_cols)) continue;
@@ -118,11 +137,11 @@ class Sender {
   }
 
   void Send(int64_t idx, DoneFn done) const {
-    const int64_t round = idx / static_cast<int64_t>(clients_.size());
+    const int64_t round = idx / static_cast<int64_t>(connections_.size());
     const v1::Layer& layer = workload_.layers[round % workload_.layers.size()];
     const std::shared_ptr<const HostMatrix>& rows = payloads_.at(layer.hidden_dim()).Get(round);
     const auto num_bytes = static_cast<int64_t>(2 * rows->view().size_bytes());
-    clients_[idx % clients_.size()]->ForwardAsync(
+    connections_[idx % connections_.size()].Forward(
         {.model = workload_.model, .layer = layer.name(), .rows = rows->view(), .rows_owner = rows},
         [done = std::move(done), num_bytes](const absl::StatusOr<ForwardResult>& result) {
           done({.status = result.status(), .num_bytes = num_bytes});
@@ -131,7 +150,7 @@ class Sender {
 
  private:
   const Workload& workload_;
-  const Clients& clients_;
+  const Connections& connections_;
   std::map<int64_t, Payloads> payloads_;  // by number of columns
 };
 
@@ -145,8 +164,8 @@ LoadOptions LoadOf(const BenchFlags& flags) {
           .max_in_flight = flags.max_in_flight};
 }
 
-Point Measure(const BenchFlags& flags, const Workload& workload, const Clients& clients, int64_t num_rows) {
-  const Sender sender(workload, clients, num_rows, flags.seed);
+Point Measure(const BenchFlags& flags, const Workload& workload, const Connections& connections, int64_t num_rows) {
+  const Sender sender(workload, connections, num_rows, flags.seed);
   const auto send = [&sender](int64_t idx, DoneFn done) { sender.Send(idx, std::move(done)); };
   return {.rows_per_request = num_rows, .stats = GenerateLoad(LoadOf(flags), send)};
 }
@@ -183,13 +202,9 @@ void PrintBenchJson(const BenchFlags& flags, const Workload& workload, const std
   nlohmann::ordered_json layers = nlohmann::ordered_json::array(), results = layers;
   for (const v1::Layer& layer : workload.layers) layers.push_back(layer.name());
   for (const Point& point : points) results.push_back(PointJson(point));
-  nlohmann::ordered_json json = {{"target", flags.front.target},
-                                 {"model", workload.model},
-                                 {"layers", std::move(layers)},
-                                 {"dtype", flags.dtype},
-                                 {"channels", flags.channels},
-                                 {"duration_s", flags.duration_s},
-                                 {"seed", flags.seed}};
+  nlohmann::ordered_json json = {{"target", flags.front.target},   {"api", flags.api},     {"model", workload.model},
+                                 {"layers", std::move(layers)},    {"dtype", flags.dtype}, {"channels", flags.channels},
+                                 {"duration_s", flags.duration_s}, {"seed", flags.seed}};
   if (flags.rate_per_s > 0) {
     json["mode"] = "open";
     json["rate_per_s"] = flags.rate_per_s;
@@ -251,14 +266,14 @@ void PrintErrorMessages(const std::vector<Point>& points, const Console& console
 }
 
 int RunBench(const BenchFlags& flags, const Console& console) {
-  const absl::StatusOr<Clients> clients = ConnectAll(flags);
-  if (!clients.ok()) return ReportUsageError(console, clients.status());
-  const absl::StatusOr<v1::ListModelsResponse> served = clients->front()->ListModels();
+  const absl::StatusOr<Connections> connections = ConnectAll(flags);
+  if (!connections.ok()) return ReportUsageError(console, connections.status());
+  const absl::StatusOr<v1::ListModelsResponse> served = connections->front().client->ListModels();
   if (!served.ok()) return ReportRpcError(console, flags.front.target, served.status());
   const absl::StatusOr<Workload> workload = ChooseWorkload(flags, *served);
   if (!workload.ok()) return ReportUsageError(console, workload.status());
   std::vector<Point> points;
-  for (const int64_t num_rows : flags.rows) points.push_back(Measure(flags, *workload, *clients, num_rows));
+  for (const int64_t num_rows : flags.rows) points.push_back(Measure(flags, *workload, *connections, num_rows));
   flags.front.json() ? PrintBenchJson(flags, *workload, points, console) : PrintBenchText(points, console);
   PrintErrorMessages(points, console);
   const bool failed =
@@ -267,6 +282,9 @@ int RunBench(const BenchFlags& flags, const Console& console) {
 }
 
 void AddWorkloadFlags(CLI::App* command, BenchFlags* flags) {
+  command->add_option("--api", flags->api, "A call for each request (forward), or one stream on each channel (stream)")
+      ->check(CLI::IsMember({"forward", "stream"}))
+      ->capture_default_str();
   command->add_option("--model", flags->model, "Name of a served model; may be left out when there is only one");
   command->add_option("--layer", flags->layer, "A layer's name, or all of them in turn")->capture_default_str();
   command->add_option("--dtype", flags->dtype, "Type of the rows")

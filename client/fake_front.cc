@@ -98,17 +98,23 @@ class FakeFront::Service final : public v1::Switchyard::Service {
 
   grpc::Status Forward(grpc::ServerContext* context, const v1::ForwardRequest* request,
                        v1::ForwardResponse* response) override {
-    Handler handler;
+    RecordId(*context);
+    return CurrentHandler()(context, *request, response);
+  }
+
+  grpc::Status ForwardStream(grpc::ServerContext* context, Stream* stream) override {
+    RecordId(*context);
+    StreamHandler handler;
     {
       MutexLock lock(&front_->mu_);
-      handler = front_->handler_;
-      const auto id = context->client_metadata().find("x-request-id");
-      if (id != context->client_metadata().end()) {
-        front_->request_ids_.emplace_back(id->second.data(), id->second.size());
-      }
+      handler = front_->stream_handler_;
     }
-    front_->num_forwards_.fetch_add(1);
-    return handler(context, *request, response);
+    if (handler != nullptr) return handler(context, stream);
+    v1::ForwardStreamRequest message;
+    while (stream->Read(&message)) {
+      if (message.has_forward()) stream->Write(Answer(message, CurrentHandler()));
+    }
+    return grpc::Status::OK;
   }
 
   grpc::Status ListModels(grpc::ServerContext*, const v1::ListModelsRequest*,
@@ -124,6 +130,21 @@ class FakeFront::Service final : public v1::Switchyard::Service {
   }
 
  private:
+  void RecordId(const grpc::ServerContext& context) {
+    MutexLock lock(&front_->mu_);
+    const auto id = context.client_metadata().find("x-request-id");
+    if (id != context.client_metadata().end()) {
+      front_->request_ids_.emplace_back(id->second.data(), id->second.size());
+    }
+  }
+
+  // For one more request.
+  Handler CurrentHandler() {
+    front_->num_forwards_.fetch_add(1);
+    MutexLock lock(&front_->mu_);
+    return front_->handler_;
+  }
+
   FakeFront* const front_;
 };
 
@@ -142,6 +163,11 @@ std::string FakeFront::target() const { return absl::StrCat("127.0.0.1:", port_)
 void FakeFront::SetHandler(Handler handler) {
   MutexLock lock(&mu_);
   handler_ = std::move(handler);
+}
+
+void FakeFront::SetStreamHandler(StreamHandler handler) {
+  MutexLock lock(&mu_);
+  stream_handler_ = std::move(handler);
 }
 
 void FakeFront::SetStatus(v1::GetStatusResponse status) {
@@ -169,6 +195,16 @@ grpc::Status FakeFront::Double(grpc::ServerContext*, const v1::ForwardRequest& r
   response->mutable_stats()->set_rows_crossed(request.num_rows());
   if (request.return_routing()) FillRouting(request.num_rows(), response->mutable_routing());
   return grpc::Status::OK;
+}
+
+v1::ForwardStreamResponse FakeFront::Answer(const v1::ForwardStreamRequest& message, const Handler& handler) {
+  v1::ForwardStreamResponse answer;
+  answer.set_id(message.id());
+  const grpc::Status status = handler(nullptr, message.forward(), answer.mutable_response());
+  if (status.ok()) return answer;
+  answer.mutable_error()->set_code(status.error_code());
+  answer.mutable_error()->set_message(status.error_message());
+  return answer;
 }
 
 }  // namespace switchyard

@@ -21,6 +21,8 @@ namespace switchyard {
 
 class FakeFront {
  public:
+  using Stream = grpc::ServerReaderWriter<v1::ForwardStreamResponse, v1::ForwardStreamRequest>;
+  using StreamHandler = std::function<grpc::Status(grpc::ServerContext*, Stream*)>;
   using Handler = std::function<grpc::Status(grpc::ServerContext*, const v1::ForwardRequest&, v1::ForwardResponse*)>;
 
   FakeFront();
@@ -30,16 +32,20 @@ class FakeFront {
 
   // Answers Forward from now on.
   void SetHandler(Handler handler);
+  // Answers ForwardStream from now on. The default one answers requests in turn, as Forward does at the time.
+  void SetStreamHandler(StreamHandler handler);
   // Answers GetStatus from now on.
   void SetStatus(v1::GetStatusResponse status);
 
   int num_forwards() const { return num_forwards_.load(); }
-  // x-request-id of each Forward received so far.
+  // x-request-id of each Forward and ForwardStream received so far.
   std::vector<std::string> request_ids() const;
 
   // The default handler.
   static grpc::Status Double(grpc::ServerContext* context, const v1::ForwardRequest& request,
                              v1::ForwardResponse* response);
+  // What Double, or the handler given, says to one message of a stream.
+  static v1::ForwardStreamResponse Answer(const v1::ForwardStreamRequest& message, const Handler& handler = &Double);
 
  private:
   class Service;
@@ -51,6 +57,7 @@ class FakeFront {
 
   mutable Mutex mu_;
   Handler handler_ ABSL_GUARDED_BY(mu_);
+  StreamHandler stream_handler_ ABSL_GUARDED_BY(mu_);
   v1::GetStatusResponse status_ ABSL_GUARDED_BY(mu_);
   std::vector<std::string> request_ids_ ABSL_GUARDED_BY(mu_);
 };

@@ -7,6 +7,8 @@
 #include <bit>
 #include <limits>
 
+#include "client/forward_stream.h"
+
 namespace switchyard {
 namespace {
 
@@ -24,8 +26,13 @@ void AppendVarint(uint32_t value, std::string* out) {
   out->append(bytes, end);
 }
 
+void AppendLengthTag(int field_number, size_t num_bytes, std::string* out) {
+  AppendVarint(WireFormatLite::MakeTag(field_number, WireFormatLite::WIRETYPE_LENGTH_DELIMITED), out);
+  AppendVarint(static_cast<uint32_t>(num_bytes), out);
+}
+
 // Everything of the request but the row bytes, and then the tag and length that those follow.
-std::string EncodeHeader(const ForwardArgs& args) {
+std::string EncodeHeader(const ForwardArgs& args, int64_t timeout_us) {
   v1::ForwardRequest request;
   request.set_model(args.model);
   request.set_layer(args.layer);
@@ -36,11 +43,21 @@ std::string EncodeHeader(const ForwardArgs& args) {
   request.set_top_k(args.top_k);
   if (args.capacity_factor.has_value()) request.set_capacity_factor(*args.capacity_factor);
   request.set_return_balance_loss(args.return_balance_loss);
+  request.set_timeout_us(timeout_us);
+  if (args.return_stats.has_value()) request.set_return_stats(*args.return_stats);
   std::string header = request.SerializeAsString();
-  AppendVarint(WireFormatLite::MakeTag(v1::ForwardRequest::kRowsFieldNumber, WireFormatLite::WIRETYPE_LENGTH_DELIMITED),
-               &header);
-  AppendVarint(static_cast<uint32_t>(args.rows.size_bytes()), &header);
+  AppendLengthTag(v1::ForwardRequest::kRowsFieldNumber, args.rows.size_bytes(), &header);
   return header;
+}
+
+// Room for the envelope of a stream's message.
+constexpr size_t kMaxEnvelopeBytes = 32;
+
+absl::Status CheckSize(const ForwardArgs& args, size_t header_bytes) {
+  const size_t num_bytes = args.rows.size_bytes();
+  if (num_bytes <= kMaxProtoBytes - kMaxEnvelopeBytes - header_bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("rows: ", num_bytes, " bytes do not fit into one request (", kMaxProtoBytes, " bytes)"));
 }
 
 grpc::Slice RowsSlice(const ForwardArgs& args) {
@@ -57,6 +74,13 @@ class ResponseReader {
  public:
   ResponseReader(google::protobuf::io::ZeroCopyInputStream* stream, ConstMatrixView request_rows)
       : in_(stream), request_rows_(request_rows) {}
+
+  // `num_bytes` of the stream from `offset`.
+  absl::StatusOr<ForwardResult> ReadPart(int offset, int num_bytes) {
+    if (!in_.Skip(offset)) return Malformed();
+    in_.PushLimit(num_bytes);
+    return Read();
+  }
 
   absl::StatusOr<ForwardResult> Read() {
     while (const uint32_t tag = in_.ReadTag()) {
@@ -167,6 +191,71 @@ class ResponseReader {
   ForwardResult result_;
 };
 
+absl::Status ErrorOf(const v1::StreamError& error) {
+  absl::Status status(static_cast<absl::StatusCode>(error.code()), error.message());
+  // A server that reports success as an error, or a code there is not.
+  if (error.code() < 1 || error.code() > 16) status = absl::UnknownError(error.message());
+  if (error.retry_after_ms() > 0) {
+    status.SetPayload(kRetryAfterUrl, absl::Cord(absl::StrCat(error.retry_after_ms())));
+  }
+  return status;
+}
+
+// Reads one ForwardStreamResponse, but passes over the ForwardResponse in it.
+class StreamAnswerReader {
+ public:
+  StreamAnswerReader(google::protobuf::io::ZeroCopyInputStream* stream, int num_bytes) : in_(stream) {
+    in_.PushLimit(num_bytes);
+  }
+
+  absl::StatusOr<StreamAnswer> Read() {
+    while (const uint32_t tag = in_.ReadTag()) {
+      if (!ReadField(tag)) return Malformed();
+    }
+    if (!in_.ConsumedEntireMessage() || !has_result_) return Malformed();
+    return std::move(answer_);
+  }
+
+ private:
+  static absl::Status Malformed() {
+    return absl::InternalError("response: not a valid ForwardStreamResponse message with a result");
+  }
+
+  bool ReadField(uint32_t tag) {
+    constexpr auto kText = WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
+    switch (tag) {
+      case WireFormatLite::MakeTag(v1::ForwardStreamResponse::kIdFieldNumber, WireFormatLite::WIRETYPE_VARINT):
+        return in_.ReadVarint64(&answer_.id);
+      case WireFormatLite::MakeTag(v1::ForwardStreamResponse::kResponseFieldNumber, kText):
+        has_result_ = true;
+        answer_.error = absl::OkStatus();
+        if (!in_.ReadVarintSizeAsInt(&answer_.num_bytes) || answer_.num_bytes > in_.BytesUntilLimit()) return false;
+        answer_.offset = in_.CurrentPosition();
+        return in_.Skip(answer_.num_bytes);
+      case WireFormatLite::MakeTag(v1::ForwardStreamResponse::kErrorFieldNumber, kText):
+        has_result_ = true;
+        return ReadError();
+      default:
+        return WireFormatLite::SkipField(&in_, tag);
+    }
+  }
+
+  bool ReadError() {
+    int num_bytes = 0;
+    if (!in_.ReadVarintSizeAsInt(&num_bytes) || num_bytes > in_.BytesUntilLimit()) return false;
+    v1::StreamError error;
+    const CodedInputStream::Limit limit = in_.PushLimit(num_bytes);
+    if (!error.MergeFromCodedStream(&in_) || in_.BytesUntilLimit() != 0) return false;
+    in_.PopLimit(limit);
+    answer_.error = ErrorOf(error);
+    return true;
+  }
+
+  CodedInputStream in_;
+  bool has_result_ = false;
+  StreamAnswer answer_;
+};
+
 }  // namespace
 
 v1::DataType ToProto(DType dtype) {
@@ -191,12 +280,8 @@ absl::StatusOr<DType> FromProto(v1::DataType dtype) {
 }
 
 absl::StatusOr<grpc::ByteBuffer> EncodeForwardRequest(const ForwardArgs& args) {
-  const size_t num_bytes = args.rows.size_bytes();
-  const std::string header = EncodeHeader(args);
-  if (num_bytes > kMaxProtoBytes - header.size()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("rows: ", num_bytes, " bytes do not fit into one request (", kMaxProtoBytes, " bytes)"));
-  }
+  const std::string header = EncodeHeader(args, /*timeout_us=*/0);
+  SY_RETURN_IF_ERROR(CheckSize(args, header.size()));
   const grpc::Slice slices[] = {grpc::Slice(header), RowsSlice(args)};
   return grpc::ByteBuffer(slices, 2);
 }
@@ -205,6 +290,39 @@ absl::StatusOr<ForwardResult> DecodeForwardResponse(grpc::ByteBuffer* response, 
   grpc::ProtoBufferReader stream(response);
   if (!stream.status().ok()) return absl::InternalError("response: " + stream.status().error_message());
   return ResponseReader(&stream, request_rows).Read();
+}
+
+absl::StatusOr<grpc::ByteBuffer> EncodeStreamRequest(uint64_t id, const ForwardArgs& args, int64_t timeout_us) {
+  const std::string header = EncodeHeader(args, timeout_us);
+  SY_RETURN_IF_ERROR(CheckSize(args, header.size()));
+  v1::ForwardStreamRequest envelope;
+  envelope.set_id(id);
+  std::string head = envelope.SerializeAsString();
+  AppendLengthTag(v1::ForwardStreamRequest::kForwardFieldNumber, header.size() + args.rows.size_bytes(), &head);
+  head += header;
+  const grpc::Slice slices[] = {grpc::Slice(head), RowsSlice(args)};
+  return grpc::ByteBuffer(slices, 2);
+}
+
+grpc::ByteBuffer EncodeStreamCancel(uint64_t id) {
+  v1::ForwardStreamRequest message;
+  message.set_id(id);
+  message.set_cancel(true);
+  const grpc::Slice slice(message.SerializeAsString());
+  return grpc::ByteBuffer(&slice, 1);
+}
+
+absl::StatusOr<StreamAnswer> ReadStreamAnswer(grpc::ByteBuffer* message) {
+  grpc::ProtoBufferReader stream(message);
+  if (!stream.status().ok()) return absl::InternalError("response: " + stream.status().error_message());
+  return StreamAnswerReader(&stream, static_cast<int>(message->Length())).Read();
+}
+
+absl::StatusOr<ForwardResult> DecodeStreamResponse(grpc::ByteBuffer* message, const StreamAnswer& answer,
+                                                   ConstMatrixView request_rows) {
+  grpc::ProtoBufferReader stream(message);
+  if (!stream.status().ok()) return absl::InternalError("response: " + stream.status().error_message());
+  return ResponseReader(&stream, request_rows).ReadPart(answer.offset, answer.num_bytes);
 }
 
 }  // namespace switchyard

@@ -1,6 +1,6 @@
-// Forward's messages as bytes. Generated code would copy the rows twice on each side (into the message's string, then
-// into gRPC's slices); these functions write the same bytes around rows that stay where they are, and read the answer's
-// rows straight into the matrix that the caller gets.
+// Messages of Forward and ForwardStream as bytes. Generated code would copy the rows twice on each side (into the
+// message's string, then into gRPC's slices); these functions write the same bytes around rows that stay where they
+// are, and read the answer's rows straight into the matrix that the caller gets.
 //
 // Pure functions; thread-safe.
 #pragma once
@@ -22,5 +22,23 @@ absl::StatusOr<grpc::ByteBuffer> EncodeForwardRequest(const ForwardArgs& args);
 // Reads a v1.ForwardResponse to a request with rows of the shape and type of `request_rows`. Internal when the bytes
 // are no such message, or answer with another shape or type.
 absl::StatusOr<ForwardResult> DecodeForwardResponse(grpc::ByteBuffer* response, ConstMatrixView request_rows);
+
+// A v1.ForwardStreamRequest with a request, as EncodeForwardRequest; and one that cancels the request `id`.
+absl::StatusOr<grpc::ByteBuffer> EncodeStreamRequest(uint64_t id, const ForwardArgs& args, int64_t timeout_us);
+grpc::ByteBuffer EncodeStreamCancel(uint64_t id);
+
+// What a v1.ForwardStreamResponse says and where in it the answer's rows are.
+struct StreamAnswer {
+  uint64_t id = 0;
+  absl::Status error;  // the request's; with the payload kRetryAfterUrl when the server says when to try again
+  // The ForwardResponse, when there is no error:
+  int offset = 0;
+  int num_bytes = 0;
+};
+// Internal when the bytes are no such message.
+absl::StatusOr<StreamAnswer> ReadStreamAnswer(grpc::ByteBuffer* message);
+// Reads the ForwardResponse in it, as DecodeForwardResponse.
+absl::StatusOr<ForwardResult> DecodeStreamResponse(grpc::ByteBuffer* message, const StreamAnswer& answer,
+                                                   ConstMatrixView request_rows);
 
 }  // namespace switchyard

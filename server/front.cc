@@ -23,6 +23,9 @@ constexpr std::chrono::milliseconds kWorkerExitGrace{5000};
 // Outputs of a link beyond those of the steps: answers of so many steps can be on their way without having been copied.
 constexpr int kSpareOutputs = 8;
 
+// A timeout of more is none; clocks overflow beyond.
+constexpr int64_t kLongestTimeoutUs = int64_t{86'400} * 1'000'000;
+
 int NumCores() { return std::max(1u, std::thread::hardware_concurrency()); }
 
 int NumRanks(const ServerOptions& options) {
@@ -194,6 +197,7 @@ absl::Status Front::StartWorkers(const std::string& token) {
 
 Front::~Front() {
   if (group_ != nullptr) group_->SetSupervisor(nullptr);
+  deadlines_.Stop();
 }
 
 absl::Status Front::WaitUntilServing(const std::function<bool()>& should_stop) {
@@ -229,17 +233,31 @@ absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_
                                                    : "the server is still starting");
   }
   request->arrival = Clock::Real().Now();
-  request->done = [this, num_rows = request->num_rows, num_bytes,
+  const bool expires = request->timeout_us > 0 && request->timeout_us <= kLongestTimeoutUs;
+  const Deadlines::Key deadline =
+      expires ? deadlines_.NewKey(request->arrival + std::chrono::microseconds(request->timeout_us)) : Deadlines::Key();
+  request->done = [this, num_rows = request->num_rows, num_bytes, deadline,
                    done = std::move(request->done)](absl::Status status) {
+    if (deadline.number != 0) deadlines_.Remove(deadline);
     admission_.Release(num_rows, num_bytes);
     done(std::move(status));
   };
   scheduler_->Enqueue(request);
+  if (!expires) return absl::OkStatus();
+  // After it is queued, so that what expires leaves the queue. Should it be answered already, this comes to nothing.
+  deadlines_.Add(deadline, [this, submitted = std::weak_ptr<Request>(request)] {
+    if (const auto late = submitted.lock()) Expire(late);
+  });
   return absl::OkStatus();
 }
 
 void Front::Cancel(const std::shared_ptr<Request>& request) {
   scheduler_->Cancel(request, absl::CancelledError("the caller cancelled or its deadline passed"));
+}
+
+void Front::Expire(const std::shared_ptr<Request>& request) {
+  scheduler_->Cancel(
+      request, absl::DeadlineExceededError(absl::StrCat("timeout: not answered within ", request->timeout_us, " us")));
 }
 
 void Front::Drain() {

@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 
+#include "moe/base/deadlines.h"
 #include "server/admission.h"
 #include "server/group.h"
 #include "server/load_display.h"
@@ -35,7 +36,8 @@ class Front {
   absl::Status WaitUntilServing(const std::function<bool()>& should_stop);
 
   // Checks the drain state and the budgets, and enqueues. On success `request->done` will be called exactly once, with
-  // the budget released before; otherwise it is never called. `num_bytes` is the size of its rows.
+  // the budget released before; otherwise it is never called. `num_bytes` is the size of its rows. A request with a
+  // timeout ends with DEADLINE_EXCEEDED when that has passed, wherever it is.
   absl::Status Submit(const std::shared_ptr<Request>& request, int64_t num_bytes);
   // The caller of a submitted request is gone.
   void Cancel(const std::shared_ptr<Request>& request);
@@ -70,6 +72,7 @@ class Front {
   absl::Status StartFailure(const std::function<bool()>& should_stop);
   absl::Status WarmUpLayers(const std::function<bool()>& should_stop);
   absl::Status StartWorkers(const std::string& token);
+  void Expire(const std::shared_ptr<Request>& request);
 
   const ServerOptions options_;
   const int num_ranks_;
@@ -78,6 +81,7 @@ class Front {
   RequestLog request_log_;
   std::unique_ptr<Tracer> tracer_;
   Admission admission_;
+  Deadlines deadlines_;
   std::vector<std::unique_ptr<LinkBuffers>> links_;
   // In the order in which they are built; they end in reverse, each before what it uses.
   std::unique_ptr<Scheduler> scheduler_;

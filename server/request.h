@@ -72,7 +72,8 @@ struct Request {
   // Room that one row takes in a step, in rows: more than 1 when the caller asked for more experts per row than the
   // layer's gates choose, so that links and devices, sized for the layer's own, suffice.
   int64_t row_cost = 1;
-  std::string caller_id;  // the first bytes of the KServe API's id, whatever they are, for log and traces
+  std::string caller_id;   // the caller's own id of it, or the first bytes, whatever they are, for log and traces
+  int64_t timeout_us = 0;  // from arrival to answer, 0 for none
   SteadyTime arrival;
   std::function<void(absl::Status)> done;
 

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/escaping.h"
 #include "server/rpc/slice_stream.h"
 
 namespace switchyard {
@@ -57,17 +58,21 @@ bool ReadField(CodedInputStream& input, uint32_t tag, DecodedForward* request, C
       if (!input.ReadLittleEndian64(&number)) return false;
       request->capacity_factor = std::bit_cast<double>(number);
       return true;
+    case WireFormatLite::MakeTag(v1::ForwardRequest::kTimeoutUsFieldNumber, kNumber):
+      if (!input.ReadVarint64(&number)) return false;
+      request->timeout_us = static_cast<int64_t>(number);
+      return true;
+    case WireFormatLite::MakeTag(v1::ForwardRequest::kReturnStatsFieldNumber, kNumber):
+      if (!input.ReadVarint64(&number)) return false;
+      request->return_stats = number != 0;
+      return true;
     default:
       return WireFormatLite::SkipField(&input, tag);
   }
 }
 
-}  // namespace
-
-absl::StatusOr<DecodedForward> DecodeForward(const grpc::ByteBuffer& buffer) {
-  SY_ASSIGN_OR_RETURN(const auto slices, SlicesOf(buffer));
-  SliceStream stream(*slices);
-  CodedInputStream input(&stream);
+// Reads fields up to the end of the message, which is that of the stream or of its limit. `slices` own the bytes.
+absl::StatusOr<DecodedForward> ReadForward(CodedInputStream& input, std::shared_ptr<const void> slices) {
   DecodedForward request;
   Chunks chunks;
   while (const uint32_t tag = input.ReadTag()) {
@@ -80,15 +85,112 @@ absl::StatusOr<DecodedForward> DecodeForward(const grpc::ByteBuffer& buffer) {
   if (!input.ConsumedEntireMessage()) {
     return absl::InvalidArgumentError("the request is not a switchyard.v1.ForwardRequest: a field's tag is malformed");
   }
-  request.rows = ChunkedRows(std::move(chunks), slices);
+  request.rows = ChunkedRows(std::move(chunks), std::move(slices));
   return request;
 }
 
-grpc::ByteBuffer EncodeForward(const v1::ForwardResponse& rest, const TensorSlices& rows) {
-  // Fields of one message may come in any order and in parts: everything else first, then the tag and the rows' bytes.
+absl::Status NotAStreamMessage(absl::string_view why) {
+  return absl::InvalidArgumentError(absl::StrCat("the message is not a switchyard.v1.ForwardStreamRequest: ", why));
+}
+
+// Reads one field of a known tag. An error ends the reading; one within the request is in `message->forward`.
+absl::Status ReadStreamField(CodedInputStream& input, uint32_t tag, const std::shared_ptr<const void>& slices,
+                             DecodedStreamMessage* message) {
+  uint64_t number = 0;
+  int length = 0;
+  switch (tag) {
+    case WireFormatLite::MakeTag(v1::ForwardStreamRequest::kIdFieldNumber, WireFormatLite::WIRETYPE_VARINT):
+      if (input.ReadVarint64(&message->id)) return absl::OkStatus();
+      break;
+    case WireFormatLite::MakeTag(v1::ForwardStreamRequest::kCancelFieldNumber, WireFormatLite::WIRETYPE_VARINT):
+      message->is_cancel = true;
+      if (input.ReadVarint64(&number)) return absl::OkStatus();
+      break;
+    case WireFormatLite::MakeTag(v1::ForwardStreamRequest::kForwardFieldNumber,
+                                 WireFormatLite::WIRETYPE_LENGTH_DELIMITED): {
+      if (!input.ReadVarintSizeAsInt(&length) || length > input.BytesUntilLimit()) break;
+      const CodedInputStream::Limit outer = input.PushLimit(length);
+      message->is_cancel = false;
+      message->forward = ReadForward(input, slices);
+      if (!message->forward.ok()) return message->forward.status();
+      input.PopLimit(outer);
+      return absl::OkStatus();
+    }
+    default:
+      if (WireFormatLite::SkipField(&input, tag)) return absl::OkStatus();
+  }
+  return NotAStreamMessage(
+      absl::StrCat("field ", WireFormatLite::GetTagFieldNumber(tag), " is malformed or cut short"));
+}
+
+absl::Status ReadStreamMessage(const grpc::ByteBuffer& buffer, DecodedStreamMessage* message) {
+  SY_ASSIGN_OR_RETURN(const auto slices, SlicesOf(buffer));
+  SliceStream stream(*slices);
+  CodedInputStream input(&stream);
+  input.PushLimit(static_cast<int>(buffer.Length()));
+  while (const uint32_t tag = input.ReadTag()) {
+    SY_RETURN_IF_ERROR(ReadStreamField(input, tag, slices, message));
+  }
+  return input.ConsumedEntireMessage() ? absl::OkStatus() : NotAStreamMessage("a field's tag is malformed");
+}
+
+// A message may quote the request's own bytes; strings of protobuf's are UTF-8, or nobody reads them.
+std::string AsUtf8(absl::string_view text) {
+  const bool is_utf8 = WireFormatLite::VerifyUtf8String(text.data(), static_cast<int>(text.size()),
+                                                        WireFormatLite::SERIALIZE, "switchyard.v1.StreamError.message");
+  return is_utf8 ? std::string(text) : absl::CEscape(text);
+}
+
+// The message in pieces. Fields of one message may come in any order and in parts: everything else
+// first, then the tag and the rows' bytes.
+TensorSlices ForwardSlices(const v1::ForwardResponse& rest, const TensorSlices& rows) {
   TensorSlices slices = {HeadSlice(rest.SerializeAsString(), v1::ForwardResponse::kRowsFieldNumber, SizeOf(rows))};
   slices.insert(slices.end(), rows.begin(), rows.end());
+  return slices;
+}
+
+}  // namespace
+
+absl::StatusOr<DecodedForward> DecodeForward(const grpc::ByteBuffer& buffer) {
+  SY_ASSIGN_OR_RETURN(const auto slices, SlicesOf(buffer));
+  SliceStream stream(*slices);
+  CodedInputStream input(&stream);
+  return ReadForward(input, slices);
+}
+
+DecodedStreamMessage DecodeStreamMessage(const grpc::ByteBuffer& buffer) {
+  DecodedStreamMessage message;
+  message.forward = NotAStreamMessage("action: expected forward or cancel, found neither");
+  if (const absl::Status status = ReadStreamMessage(buffer, &message); !status.ok()) {
+    message.is_cancel = false;
+    message.forward = status;
+  }
+  return message;
+}
+
+grpc::ByteBuffer EncodeForward(const v1::ForwardResponse& rest, const TensorSlices& rows) {
+  const TensorSlices slices = ForwardSlices(rest, rows);
   return grpc::ByteBuffer(slices.data(), slices.size());
+}
+
+grpc::ByteBuffer EncodeStreamForward(uint64_t id, const v1::ForwardResponse& rest, const TensorSlices& rows) {
+  TensorSlices slices = ForwardSlices(rest, rows);
+  v1::ForwardStreamResponse envelope;
+  envelope.set_id(id);
+  slices.insert(slices.begin(), HeadSlice(envelope.SerializeAsString(), v1::ForwardStreamResponse::kResponseFieldNumber,
+                                          SizeOf(slices)));
+  return grpc::ByteBuffer(slices.data(), slices.size());
+}
+
+grpc::ByteBuffer EncodeStreamError(uint64_t id, const absl::Status& status, int64_t retry_after_ms) {
+  v1::ForwardStreamResponse response;
+  response.set_id(id);
+  v1::StreamError& error = *response.mutable_error();
+  error.set_code(static_cast<int>(status.code()));
+  error.set_message(AsUtf8(status.message()));
+  error.set_retry_after_ms(retry_after_ms);
+  const grpc::Slice slice(response.SerializeAsString());
+  return grpc::ByteBuffer(&slice, 1);
 }
 
 }  // namespace switchyard

@@ -1,5 +1,6 @@
-// Reads ForwardRequest and writes ForwardResponse without copying rows: the few small fields are decoded by protobuf's
-// own coded streams, tensor bytes stay in the slices that gRPC received or are sent as slices.
+// Reads ForwardRequest and writes ForwardResponse, alone and as messages of a stream, without copying rows: the few
+// small fields are decoded by protobuf's own coded streams, tensor bytes stay in the slices that gRPC received or are
+// sent as slices.
 #pragma once
 
 #include <grpcpp/support/byte_buffer.h>
@@ -26,13 +27,28 @@ struct DecodedForward {
   int64_t gate_idx = 0;  // unchecked, as all of these
   int64_t top_k = 0;
   std::optional<double> capacity_factor;
+  int64_t timeout_us = 0;
+  std::optional<bool> return_stats;
   ChunkedRows rows;
+};
+
+// A decoded ForwardStreamRequest.
+struct DecodedStreamMessage {
+  uint64_t id = 0;  // as far as it could be read
+  bool is_cancel = false;
+  absl::StatusOr<DecodedForward> forward;  // unless is_cancel
 };
 
 // InvalidArgument for bytes that are not a ForwardRequest. Unknown fields are skipped, as protobuf does.
 absl::StatusOr<DecodedForward> DecodeForward(const grpc::ByteBuffer& buffer);
 
+// Bytes that are not a ForwardStreamRequest, or one without an action, give an error in `forward`.
+DecodedStreamMessage DecodeStreamMessage(const grpc::ByteBuffer& buffer);
+
 // `rows` becomes the response's rows; `rest` holds every other field and no rows.
 grpc::ByteBuffer EncodeForward(const v1::ForwardResponse& rest, const TensorSlices& rows);
+// The same as a ForwardStreamResponse to the request `id`, and an error as such.
+grpc::ByteBuffer EncodeStreamForward(uint64_t id, const v1::ForwardResponse& rest, const TensorSlices& rows);
+grpc::ByteBuffer EncodeStreamError(uint64_t id, const absl::Status& status, int64_t retry_after_ms);
 
 }  // namespace switchyard

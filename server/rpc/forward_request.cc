@@ -89,9 +89,13 @@ void RecordRefusal(Front& front, const ServedLayer* layer, const absl::Status& s
   front.request_log().Refused(layer, identity, status);
 }
 
+int64_t PushbackMs(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) ? Admission::kPushbackMs : 0;
+}
+
 void AddPushback(const absl::Status& status, grpc::CallbackServerContext* context) {
-  if (!absl::IsResourceExhausted(status)) return;
-  context->AddTrailingMetadata("grpc-retry-pushback-ms", absl::StrCat(Admission::kPushbackMs));
+  const int64_t pushback_ms = PushbackMs(status);
+  if (pushback_ms > 0) context->AddTrailingMetadata("grpc-retry-pushback-ms", absl::StrCat(pushback_ms));
 }
 
 }  // namespace switchyard

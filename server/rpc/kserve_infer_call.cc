@@ -1,7 +1,5 @@
 #include "server/rpc/kserve_infer_call.h"
 
-#include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -9,9 +7,6 @@
 
 namespace switchyard {
 namespace {
-
-// A timeout of more is none; clocks overflow beyond.
-constexpr int64_t kLongestTimeoutUs = int64_t{86'400} * 1'000'000;
 
 // The first `top_k` of each row's choices; those after them are shared experts.
 template <typename T>
@@ -35,8 +30,8 @@ void AddOutput(const char* name, std::string datatype, int64_t num_rows, int64_t
 
 }  // namespace
 
-void InferCall::Start(const grpc::ByteBuffer& bytes) {
-  const absl::Status status = Prepare(bytes);
+void InferCall::Start() {
+  const absl::Status status = Prepare();
   if (status.ok() && infer_.rows_place.has_value()) {
     ReadRows();
   } else {
@@ -44,105 +39,40 @@ void InferCall::Start(const grpc::ByteBuffer& bytes) {
   }
 }
 
-absl::Status InferCall::Prepare(const grpc::ByteBuffer& bytes) {
-  SY_ASSIGN_OR_RETURN(DecodedInfer decoded, DecodeInfer(bytes));
+absl::Status InferCall::Prepare() {
+  SY_ASSIGN_OR_RETURN(DecodedInfer decoded, DecodeInfer(*bytes_));
   result_.head.set_id(decoded.head.id());
   SY_ASSIGN_OR_RETURN(entry_, models_->Find(decoded.head.model_name(), decoded.head.model_version()));
-  const ServerOptions& options = front_->options();
+  const ServerOptions& options = front().options();
   SY_ASSIGN_OR_RETURN(infer_, MakeInferRequest(std::move(decoded), *entry_,
                                                {options.max_request_bytes, options.max_batch_rows}, access_));
+  infer_.request->timeout_us = infer_.timeout_us;
+  infer_.request->caller_id = result_.head.id().substr(0, kMaxRequestIdBytes);
   return absl::OkStatus();
 }
 
 void InferCall::ReadRows() {
   const TensorPlace place = *std::exchange(infer_.rows_place, std::nullopt);
-  access_.memory->Read(place, [self = shared_from_this()](absl::StatusOr<ClientMemory::HostBytes> rows) {
+  access_.memory->Read(place, [self = shared()](absl::StatusOr<ClientMemory::HostBytes> rows) {
     if (rows.ok()) self->infer_.request->rows = ChunkedRows({rows->bytes}, rows->owner);
     self->SubmitOrRefuse(Annotate(rows.status(), absl::StrCat("inputs ", kInputName)));
   });
 }
 
 void InferCall::SubmitOrRefuse(absl::Status status) {
-  if (status.ok()) status = Submit();
+  const ServedLayer* layer = entry_ == nullptr ? nullptr : entry_->layer;
+  if (!status.ok()) return Submit(std::move(status), layer);
+  Submit(std::move(infer_.request), layer);
+}
+
+void InferCall::Refuse(const absl::Status& status) {
+  result_.status = status;
+  answer_(result_);
+}
+
+void InferCall::Answer(const absl::Status& status, const std::shared_ptr<Request>& request) {
+  result_.status = status;
   if (status.ok()) {
-    if (infer_.timeout_us > 0 && infer_.timeout_us <= kLongestTimeoutUs) SetTimeout();
-    return;
-  }
-  RecordRefusal(*front_, entry_ == nullptr ? nullptr : entry_->layer, status, identity_);
-  result_.status = status;
-  Release();
-}
-
-absl::Status InferCall::Submit() {
-  const std::shared_ptr<Request> request = std::move(infer_.request);
-  request->caller_id = result_.head.id().substr(0, kMaxRequestIdBytes);
-  request->done = [self = shared_from_this()](const absl::Status& status) { self->OnDone(status); };
-  {
-    MutexLock lock(&mu_);
-    request_ = request;
-  }
-  const absl::Status status = front_->Submit(request, infer_.num_bytes);
-  bool cancelled;
-  {
-    MutexLock lock(&mu_);
-    cancelled = cancelled_;
-    if (!status.ok()) {
-      request_ = nullptr;
-      request->done = nullptr;  // it holds this object
-    }
-  }
-  if (status.ok() && cancelled)
-    front_->Cancel(request);  // Cancel came before there was anything to take from the queue
-  return status;
-}
-
-void InferCall::SetTimeout() {
-  const auto when = std::chrono::system_clock::now() + std::chrono::microseconds(infer_.timeout_us);
-  MutexLock lock(&mu_);
-  if (request_ == nullptr) return;  // answered already
-  ++pending_;
-  timeout_ = std::make_unique<grpc::Alarm>();
-  timeout_->Set(when, [self = shared_from_this()](bool expired) mutable {
-    // The alarm, which is this object's, keeps the function: without the move they would keep each other.
-    const std::shared_ptr<InferCall> call = std::move(self);
-    call->OnTimeout(expired);
-  });
-}
-
-void InferCall::OnTimeout(bool expired) {
-  std::shared_ptr<Request> request;
-  if (expired) {
-    MutexLock lock(&mu_);
-    timed_out_ = request_ != nullptr;
-    request = request_;
-  }
-  if (request != nullptr) front_->Cancel(request);
-  Release();
-}
-
-void InferCall::Cancel() {
-  std::shared_ptr<Request> request;
-  {
-    MutexLock lock(&mu_);
-    cancelled_ = true;
-    request = request_;
-  }
-  if (request != nullptr) front_->Cancel(request);
-}
-
-void InferCall::OnDone(const absl::Status& status) {
-  std::shared_ptr<Request> request;
-  result_.status = status;
-  {
-    MutexLock lock(&mu_);
-    request.swap(request_);
-    if (timed_out_ && absl::IsCancelled(status)) {
-      result_.status = absl::DeadlineExceededError(
-          absl::StrCat("parameters timeout: not answered within ", infer_.timeout_us, " us"));
-    }
-    if (timeout_ != nullptr) timeout_->Cancel();
-  }
-  if (result_.status.ok()) {
     FillAnswer(*request);
     WriteOutputs(request);
   } else {
@@ -160,9 +90,8 @@ void InferCall::WriteOutputs(const std::shared_ptr<Request>& request) {
     placed.push_back({*std::exchange(place, std::nullopt), std::move(tensor)});
   }
   if (placed.empty()) return Deliver(*request, absl::OkStatus());
-  access_.memory->Write(std::move(placed), [self = shared_from_this(), request](const absl::Status& written) {
-    self->Deliver(*request, written);
-  });
+  access_.memory->Write(std::move(placed),
+                        [self = shared(), request](const absl::Status& written) { self->Deliver(*request, written); });
 }
 
 void InferCall::Deliver(const Request& request, const absl::Status& written) {
@@ -171,15 +100,7 @@ void InferCall::Deliver(const Request& request, const absl::Status& written) {
     result_ = {.status = Annotate(written, "outputs")};
     result_.head.set_id(id);
   }
-  RecordAnswer(*front_, request, result_.status, identity_);
-  Release();
-}
-
-void InferCall::Release() {
-  {
-    MutexLock lock(&mu_);
-    if (--pending_ > 0) return;
-  }
+  Record(request, result_.status);
   answer_(result_);
 }
 

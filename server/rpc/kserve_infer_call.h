@@ -1,19 +1,12 @@
-// One ModelInfer request between its bytes and its answer. A unary call has one, a stream many.
+// One ModelInfer request, of a call of its own or of a stream.
 #pragma once
 
-#include <grpcpp/alarm.h>
-#include <grpcpp/grpcpp.h>
-
 #include <functional>
-#include <memory>
-#include <string>
 #include <vector>
 
-#include "moe/base/mutex.h"
-#include "server/front.h"
-#include "server/request_identity.h"
 #include "server/rpc/kserve_infer_request.h"
 #include "server/rpc/kserve_models.h"
+#include "server/rpc/layer_call.h"
 
 namespace switchyard {
 
@@ -24,60 +17,48 @@ struct InferAnswer {
 };
 
 // Thread-safe.
-class InferCall : public std::enable_shared_from_this<InferCall> {
+class InferCall final : public LayerCall {
  public:
   using AnswerFn = std::function<void(const InferAnswer&)>;
 
-  // `answer` is called exactly once, on any thread, perhaps before Start returns; what was submitted has ended then and
-  // nothing refers to the front any more. All pointers outlive that. `access` is the shared memory that the caller may
-  // use; `identity` is for the log.
-  InferCall(Front* front, const KserveModels* models, MemoryAccess access, RequestIdentity identity, AnswerFn answer)
-      : front_(front),
+  // `bytes` are read by Start. `answer` is called exactly once, on any thread, perhaps before Start returns; nothing
+  // refers to the front or the models any more then. `access` is the shared memory that the caller may use; `identity`
+  // as of LayerCall.
+  InferCall(Front* front, const KserveModels* models, MemoryAccess access,
+            std::shared_ptr<const RequestIdentity> identity, const grpc::ByteBuffer* bytes, AnswerFn answer)
+      : LayerCall(front, std::move(identity)),
         models_(models),
         access_(std::move(access)),
-        identity_(std::move(identity)),
+        bytes_(bytes),
         answer_(std::move(answer)) {}
 
-  // Once.
-  void Start(const grpc::ByteBuffer& bytes);
-  // The caller is gone: the request leaves the queue.
-  void Cancel();
+  void Start() override;
 
  private:
   // Start's parts, one after the other: everything is checked, the rows are read when they are in shared memory, which
   // may go on in another thread, and the request is submitted.
-  absl::Status Prepare(const grpc::ByteBuffer& bytes);
+  absl::Status Prepare();
   void ReadRows();
   void SubmitOrRefuse(absl::Status status);
-  absl::Status Submit();
-  // Ends the request with DEADLINE_EXCEEDED when it is not answered by then.
-  void SetTimeout();
-  void OnTimeout(bool expired);
-  void OnDone(const absl::Status& status);
+
+  void Answer(const absl::Status& status, const std::shared_ptr<Request>& request) override;
+  void Refuse(const absl::Status& status) override;
   // Writes the outputs that go to shared memory, which may go on in another thread, and then calls Deliver.
   void WriteOutputs(const std::shared_ptr<Request>& request);
   void Deliver(const Request& request, const absl::Status& written);
-  // One of the things that `answer_` waits for has ended; the last of them calls it.
-  void Release();
   void FillAnswer(const Request& request);
 
-  Front* const front_;
+  std::shared_ptr<InferCall> shared() { return std::static_pointer_cast<InferCall>(shared_from_this()); }
+
   const KserveModels* const models_;
   const MemoryAccess access_;
-  const RequestIdentity identity_;
+  const grpc::ByteBuffer* const bytes_;
   const AnswerFn answer_;
 
-  // Written by Start and its parts; by OnDone and its parts, once, after that.
+  // Written by Start and its parts; by Answer and its parts, once, after that.
   const KserveModels::Entry* entry_ = nullptr;
-  InferRequest infer_;  // its request is moved to request_
+  InferRequest infer_;  // its request is moved out
   InferAnswer result_;
-
-  Mutex mu_;
-  std::shared_ptr<Request> request_ ABSL_GUARDED_BY(mu_);      // while it is submitted and unanswered
-  std::unique_ptr<grpc::Alarm> timeout_ ABSL_GUARDED_BY(mu_);  // of a request that has one
-  bool timed_out_ ABSL_GUARDED_BY(mu_) = false;
-  bool cancelled_ ABSL_GUARDED_BY(mu_) = false;  // by the caller, perhaps before the request is submitted
-  int pending_ ABSL_GUARDED_BY(mu_) = 1;         // the request, and its timeout when it has one
 };
 
 }  // namespace switchyard

@@ -58,15 +58,16 @@ ServingFacts FactsOf(const Front& front) {
 class UnaryInfer final : public grpc::ServerUnaryReactor {
  public:
   UnaryInfer(Front* front, const KserveModels* models, MemoryAccess access, grpc::CallbackServerContext* context,
-             grpc::ByteBuffer* response)
+             const grpc::ByteBuffer* request, grpc::ByteBuffer* response)
       : context_(context),
         response_(response),
-        call_(std::make_shared<InferCall>(front, models, std::move(access), IdentifyCall(context),
+        call_(std::make_shared<InferCall>(front, models, std::move(access),
+                                          std::make_shared<const RequestIdentity>(IdentifyCall(context)), request,
                                           [this](const InferAnswer& answer) { Answer(answer); })) {}
 
-  void Start(const grpc::ByteBuffer& bytes) {
+  void Start() {
     const std::shared_ptr<InferCall> call = call_;  // this object may be gone before Start returns
-    call->Start(bytes);
+    call->Start();
   }
 
  private:
@@ -160,14 +161,14 @@ KserveService::Reactor* KserveService::RepositoryIndex(Context* context,
 
 KserveService::Reactor* KserveService::ModelInfer(Context* context, const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
-  auto* call = new UnaryInfer(front_, models_, AccessOf(*context), context, response);
-  call->Start(*request);
+  auto* call = new UnaryInfer(front_, models_, AccessOf(*context), context, request, response);
+  call->Start();
   return call;
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* KserveService::ModelStreamInfer(Context* context) {
-  return NewInferStream(front_, models_, AccessOf(*context), context,
-                        {.max_bytes = front_->options().max_request_bytes});
+  return NewCallStream(std::make_unique<InferProtocol>(front_, models_, AccessOf(*context), IdentifyCall(context)),
+                       {.max_bytes = front_->options().max_request_bytes});
 }
 
 // ---- Statistics and settings ----------------------------------------------------------------------------------------
