@@ -2,38 +2,23 @@
 
 import itertools
 import queue
+import sys
 
 import grpc
 import numpy as np
 import pytest
-from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message_factory import GetMessageClass
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-SERVICE = "switchyard.v1.Switchyard"
+sys.path.append("client/python/examples")
+from native import NativeClient  # noqa: E402
+
 FP32 = 2  # DATA_TYPE_FP32
 
 
-class NativeClient:
-    """Stubs for the four calls, and classes for their messages, by name."""
-
-    def __init__(self, channel):
-        pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
-        service = pool.FindServiceByName(SERVICE)
-        self._pool = pool
-        for method in service.methods:
-            make = channel.stream_stream if method.client_streaming else channel.unary_unary
-            setattr(self, method.name, make(
-                f"/{SERVICE}/{method.name}",
-                request_serializer=lambda message: message.SerializeToString(),
-                response_deserializer=GetMessageClass(method.output_type).FromString))
-
-    def message(self, name, **fields):
-        return GetMessageClass(self._pool.FindMessageTypeByName(f"switchyard.v1.{name}"))(**fields)
+class Client(NativeClient):
+    """Sends rows of float32 to a layer of jargon-moe."""
 
     def request(self, rows, layer="1", **fields):
-        return self.message("ForwardRequest", model="jargon-moe", layer=layer, dtype=FP32, num_rows=len(rows),
-                            rows=rows.tobytes(), **fields)
+        return super().request("jargon-moe", layer, rows, **fields)
 
     def stream_request(self, id, rows, **fields):
         return self.message("ForwardStreamRequest", id=id, forward=self.request(rows, **fields))
@@ -42,7 +27,7 @@ class NativeClient:
 @pytest.fixture(scope="module")
 def native(server):
     with grpc.insecure_channel(server.target) as channel:
-        yield NativeClient(channel)
+        yield Client(channel)
 
 
 def rows_of(response, like):
