@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from certificates import Authority
 from conftest import MODEL as CHECKPOINT
 from conftest import Server
 
@@ -44,3 +45,25 @@ def run(name, *flags):
 @pytest.mark.parametrize("name", PRINTS)
 def test_example(target, name):
     assert re.search(PRINTS[name], run(name, f"--target={target}"))
+
+
+@pytest.mark.parametrize("name", ["infer", "infer_asyncio", "infer_stream"])
+def test_example_over_mutual_tls_with_a_token(secured, name):
+    assert re.search(PRINTS[name], run(name, *secured))
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory):
+    """Flags for a client of a front that asks for a certificate and a token."""
+    folder = tmp_path_factory.mktemp("secured")
+    authority = Authority(str(folder / "authority"))
+    token = folder / "token"
+    token.write_text("# openssl rand -hex 32\n" + "0123456789abcdef" * 4 + "\n", encoding="ascii")
+    cert, key = authority.issue("front")
+    running = Server(f"--model=jargon-moe={CHECKPOINT}", "--local_workers=2", f"--tls_cert={cert}", f"--tls_key={key}",
+                     f"--tls_client_ca={authority.root}", f"--auth_token_file={token}")
+    cert, key = authority.issue("client")
+    yield [f"--target={running.target}", f"--tls_ca={authority.root}", f"--tls_cert={cert}", f"--tls_key={key}",
+           f"--token_file={token}"]
+    running.terminate()
+    assert running.wait() == 0, running.log()

@@ -19,18 +19,20 @@ def parse_arguments(description, model="jargon-moe.3", **more):
     parser.add_argument("--tls_ca", help="PEM file of the roots to trust instead of the system's")
     parser.add_argument("--tls_cert", help="PEM file of the certificate to show to a server that asks for one")
     parser.add_argument("--tls_key", help="PEM file of its key")
-    parser.add_argument("--token_file", help="file whose first word goes with every call as the bearer token")
+    parser.add_argument("--token_file", help="file whose first token goes with every call")
     for name, default in more.items():
         parser.add_argument(f"--{name}", default=default, type=type(default))
     return parser.parse_args()
 
 
 class BearerToken(triton.InferenceServerClientPlugin):
-    """Sends a token with every call, streams included."""
+    """Sends the first token of a file with every call, streams included. Lines are TOKEN, NAME:TOKEN, or # comments."""
 
     def __init__(self, path):
         with open(path, encoding="ascii") as file:
-            self._header = "Bearer " + file.read().split()[0]
+            lines = [line.strip() for line in file]
+        first = next(line for line in lines if line and not line.startswith("#"))
+        self._header = "Bearer " + first.rsplit(":", 1)[-1]
 
     def __call__(self, request):
         request.headers["authorization"] = self._header
