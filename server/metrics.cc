@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "moe/base/version.h"
+#include "http/common_metrics.h"
 
 namespace switchyard {
 namespace {
@@ -12,13 +12,6 @@ using prometheus::BuildCounter;
 using prometheus::BuildGauge;
 using prometheus::BuildHistogram;
 using prometheus::Registry;
-
-// 10 µs to 10 s, three buckets a decade.
-const prometheus::Histogram::BucketBoundaries& SecondsBuckets() {
-  static const prometheus::Histogram::BucketBoundaries buckets = {
-      1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1, 2, 5, 10};
-  return buckets;
-}
 
 const prometheus::Histogram::BucketBoundaries& RowsBuckets() {
   static const prometheus::Histogram::BucketBoundaries buckets = {1,   2,   4,    8,    16,   32,   64,    128,
@@ -39,10 +32,6 @@ void ObserveMicros(prometheus::Histogram* histogram, int64_t micros) {
 
 auto& CounterFamily(Registry& registry, const char* name, const char* help) {
   return BuildCounter().Name(name).Help(help).Register(registry);
-}
-
-prometheus::Gauge& SingleGauge(Registry& registry, const char* name, const char* help) {
-  return BuildGauge().Name(name).Help(help).Register(registry).Add({});
 }
 
 }  // namespace
@@ -77,20 +66,14 @@ Metrics::Metrics(const ModelTable& models)
       queue_requests_(SingleGauge(registry_, "switchyard_admitted_requests", "Requests queued or in flight.")),
       epoch_(SingleGauge(registry_, "switchyard_group_epoch", "Epoch of the worker group; grows when it re-forms.")),
       ranks_serving_(SingleGauge(registry_, "switchyard_ranks_serving", "Workers in the serving group.")),
-      recoveries_(
-          CounterFamily(registry_, "switchyard_recoveries_total", "Times the group was re-formed after it had served.")
-              .Add({})),
+      recoveries_(SingleCounter(registry_, "switchyard_recoveries_total",
+                                "Times the group was re-formed after it had served.")),
       recovery_seconds_(BuildHistogram()
                             .Name("switchyard_recovery_seconds")
                             .Help("From the loss of a group to the next one serving.")
                             .Register(registry_)
                             .Add({}, SecondsBuckets())) {
-  BuildGauge()
-      .Name("switchyard_build_info")
-      .Help("Always 1; the label tells the version.")
-      .Register(registry_)
-      .Add({{"version", std::string(kVersion)}})
-      .Set(1);
+  AddBuildInfo(registry_);
   for (const auto& layer : models.layers()) AddLayer(*layer);
 }
 

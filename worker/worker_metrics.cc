@@ -3,30 +3,13 @@
 #include <iterator>
 #include <utility>
 
-#include "moe/base/version.h"
+#include "http/common_metrics.h"
 
 namespace switchyard {
 namespace {
 
 using prometheus::BuildCounter;
-using prometheus::BuildGauge;
 using prometheus::BuildHistogram;
-using prometheus::Registry;
-
-// 10 µs to 10 s, three buckets a decade.
-const prometheus::Histogram::BucketBoundaries& SecondsBuckets() {
-  static const prometheus::Histogram::BucketBoundaries buckets = {
-      1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1, 2, 5, 10};
-  return buckets;
-}
-
-prometheus::Counter& SingleCounter(Registry& registry, const char* name, const char* help) {
-  return BuildCounter().Name(name).Help(help).Register(registry).Add({});
-}
-
-prometheus::Gauge& SingleGauge(Registry& registry, const char* name, const char* help) {
-  return BuildGauge().Name(name).Help(help).Register(registry).Add({});
-}
 
 }  // namespace
 
@@ -51,12 +34,7 @@ WorkerMetrics::WorkerMetrics()
       epoch_(
           SingleGauge(registry_, "switchyard_worker_group_epoch", "Epoch of the group this rank is in; 0 for none.")),
       rank_(SingleGauge(registry_, "switchyard_worker_rank", "Number of this rank in its group.")) {
-  BuildGauge()
-      .Name("switchyard_build_info")
-      .Help("Always 1; the label tells the version.")
-      .Register(registry_)
-      .Add({{"version", std::string(kVersion)}})
-      .Set(1);
+  AddBuildInfo(registry_);
 }
 
 std::vector<prometheus::MetricFamily> WorkerMetrics::Collect() const {
