@@ -31,7 +31,7 @@ int Serve() {
   TuneServer(builder);
   builder.RegisterService(&service);
   int port = 0;
-  const auto server = StartServer(builder, "127.0.0.1", 0, "port", &port);
+  const auto server = StartServer(builder, grpc::InsecureServerCredentials(), "127.0.0.1", 0, "port", &port);
   if (!server.ok()) {
     std::fprintf(stderr, "%s\n", std::string(server.status().message()).c_str());
     return 1;
