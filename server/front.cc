@@ -20,6 +20,9 @@ namespace {
 
 constexpr std::chrono::milliseconds kWorkerExitGrace{5000};
 
+// More copy hardly faster than memory allows.
+constexpr int kMaxCopyThreads = 4;
+
 // Outputs of a link beyond those of the steps: answers of so many steps can be on their way without having been copied.
 constexpr int kSpareOutputs = 8;
 
@@ -118,6 +121,7 @@ void Front::CreateGroup(const std::string& token) {
                        std::chrono::microseconds(options_.max_queue_delay_us)};
   scheduler.num_ranks = num_ranks_;
   scheduler.num_slots = options_.steps_in_flight;
+  scheduler.num_copy_threads = std::min(kMaxCopyThreads, NumCores());
   scheduler_ = std::make_unique<Scheduler>(
       scheduler, links, metrics_.get(), Clock::Real(),
       [this](Epoch epoch, int rank, const absl::Status& why) { group_->StepFailed(epoch, rank, why); });

@@ -18,34 +18,44 @@ size_t ChunkedRows::size_bytes() const {
   return total;
 }
 
-void ChunkedRows::ReadNext(DType from, size_t num_elements, DType to, std::byte* dst) {
+ChunkedRows::Position ChunkedRows::SkipNext(size_t num_bytes) {
+  const Position begin = next_;
+  while (num_bytes > 0) {
+    const size_t taken = std::min(num_bytes, chunks_[next_.chunk_idx].size() - next_.offset);
+    num_bytes -= taken;
+    next_.offset += taken;
+    if (next_.offset == chunks_[next_.chunk_idx].size()) next_ = {next_.chunk_idx + 1, 0};
+  }
+  return begin;
+}
+
+ChunkedRows::Position ChunkedRows::ReadAt(Position at, DType from, size_t num_elements, DType to,
+                                          std::byte* dst) const {
   const size_t from_size = SizeOf(from), to_size = SizeOf(to);
   while (num_elements > 0) {
-    const auto rest = chunks_[chunk_idx_].subspan(offset_);
+    const auto rest = chunks_[at.chunk_idx].subspan(at.offset);
     const size_t whole = std::min(num_elements, rest.size() / from_size);
     ConvertElements(from, rest.data(), to, dst, whole);
     dst += whole * to_size;
     num_elements -= whole;
-    offset_ += whole * from_size;
-    if (num_elements == 0) return;
+    at.offset += whole * from_size;
+    if (num_elements == 0) break;
     // The next element begins in this chunk's last bytes, if any are left, and ends in later ones.
     std::byte element[8];
     size_t filled = 0;
     while (filled < from_size) {
-      const auto part = chunks_[chunk_idx_].subspan(offset_);
+      const auto part = chunks_[at.chunk_idx].subspan(at.offset);
       const size_t taken = std::min(from_size - filled, part.size());
       std::memcpy(element + filled, part.data(), taken);
       filled += taken;
-      offset_ += taken;
-      if (offset_ == chunks_[chunk_idx_].size()) {
-        ++chunk_idx_;
-        offset_ = 0;
-      }
+      at.offset += taken;
+      if (at.offset == chunks_[at.chunk_idx].size()) at = {at.chunk_idx + 1, 0};
     }
     ConvertElements(from, element, to, dst, 1);
     dst += to_size;
     --num_elements;
   }
+  return at;
 }
 
 }  // namespace switchyard

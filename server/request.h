@@ -26,14 +26,25 @@ class ChunkedRows {
 
   size_t size_bytes() const;
 
+  // A place among the bytes.
+  struct Position {
+    size_t chunk_idx = 0;
+    size_t offset = 0;  // in the chunk
+  };
+
   // Converts the next `num_elements` of type `from` to `to` at `dst`, and moves past them.
-  void ReadNext(DType from, size_t num_elements, DType to, std::byte* dst);
+  void ReadNext(DType from, size_t num_elements, DType to, std::byte* dst) {
+    next_ = ReadAt(next_, from, num_elements, to, dst);
+  }
+  // Where ReadNext goes on; moves past `num_bytes`, which are to be read from there.
+  Position SkipNext(size_t num_bytes);
+  // As ReadNext from another place; returns the place behind. Several threads may read at once.
+  Position ReadAt(Position at, DType from, size_t num_elements, DType to, std::byte* dst) const;
 
  private:
   std::vector<std::span<const std::byte>> chunks_;
   std::shared_ptr<const void> owner_;
-  size_t chunk_idx_ = 0;
-  size_t offset_ = 0;  // in chunks_[chunk_idx_]
+  Position next_;
 };
 
 // What one request cost; sums over its steps.

@@ -43,5 +43,21 @@ TEST(ChunkedRows, ElementsThatStraddleChunksAreWhole) {
   }
 }
 
+TEST(ChunkedRows, PartsCanBeReadInAnyOrder) {
+  std::mt19937 random(2);
+  for (int round = 0; round < 200; ++round) {
+    std::vector<float> values(1 + random() % 50), read(values.size());
+    for (float& value : values) value = static_cast<float>(random() % 1000);
+    const auto bytes = Bytes(values);
+    ChunkedRows rows(CutAtRandom(bytes, random), nullptr);
+    const size_t first = random() % (values.size() + 1), rest = values.size() - first;
+    const ChunkedRows::Position begin = rows.SkipNext(first * sizeof(float));
+    const ChunkedRows::Position middle = rows.SkipNext(rest * sizeof(float));
+    rows.ReadAt(middle, DType::kF32, rest, DType::kF32, reinterpret_cast<std::byte*>(read.data() + first));
+    rows.ReadAt(begin, DType::kF32, first, DType::kF32, reinterpret_cast<std::byte*>(read.data()));
+    EXPECT_EQ(read, values) << "round " << round;
+  }
+}
+
 }  // namespace
 }  // namespace switchyard

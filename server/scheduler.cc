@@ -55,6 +55,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, std::vector<LinkBuffers*> 
       clock_(clock),
       on_group_broken_(std::move(on_group_broken)),
       outputs_(std::make_shared<OutputPool>(links_[0]->layout().num_outputs, options.num_slots, MemoryOf(links_))),
+      copy_pool_(options.num_copy_threads),
       batcher_(options.batcher) {
   for (int slot = options.num_slots - 1; slot >= 0; --slot) free_slots_.push_back(slot);
   dispatcher_ = std::thread([this] { DispatchLoop(); });
@@ -138,6 +139,15 @@ void Scheduler::Dispatch(const Work& work) {
   if (absl::Status status = Prepare(*work.fresh); !status.ok()) return Fail(work.fresh, status);
   const auto group = Register(work.fresh);
   if (group != nullptr) Submit(*work.fresh, *group);
+  ReleaseRows(*work.fresh);
+}
+
+// What came over the wire is in the links now; its memory is free while the workers compute.
+void Scheduler::ReleaseRows(const Step& step) {
+  for (const Piece& piece : step.batch.pieces) {
+    Request& request = *piece.request;
+    if (piece.begin_row + piece.num_rows == request.num_rows) request.rows = ChunkedRows();
+  }
 }
 
 std::shared_ptr<Scheduler::Step> Scheduler::TakeInline() {
@@ -279,25 +289,43 @@ void Scheduler::UploadRows(Step& step, const std::vector<int64_t>& home_offsets)
     gate_rows_.EnsureSize(NumElements(layer, step.batch.num_rows) * sizeof(float));
     gate_rows = reinterpret_cast<float*>(gate_rows_.data());
   }
+  copy_tasks_.clear();
   int64_t begin = 0;
   for (Piece& piece : step.batch.pieces) {
     ForEachHomeRun(home_offsets, begin, piece.num_rows,
                    [&](int rank, int64_t home_row, int64_t step_row, int64_t count) {
-                     std::byte* const link_rows = links_[rank]->input(step.slot) + home_row * row_bytes;
-                     ChunkedRows& rows = piece.request->rows;
-                     const int64_t elements = NumElements(layer, count);
-                     if (gate_rows == nullptr) {
-                       rows.ReadNext(piece.request->dtype, elements, layer.compute_dtype, link_rows);
-                       return;
-                     }
-                     ChunkedRows again = rows;  // a cursor over the same bytes
-                     rows.ReadNext(piece.request->dtype, elements, layer.compute_dtype, link_rows);
-                     again.ReadNext(piece.request->dtype, elements, DType::kF32,
-                                    reinterpret_cast<std::byte*>(gate_rows + NumElements(layer, step_row)));
+                     AddCopyTasks(*piece.request, layer.compute_dtype, count,
+                                  links_[rank]->input(step.slot) + home_row * row_bytes,
+                                  gate_rows == nullptr ? nullptr : gate_rows + NumElements(layer, step_row));
                    });
     begin += piece.num_rows;
   }
+  if (step.batch.num_rows * row_bytes < 2 * options_.copy_task_bytes) {
+    for (const CopyTask& task : copy_tasks_) task.Run();
+  } else {
+    copy_pool_.Run(static_cast<int64_t>(copy_tasks_.size()), [&](int64_t task, int) { copy_tasks_[task].Run(); });
+  }
   step.gate_reads_link = gate_reads_link;
+}
+
+void Scheduler::AddCopyTasks(Request& request, DType link_dtype, int64_t num_rows, std::byte* link_rows,
+                             float* gate_rows) {
+  const int64_t width = request.layer->spec.hidden_dim;
+  const auto row_bytes = static_cast<int64_t>(width * SizeOf(request.dtype));
+  const int64_t task_rows = std::max<int64_t>(1, static_cast<int64_t>(options_.copy_task_bytes) / row_bytes);
+  for (int64_t row = 0; row < num_rows; row += task_rows) {
+    const int64_t count = std::min(task_rows, num_rows - row);
+    copy_tasks_.push_back({&request.rows, request.rows.SkipNext(count * row_bytes), request.dtype, link_dtype,
+                           static_cast<size_t>(count * width), link_rows + row * width * SizeOf(link_dtype),
+                           gate_rows == nullptr ? nullptr : gate_rows + row * width});
+  }
+}
+
+void Scheduler::CopyTask::Run() const {
+  rows->ReadAt(begin, from, num_elements, to, link_rows);
+  if (gate_rows != nullptr) {
+    rows->ReadAt(begin, from, num_elements, DType::kF32, reinterpret_cast<std::byte*>(gate_rows));
+  }
 }
 
 absl::Status Scheduler::GateRows(Step& step, const std::vector<int64_t>& home_offsets) {

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "moe/base/mutex.h"
+#include "moe/linear/work_pool.h"
 #include "moe/plan/step_plan.h"
 #include "moe/tensor/buffer.h"
 #include "server/batcher.h"
@@ -41,6 +42,9 @@ struct SchedulerOptions {
   // Steps of at most so many rows are prepared on the thread that brings their last request, or the result before
   // them, when the dispatcher is idle: waking it would take longer.
   int64_t max_inline_rows = 32;
+  // Threads that copy the rows of a step into the links, and what one copies at a time.
+  int num_copy_threads = 1;
+  size_t copy_task_bytes = 512 << 10;
 };
 
 class Scheduler {
@@ -100,6 +104,18 @@ class Scheduler {
     StepTimes slowest;  // over the ranks
   };
 
+  // Rows that go from the wire to a link, and to the gate's own copy when it has one.
+  struct CopyTask {
+    const ChunkedRows* rows = nullptr;
+    ChunkedRows::Position begin;
+    DType from = DType::kF32, to = DType::kF32;
+    size_t num_elements = 0;
+    std::byte* link_rows = nullptr;
+    float* gate_rows = nullptr;
+
+    void Run() const;
+  };
+
   // What the dispatcher does next.
   struct Work {
     bool stop = false;
@@ -123,6 +139,9 @@ class Scheduler {
   // Preparation, on the dispatcher thread.
   absl::Status Prepare(Step& step);
   void UploadRows(Step& step, const std::vector<int64_t>& home_offsets);
+  // Of one piece, the rows that have one home, in parts of about copy_task_bytes.
+  void AddCopyTasks(Request& request, DType link_dtype, int64_t num_rows, std::byte* link_rows, float* gate_rows);
+  static void ReleaseRows(const Step& step);
   absl::Status GateRows(Step& step, const std::vector<int64_t>& home_offsets);
   // Rows [begin, begin + count) of the step, which are gated like those of `like`.
   absl::Status GateRun(Step& step, const std::vector<int64_t>& home_offsets, const Request& like, int64_t begin,
@@ -157,6 +176,8 @@ class Scheduler {
   // Of the thread that dispatches.
   RequestRouter router_;
   HostBuffer gate_rows_;  // rows in fp32 where the link's type does not suit the gate
+  WorkPool copy_pool_;
+  std::vector<CopyTask> copy_tasks_;  // of one upload
 
   mutable Mutex mu_;
   CondVar work_;

@@ -231,6 +231,8 @@ class SchedulerTest : public testing::Test {
     options.max_submissions = max_submissions;
     options.min_lent_bytes = min_lent_bytes_;
     options.max_inline_rows = 3;
+    options.num_copy_threads = 2;
+    options.copy_task_bytes = 3 * kDim * sizeof(float);
     LayerSpec spec;
     spec.name = "0";
     spec.hidden_dim = kDim;
