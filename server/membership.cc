@@ -18,6 +18,20 @@ bool SameSecret(const std::string& a, const std::string& b) {
   return difference == 0;
 }
 
+// Bytes of more than any memory, or more done than there are, would only confuse whoever adds them up.
+bool IsPlausible(const worker::LoadProgress& progress) {
+  constexpr int64_t kMaxBytes = int64_t{1} << 50;
+  return std::all_of(progress.models().begin(), progress.models().end(), [](const worker::ModelProgress& model) {
+    return model.bytes_done() >= 0 && model.bytes_done() <= model.bytes_total() && model.bytes_total() <= kMaxBytes;
+  });
+}
+
+// A failure, whatever code it came with.
+absl::Status LoadFailure(const worker::LoadFailed& message) {
+  const auto code = static_cast<absl::StatusCode>(message.code());
+  return absl::Status(code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code, message.message());
+}
+
 }  // namespace
 
 Membership::Membership(MembershipOptions options, MembershipListener* listener)
@@ -89,6 +103,7 @@ void Membership::OnMessage(const WorkerChannel* channel, const worker::WorkerMes
   switch (message.message_case()) {
     case worker::WorkerMessage::kLoadProgress: {
       const auto& progress = message.load_progress();
+      if (!IsPlausible(progress)) return;
       if (progress.experts_total() > 0) {
         rank.load_fraction = static_cast<double>(progress.experts_done()) / progress.experts_total();
       }
@@ -104,8 +119,7 @@ void Membership::OnMessage(const WorkerChannel* channel, const worker::WorkerMes
       spdlog::info("rank {}: loaded {:.1f} MiB", index, rank.weight_bytes / 1048576.0);
       return TryForm(now);
     case worker::WorkerMessage::kLoadFailed:
-      return listener_->OnLoadFailed(index, absl::Status(static_cast<absl::StatusCode>(message.load_failed().code()),
-                                                         message.load_failed().message()));
+      return listener_->OnLoadFailed(index, LoadFailure(message.load_failed()));
     case worker::WorkerMessage::kGroupAddress:
       return OnAddress(rank, message.group_address());
     case worker::WorkerMessage::kGroupReady:

@@ -280,6 +280,9 @@ TEST_F(MembershipTest, ALoadFailureIsTold) {
   Say(worker, message);
   ASSERT_EQ(load_failures_.size(), 1u);
   EXPECT_EQ(load_failures_[0], absl::NotFoundError("no tensor x"));
+  message.mutable_load_failed()->set_code(0);
+  Say(worker, message);
+  EXPECT_FALSE(load_failures_[1].ok()) << "it failed, whatever its code says";
 }
 
 }  // namespace

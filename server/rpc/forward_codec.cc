@@ -16,6 +16,15 @@ namespace {
 using google::protobuf::internal::WireFormatLite;
 using google::protobuf::io::CodedInputStream;
 
+// Names are much shorter; they come back in errors, which travel in headers.
+constexpr uint32_t kMaxNameBytes = 1024;
+
+bool ReadName(CodedInputStream& input, std::string* name) {
+  uint32_t length = 0;
+  return input.ReadVarint32(&length) && length <= kMaxNameBytes && input.ReadString(name, static_cast<int>(length)) &&
+         WireFormatLite::VerifyUtf8String(name->data(), static_cast<int>(length), WireFormatLite::PARSE, nullptr);
+}
+
 // Reads one field of a known tag into `request`; false when the bytes end or contradict the field's type.
 bool ReadField(CodedInputStream& input, uint32_t tag, DecodedForward* request, Chunks* chunks) {
   constexpr auto kText = WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
@@ -24,9 +33,9 @@ bool ReadField(CodedInputStream& input, uint32_t tag, DecodedForward* request, C
   uint32_t length = 0;
   switch (tag) {
     case WireFormatLite::MakeTag(v1::ForwardRequest::kModelFieldNumber, kText):
-      return input.ReadVarint32(&length) && input.ReadString(&request->model, static_cast<int>(length));
+      return ReadName(input, &request->model);
     case WireFormatLite::MakeTag(v1::ForwardRequest::kLayerFieldNumber, kText):
-      return input.ReadVarint32(&length) && input.ReadString(&request->layer, static_cast<int>(length));
+      return ReadName(input, &request->layer);
     case WireFormatLite::MakeTag(v1::ForwardRequest::kRowsFieldNumber, kText):
       chunks->clear();  // the last one wins, as everywhere in protobuf
       return input.ReadVarint32(&length) && ReadChunks(input, length, chunks);
@@ -48,11 +57,11 @@ bool ReadField(CodedInputStream& input, uint32_t tag, DecodedForward* request, C
       return true;
     case WireFormatLite::MakeTag(v1::ForwardRequest::kGateIndexFieldNumber, kNumber):
       if (!input.ReadVarint64(&number)) return false;
-      request->gate_idx = static_cast<int64_t>(number);
+      request->gate_idx = static_cast<int32_t>(number);
       return true;
     case WireFormatLite::MakeTag(v1::ForwardRequest::kTopKFieldNumber, kNumber):
       if (!input.ReadVarint64(&number)) return false;
-      request->top_k = static_cast<int64_t>(number);
+      request->top_k = static_cast<int32_t>(number);
       return true;
     case WireFormatLite::MakeTag(v1::ForwardRequest::kCapacityFactorFieldNumber, WireFormatLite::WIRETYPE_FIXED64):
       if (!input.ReadLittleEndian64(&number)) return false;

@@ -109,6 +109,19 @@ TEST(DecodeForward, UnknownFieldsAreSkippedAndTheLastOfARepeatedFieldWins) {
   EXPECT_EQ(ReadAll(decoded->rows), "ef");
 }
 
+TEST(DecodeForward, NamesThatAreTooLongOrNotTextAreRefused) {
+  std::mt19937 random(4);
+  for (const std::string& name : {std::string(1025, 'm'), std::string("\xff\xfe")}) {
+    for (const char field : {'\x0a', '\x12'}) {
+      std::string bytes(1, field);
+      if (name.size() >= 128) bytes += static_cast<char>(name.size() % 128 | 128);
+      bytes += static_cast<char>(name.size() >= 128 ? name.size() / 128 : name.size());
+      const auto decoded = DecodeForward(Cut(bytes + name, random));
+      EXPECT_TRUE(absl::IsInvalidArgument(decoded.status())) << decoded.status();
+    }
+  }
+}
+
 TEST(DecodeForward, EveryTruncationAndMutationIsRefusedOrDecodedWithinItsBytes) {
   std::mt19937 random(3);
   const int iterations = FuzzIterations();

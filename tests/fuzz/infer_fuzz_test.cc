@@ -1,0 +1,124 @@
+// Mutated ModelInferRequests, alone or as messages of a stream, from bytes to the request that the front would run:
+// what protobuf reads, DecodeInfer reads the same or refuses for its size; what comes out is refused or consistent.
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+#include <gtest/gtest.h>
+
+#include "proto/inference.pb.h"
+#include "server/rpc/kserve_infer_request.h"
+#include "tests/fuzz/messages.h"
+#include "tests/fuzz/mutator.h"
+
+namespace switchyard {
+namespace {
+
+using inference::ModelInferRequest;
+
+// Map entries in one order, so that equal messages are equal bytes; NaN included.
+std::string Canonical(const ModelInferRequest& request) {
+  std::string bytes;
+  google::protobuf::io::StringOutputStream stream(&bytes);
+  google::protobuf::io::CodedOutputStream output(&stream);
+  output.SetSerializationDeterministic(true);
+  request.SerializeToCodedStream(&output);
+  output.Trim();
+  return bytes;
+}
+
+template <typename Elements>
+std::string Packed(const Elements& elements) {
+  return std::string(reinterpret_cast<const char*>(elements.data()), elements.size() * sizeof(elements[0]));
+}
+
+void ExpectSame(const DecodedInfer& decoded, ModelInferRequest parsed) {
+  ASSERT_EQ(decoded.raw.size(), parsed.raw_input_contents_size());
+  for (size_t i = 0; i < decoded.raw.size(); ++i) EXPECT_EQ(JoinChunks(decoded.raw[i]), parsed.raw_input_contents(i));
+  parsed.clear_raw_input_contents();
+  ASSERT_EQ(decoded.typed.size(), parsed.inputs_size());
+  for (size_t i = 0; i < decoded.typed.size(); ++i) {
+    const inference::InferTensorContents& contents = parsed.inputs(i).contents();
+    EXPECT_EQ(decoded.typed[i].is_set, parsed.inputs(i).has_contents());
+    EXPECT_EQ(JoinChunks(decoded.typed[i].fp32), Packed(contents.fp32_contents()));
+    EXPECT_EQ(JoinChunks(decoded.typed[i].fp64), Packed(contents.fp64_contents()));
+    parsed.mutable_inputs(i)->clear_contents();
+  }
+  EXPECT_EQ(Canonical(decoded.head), Canonical(parsed));
+}
+
+// DecodeInfer has limits that protobuf has not.
+bool IsRefusedForItsSize(const absl::Status& status) {
+  const std::string message(status.message());
+  return message.find("more than") != std::string::npos;
+}
+
+class InferFuzz : public testing::Test {
+ protected:
+  static constexpr InferLimits kLimits = {.max_request_bytes = 1 << 20, .max_batch_rows = 64};
+
+  void SetUp() override {
+    google::protobuf::SetLogHandler(nullptr);
+    ServerOptions options;
+    options.models = {{"m", "synthetic:dim=8,hidden=8,experts=6,topk=2,layers=1"}};
+    options.local_workers = 1;
+    options.device = "cpu";
+    table_ = *ModelTable::Load(options, 1);
+    models_ = std::make_unique<KserveModels>(*table_);
+  }
+
+  // True when the front would run it.
+  bool CheckRequest(DecodedInfer decoded) {
+    const auto entry = models_->Find(decoded.head.model_name(), decoded.head.model_version());
+    if (!entry.ok()) return false;
+    const auto infer = MakeInferRequest(std::move(decoded), **entry, kLimits);
+    if (!infer.ok()) {
+      EXPECT_TRUE(absl::IsInvalidArgument(infer.status()) || absl::IsUnimplemented(infer.status())) << infer.status();
+      EXPECT_LT(infer.status().message().size(), 4096u) << infer.status();
+      return false;
+    }
+    Request& request = *infer->request;
+    const size_t num_elements = request.num_rows * kFuzzDim;
+    EXPECT_EQ(infer->num_bytes, num_elements * SizeOf(request.dtype));
+    EXPECT_EQ(request.rows.size_bytes(), static_cast<size_t>(infer->num_bytes));
+    std::vector<float> rows(num_elements);
+    request.rows.ReadNext(request.dtype, num_elements, DType::kF32, reinterpret_cast<std::byte*>(rows.data()));
+    EXPECT_GE(request.top_k, 1);
+    EXPECT_LE(request.top_k, 6);
+    EXPECT_FALSE(infer->outputs.empty());
+    EXPECT_GE(infer->timeout_us, 0);
+    return true;
+  }
+
+  std::unique_ptr<ModelTable> table_;
+  std::unique_ptr<KserveModels> models_;
+};
+
+TEST_F(InferFuzz, MutatedRequestsAreRefusedOrReadAsProtobufDoes) {
+  Mutator mutator(20260802, InferCorpus());
+  const int64_t iterations = FuzzIterations(50'000);
+  int64_t agreed = 0, refused = 0, runnable = 0;
+  for (int64_t i = 0; i < iterations; ++i) {
+    const std::string bytes = mutator.Next();
+    auto decoded = DecodeInfer(mutator.Cut(bytes));
+    ModelInferRequest parsed;
+    if (parsed.ParseFromString(bytes) && !IsRefusedForItsSize(decoded.status())) {
+      ASSERT_TRUE(decoded.ok()) << decoded.status() << "; input " << i;
+      ExpectSame(*decoded, parsed);
+      ++agreed;
+    }
+    if (decoded.ok()) {
+      runnable += CheckRequest(*std::move(decoded));
+    } else {
+      EXPECT_TRUE(absl::IsInvalidArgument(decoded.status())) << decoded.status();
+      ++refused;
+    }
+    ASSERT_FALSE(HasFailure()) << "input " << i;
+  }
+  EXPECT_GT(agreed, iterations / 10);
+  EXPECT_GT(refused, iterations / 10);
+  EXPECT_GT(runnable, iterations / 100);
+  std::printf("%ld inputs: %ld read as by protobuf, %ld refused by the decoder, %ld to be run\n", iterations, agreed,
+              refused, runnable);
+}
+
+}  // namespace
+}  // namespace switchyard

@@ -1,0 +1,219 @@
+// What a worker of another build, or one gone mad, may send: mutated messages on the link's socket, and mutated control
+// messages for the group's state machine. Each is refused, ignored or taken for what it says; the group still forms
+// afterwards.
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include "moe/base/logging.h"
+#include "moe/link/step_socket.h"
+#include "server/load_display.h"
+#include "server/membership.h"
+#include "tests/fuzz/mutator.h"
+
+namespace switchyard {
+namespace {
+
+// ---- The link's socket
+
+// The bytes that one end of a socket gets from what `send` writes at the other.
+template <typename SendFn>
+std::string Recorded(const SendFn& send) {
+  SocketPair sockets = *MakeSocketPair();
+  EXPECT_TRUE(send(sockets.front.get()).ok());
+  std::string bytes(4096, '\0');
+  const ssize_t count = recv(sockets.worker.get(), bytes.data(), bytes.size(), 0);
+  bytes.resize(std::max<ssize_t>(count, 0));
+  return bytes;
+}
+
+std::vector<std::string> LinkCorpus() {
+  const ResultMessage failed{Epoch{3}, StepId{9}, {1, 2, 3}, absl::InternalError("peer gone")};
+  const ResultMessage fine{Epoch{4}, StepId{10}, {4, 5, 6}, absl::OkStatus()};
+  return {Recorded([&](int socket) { return SendResult(socket, failed); }),
+          Recorded([&](int socket) { return SendResult(socket, fine); }), Recorded([](int socket) {
+            return SendStep(socket, {Epoch{3}, StepId{9}, LayerId{5}, 1, 4, 77});
+          }),
+          Recorded([](int socket) { return SendSetup(socket, LinkLayout::For(3, 4096, 4096, 4096), socket); })};
+}
+
+// Sends the bytes as one message of the socket and receives them with `receive`, which has to say something sensible.
+template <typename ReceiveFn>
+bool IsTaken(const SocketPair& sockets, const std::string& bytes, const ReceiveFn& receive) {
+  EXPECT_EQ(send(sockets.front.get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
+  const absl::Status status = receive(sockets.worker.get());
+  EXPECT_TRUE(status.ok() || absl::IsInvalidArgument(status)) << status;
+  return status.ok();
+}
+
+TEST(WorkerProtocolFuzz, MutatedLinkMessagesAreRefusedOrTakenWhole) {
+  Mutator mutator(20260803, LinkCorpus());
+  SocketPair sockets = *MakeSocketPair();
+  const int64_t iterations = FuzzIterations(50'000);
+  int64_t results = 0, steps = 0;
+  for (int64_t i = 0; i < iterations; ++i) {
+    std::string bytes = mutator.Next();
+    if (bytes.empty()) continue;  // means the end to the receiver
+    bytes.resize(std::min<size_t>(bytes.size(), 16 << 10));
+    results += IsTaken(sockets, bytes, [](int socket) {
+      const auto result = ReceiveResult(socket);
+      if (result.ok()) {
+        EXPECT_LE(result->status.message().size(), 512u);
+      }
+      return result.status();
+    });
+    steps += IsTaken(sockets, bytes, [](int socket) { return ReceiveStep(socket).status(); });
+    IsTaken(sockets, bytes, [](int socket) {
+      const auto setup = ReceiveSetup(socket);
+      EXPECT_FALSE(setup.ok()) << "it came without a descriptor";
+      return setup.status();
+    });
+    ASSERT_FALSE(testing::Test::HasFailure()) << "input " << i;
+  }
+  EXPECT_GT(results, iterations / 50);
+  EXPECT_GT(steps, iterations / 50);
+}
+
+// ---- The control stream
+
+// A worker's stream that remembers nothing but whether it was closed.
+class MutedChannel final : public WorkerChannel {
+ public:
+  void Send(worker::FrontMessage message) override { EXPECT_LT(message.ByteSizeLong(), size_t{1} << 20); }
+  void Close(const absl::Status&) override {}
+};
+
+std::string Serialized(const std::function<void(worker::WorkerMessage*)>& fill) {
+  worker::WorkerMessage message;
+  fill(&message);
+  return message.SerializeAsString();
+}
+
+worker::Hello GoodHello() {
+  worker::Hello hello;
+  hello.set_version("1");
+  hello.set_build("b");
+  hello.set_token("secret");
+  hello.set_local_index(-1);
+  hello.add_compute_dtypes("fp32");
+  hello.set_exchange("gloo");
+  return hello;
+}
+
+std::vector<std::string> ControlCorpus() {
+  const auto model_progress = [](worker::WorkerMessage* message) {
+    auto& progress = *message->mutable_load_progress();
+    progress.set_experts_done(3);
+    progress.set_experts_total(8);
+    for (int i = 0; i < 2; ++i) {
+      progress.add_models()->set_bytes_done(30);
+      progress.mutable_models(i)->set_bytes_total(80);
+    }
+  };
+  return {Serialized([](auto* message) { *message->mutable_hello() = GoodHello(); }),
+          Serialized(model_progress),
+          Serialized([](auto* message) { message->mutable_loaded()->set_weight_bytes(80); }),
+          Serialized([](auto* message) { message->mutable_load_failed()->set_code(5); }),
+          Serialized([](auto* message) {
+            message->mutable_group_address()->set_epoch(1);
+            message->mutable_group_address()->set_address("address");
+          }),
+          Serialized([](auto* message) { message->mutable_group_ready()->set_epoch(1); }),
+          Serialized([](auto* message) { message->mutable_group_failed()->set_epoch(1); }),
+          Serialized([](auto* message) { message->mutable_pong()->set_number(1); })};
+}
+
+class ControlFuzz : public testing::Test, public MembershipListener {
+ protected:
+  static constexpr int kNumRanks = 3;
+
+  void SetUp() override {
+    level_ = spdlog::get_level();
+    spdlog::set_level(spdlog::level::off);  // a line for every refusal
+    google::protobuf::SetLogHandler(nullptr);
+    MembershipOptions options;
+    options.num_ranks = kNumRanks;
+    options.token = "secret";
+    options.version = "1";
+    options.build = "b";
+    options.make_welcome = [](int) { return worker::Welcome(); };
+    options.show_load = [this](const std::vector<RankLoad>& ranks, SteadyTime now) { display_.Update(ranks, now); };
+    membership_ = std::make_unique<Membership>(options, this);
+  }
+  void TearDown() override { spdlog::set_level(level_); }
+
+  void OnGroupFormed(Epoch epoch) override { EXPECT_EQ(epoch, membership_->epoch()); }
+  void OnGroupLost(Epoch, const std::string&) override {}
+  void OnWorkerGivenUp(int rank, int) override { EXPECT_LT(rank, kNumRanks); }
+  void OnLoadFailed(int, const absl::Status& why) override { EXPECT_FALSE(why.ok()); }
+
+  // What the service does with a message, joined or not.
+  void Receive(const std::shared_ptr<MutedChannel>& channel, const worker::WorkerMessage& message) {
+    if (message.has_hello()) {
+      num_joined_ += membership_->Join(channel, message.hello(), clock_.Now()).ok();
+    } else {
+      membership_->OnMessage(channel.get(), message, clock_.Now());
+    }
+  }
+
+  // Real workers bring the group into being.
+  void ExpectFormsWithRealWorkers() {
+    std::vector<std::shared_ptr<MutedChannel>> workers;
+    for (const auto& rank : membership_->ranks()) {
+      if (rank.channel != nullptr) membership_->Leave(rank.channel.get(), "over", clock_.Now());
+    }
+    for (int i = 0; i < kNumRanks; ++i) {
+      workers.push_back(std::make_shared<MutedChannel>());
+      ASSERT_TRUE(membership_->Join(workers.back(), GoodHello(), clock_.Now()).ok());
+      SayTo(workers.back(), [](auto* message) { message->mutable_loaded(); });
+    }
+    clock_.Advance(std::chrono::seconds(1));
+    membership_->Tick(clock_.Now());
+    const int64_t epoch = membership_->epoch().value;
+    for (const auto& each : workers)
+      SayTo(each, [&](auto* message) { message->mutable_group_address()->set_epoch(epoch); });
+    for (const auto& each : workers)
+      SayTo(each, [&](auto* message) { message->mutable_group_ready()->set_epoch(epoch); });
+    EXPECT_EQ(membership_->phase(), Membership::Phase::kServing);
+  }
+  void SayTo(const std::shared_ptr<MutedChannel>& from, const std::function<void(worker::WorkerMessage*)>& fill) {
+    worker::WorkerMessage message;
+    fill(&message);
+    membership_->OnMessage(from.get(), message, clock_.Now());
+  }
+
+  FakeClock clock_;
+  LoadDisplay display_{{"one", "two"}, {.draw = nullptr, .log = [](const std::string&) {}}};
+  std::unique_ptr<Membership> membership_;
+  int64_t num_joined_ = 0;
+  spdlog::level::level_enum level_ = spdlog::level::info;
+};
+
+TEST_F(ControlFuzz, MutatedControlMessagesLeaveTheGroupSound) {
+  Mutator mutator(20260804, ControlCorpus());
+  std::vector<std::shared_ptr<MutedChannel>> channels(2 * kNumRanks);
+  for (auto& channel : channels) channel = std::make_shared<MutedChannel>();
+  const int64_t iterations = FuzzIterations(50'000);
+  Epoch last_epoch;
+  for (int64_t i = 0; i < iterations; ++i) {
+    worker::WorkerMessage message;
+    auto& channel = channels[mutator.Below(channels.size())];
+    if (message.ParseFromString(mutator.Next())) Receive(channel, message);
+    if (mutator.Below(16) == 0) {
+      membership_->Leave(channel.get(), "gone", clock_.Now());
+      channel = std::make_shared<MutedChannel>();
+    }
+    if (mutator.Below(8) == 0) {
+      clock_.Advance(std::chrono::milliseconds(100));
+      membership_->Tick(clock_.Now());
+    }
+    EXPECT_GE(membership_->epoch().value, last_epoch.value) << "epochs only grow";
+    last_epoch = membership_->epoch();
+    ASSERT_FALSE(HasFailure()) << "input " << i;
+  }
+  EXPECT_GT(num_joined_, iterations / 1000);
+  EXPECT_GT(last_epoch.value, 0) << "no group was ever begun";
+  ExpectFormsWithRealWorkers();
+}
+
+}  // namespace
+}  // namespace switchyard

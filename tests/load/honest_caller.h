@@ -1,0 +1,70 @@
+// A caller that behaves: small requests at a steady pace, each answer compared with what it must be. Storms are judged
+// by what happens to it.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "client/histogram.h"
+#include "client/tensor_io.h"
+#include "moe/base/clock.h"
+#include "moe/base/mutex.h"
+#include "tests/e2e/server_process.h"
+
+namespace switchyard {
+
+struct HonestWork {
+  std::string model;
+  std::string layer;
+  HostMatrix rows;
+  HostMatrix expected;
+};
+
+// Rows of a golden layer.
+HonestWork GoldenWork(const std::string& model, const std::string& checkpoint, int layer, int64_t num_rows);
+// Random rows, with what the server, undisturbed, makes of them.
+absl::StatusOr<HonestWork> ObservedWork(const ServerProcess& server, const std::string& model, const std::string& layer,
+                                        int64_t num_rows, int64_t hidden_dim);
+
+struct HonestReport {
+  LatencyHistogram latency;  // of the answers, retries after pushback included, from when the request was due
+  int64_t answered = 0;
+  int64_t failed = 0;  // after retries, or within a minute
+  int64_t wrong = 0;
+  int64_t retries = 0;  // after RESOURCE_EXHAUSTED
+  std::string first_failure;
+
+  double P99Ms() const { return std::chrono::duration<double, std::milli>(latency.Percentile(99)).count(); }
+  double P50Ms() const { return std::chrono::duration<double, std::milli>(latency.Percentile(50)).count(); }
+};
+
+// Calls from its construction until its end. Thread-safe.
+class HonestCaller {
+ public:
+  // `work` outlives it.
+  HonestCaller(const ServerProcess& server, const HonestWork& work, std::chrono::milliseconds period);
+  ~HonestCaller();
+
+  // What happened since the last call.
+  HonestReport Take();
+  // Waits for so many more answers, or failures.
+  void WaitForCalls(int64_t count);
+
+ private:
+  void Run(std::chrono::milliseconds period);
+  void CallOnce(SteadyTime due);
+
+  const HonestWork& work_;
+  const std::unique_ptr<Client> client_;
+  std::atomic<bool> stop_{false};
+  Mutex mu_;
+  CondVar called_;
+  int64_t num_calls_ ABSL_GUARDED_BY(mu_) = 0;
+  HonestReport report_ ABSL_GUARDED_BY(mu_);
+  std::thread thread_;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,36 @@
+// More requests than the server can serve, from callers that do not wait for each other.
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include "client/load_generator.h"
+
+namespace switchyard {
+
+struct Overload {
+  std::string target;
+  std::string model;
+  std::string layer = "0";
+  int64_t num_rows = 64;
+  int64_t hidden_dim = 128;
+  int num_channels = 8;
+  std::chrono::milliseconds deadline{1000};  // of each request
+};
+
+struct OverloadResult {
+  LoadStats stats;
+  LatencyHistogram refusal_latency;  // of RESOURCE_EXHAUSTED, as the caller sees it
+  int64_t refused = 0;
+  int64_t refused_without_pushback = 0;
+
+  double goodput_per_s() const { return static_cast<double>(stats.num_ok) / stats.elapsed_s; }
+  double offered_per_s() const {
+    return static_cast<double>(stats.num_ok + stats.num_failed() + stats.num_unsent) / stats.elapsed_s;
+  }
+};
+
+// Answers per second of a closed loop are the peak, an open loop of a higher rate is an overload.
+OverloadResult RunLoad(const Overload& overload, const LoadOptions& options);
+
+}  // namespace switchyard

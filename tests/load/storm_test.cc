@@ -1,0 +1,145 @@
+// Small storms against a real server: everything is answered or refused with the right code, nothing is left behind,
+// and an honest caller gets right answers all the while. How fast is measured by tests/load/run.sh.
+#include <gtest/gtest.h>
+
+#include "tests/fuzz/messages.h"
+#include "tests/fuzz/mutator.h"
+#include "tests/load/cancel_storm.h"
+#include "tests/load/half_open.h"
+#include "tests/load/honest_caller.h"
+#include "tests/load/huge_message.h"
+#include "tests/load/overload.h"
+#include "tests/load/server_watch.h"
+
+namespace switchyard {
+namespace {
+
+constexpr char kCheckpoint[] = "tests/testdata/jargon-moe";
+constexpr int64_t kDim = 128;
+constexpr std::chrono::milliseconds kPeriod{20};
+constexpr std::chrono::milliseconds kPatience{30'000};
+constexpr int64_t kMaxQueuedRows = 20'000;
+constexpr int64_t kMaxRequestBytes = 8 << 20;
+constexpr int64_t kMib = 1 << 20;
+
+class StormTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    auto server = ServerProcess::Start({absl::StrCat("--model=m=", kCheckpoint), "--local_workers=2",
+                                        "--compute_dtype=fp32", absl::StrCat("--max_queued_rows=", kMaxQueuedRows),
+                                        absl::StrCat("--max_request_bytes=", kMaxRequestBytes)});
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = server->release();
+    work_ = new HonestWork(GoldenWork("m", kCheckpoint, 1, 8));
+  }
+  static void TearDownTestSuite() {
+    EXPECT_EQ(server_->Stop(), 0);
+    delete server_;
+    delete work_;
+  }
+
+  void SetUp() override {
+    ASSERT_NE(server_, nullptr);
+    honest_ = std::make_unique<HonestCaller>(*server_, *work_, kPeriod);
+    honest_->WaitForCalls(3);
+  }
+  void TearDown() override {
+    honest_->WaitForCalls(3);  // after the storm, too
+    const HonestReport report = honest_->Take();
+    EXPECT_EQ(report.failed, 0) << report.first_failure;
+    EXPECT_EQ(report.wrong, 0);
+    EXPECT_GE(report.answered, 6);
+    honest_.reset();
+    const AdmittedWork left = WaitUntilIdle(*server_, kPatience);
+    EXPECT_TRUE(left.none()) << left.requests << " requests, " << left.rows << " rows, " << left.bytes << " bytes";
+  }
+
+  static void ExpectOnly(const std::map<absl::StatusCode, int64_t>& codes, const std::set<absl::StatusCode>& expected) {
+    for (const auto& [code, count] : codes) {
+      EXPECT_TRUE(expected.count(code)) << count << " × " << absl::StatusCodeToString(code);
+    }
+  }
+
+  static ServerProcess* server_;
+  static HonestWork* work_;
+  std::unique_ptr<HonestCaller> honest_;
+};
+
+ServerProcess* StormTest::server_ = nullptr;
+HonestWork* StormTest::work_ = nullptr;
+
+TEST_F(StormTest, CancelledCallsOfBothApisLeaveNothingBehind) {
+  CancelStorm storm{.target = server_->grpc_address(), .num_calls = 1500};
+  const std::set<absl::StatusCode> expected = {absl::StatusCode::kOk, absl::StatusCode::kCancelled,
+                                               absl::StatusCode::kResourceExhausted};
+  storm.message = ForwardMessage("m", "1", 300, kDim);
+  const auto native = RunCancelStorm(storm);
+  ExpectOnly(native, expected);
+  EXPECT_GT(native.at(absl::StatusCode::kCancelled), 100);
+  storm.message = InferMessage("m.2", 300, kDim);
+  storm.method = kInferMethod;
+  ExpectOnly(RunCancelStorm(storm), expected);
+  storm.method = kInferStreamMethod;
+  storm.is_stream = true;
+  const auto streams = RunCancelStorm(storm);
+  ExpectOnly(streams, {absl::StatusCode::kCancelled});
+  EXPECT_EQ(streams.at(absl::StatusCode::kCancelled), storm.num_calls);
+}
+
+TEST_F(StormTest, HalfOpenConnectionsKeepNobodyOut) {
+  const int fds_before = UsageOf(server_->process().pid()).num_fds;
+  {
+    auto connections = HalfOpenConnections::Open(server_->grpc_address(), 200);
+    ASSERT_TRUE(connections.ok()) << connections.status();
+    honest_->WaitForCalls(20);
+    // A new one is served beside them.
+    EXPECT_TRUE(server_->Connect()->GetStatus().ok());
+  }
+  while (UsageOf(server_->process().pid()).num_fds > fds_before + 5) honest_->WaitForCalls(1);
+}
+
+TEST_F(StormTest, MessagesBeyondTheLimitAreRefusedWithoutBeingKept) {
+  const std::string& target = server_->grpc_address();
+  for (const char* method : {kForwardMethod, kInferMethod}) {
+    const grpc::Status status = SendHugeMessage(target, method, 256 * kMib);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED) << status.error_message();
+  }
+}
+
+TEST_F(StormTest, MutatedMessagesAreAnswered) {
+  Mutator mutator(20260805, InferCorpus());
+  CancelStorm storm{.target = server_->grpc_address(), .num_calls = 4, .max_open = 1000, .num_channels = 1};
+  for (int i = 0; i < 300; ++i) {
+    storm.message = mutator.Cut(mutator.Next());
+    storm.is_stream = i % 2 == 0;
+    storm.method = storm.is_stream ? kInferStreamMethod : kInferMethod;
+    for (const auto& [code, count] : RunCancelStorm(storm)) {
+      EXPECT_NE(code, absl::StatusCode::kUnavailable) << "the server went away";
+      EXPECT_NE(code, absl::StatusCode::kInternal);
+    }
+  }
+}
+
+// Many more requests than the queue holds: some are answered, the others refused, with pushback, or out of time.
+TEST_F(StormTest, OverloadIsRefusedWithPushback) {
+  const Overload overload{.target = server_->grpc_address(),
+                          .model = "m",
+                          .layer = "2",
+                          .num_rows = 2000,
+                          .hidden_dim = kDim,
+                          .deadline = std::chrono::seconds(20)};
+  LoadOptions options;
+  options.duration = std::chrono::seconds(2);
+  options.rate_per_s = 500;
+  options.max_in_flight = 50;
+  const OverloadResult result = RunLoad(overload, options);
+  EXPECT_GT(result.stats.num_ok, 0);
+  EXPECT_GT(result.refused, 0);
+  EXPECT_EQ(result.refused_without_pushback, 0);
+  for (const auto& [code, error] : result.stats.errors) {
+    EXPECT_EQ(code, absl::StatusCode::kResourceExhausted) << error.count << " × " << error.first_message;
+  }
+}
+
+}  // namespace
+}  // namespace switchyard
