@@ -517,7 +517,7 @@ void Scheduler::CompletePieces(const Step& step, std::vector<std::vector<OutputP
         stats.first_started = step.started;
         stats.first_planned = step.planned;
       }
-      stats.last_computed = now;
+      stats.last_computed = step.finished;
       stats.queue_us += MicrosBetween(request.arrival, step.started);
       stats.gate_us += MicrosBetween(step.started, step.gated);
       stats.plan_us += MicrosBetween(step.gated, step.planned);
