@@ -152,14 +152,17 @@ void Scheduler::ReleaseRows(const Step& step) {
 
 std::shared_ptr<Scheduler::Step> Scheduler::TakeInline() {
   if (dispatching_ || batcher_.num_rows() == 0) return nullptr;  // whoever dispatches looks again
-  std::shared_ptr<Step> step;
-  if (!stopping_ && !replay_ && batcher_.num_rows() <= options_.max_inline_rows) step = TakeStep();
+  std::shared_ptr<Step> step = stopping_ || replay_ ? nullptr : TakeStep();
   if (step == nullptr) {
-    work_.Signal();
-  } else {
-    dispatching_ = true;
+    // Rows that wait for company are the dispatcher's to watch; others wait for a result.
+    if (stopping_ || replay_ || steps_.empty()) work_.Signal();
+    return nullptr;
   }
-  return step;
+  dispatching_ = true;
+  if (step->batch.num_rows <= options_.max_inline_rows) return step;
+  handed_over_ = std::move(step);
+  work_.Signal();
+  return nullptr;
 }
 
 void Scheduler::DispatchInline(std::shared_ptr<Step> step) {
@@ -192,6 +195,7 @@ Scheduler::Work Scheduler::WaitForWork() {
   {
     MutexLock lock(&mu_);
     while (true) {
+      if ((work.fresh = std::move(handed_over_)) != nullptr) break;
       if (dispatching_) {
         work_.Wait(&mu_);
         continue;

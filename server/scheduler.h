@@ -126,8 +126,8 @@ class Scheduler {
 
   void DispatchLoop();
   void Dispatch(const Work& work);
-  // Takes a small step for the calling thread to dispatch; null when there is none, or it is the dispatcher's to take,
-  // which is then told.
+  // Takes a step, if one can leave: a small one for the calling thread to dispatch, a larger one for the dispatcher,
+  // who is told.
   std::shared_ptr<Step> TakeInline() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Dispatches what TakeInline gave, null included.
   void DispatchInline(std::shared_ptr<Step> step);
@@ -182,7 +182,8 @@ class Scheduler {
   mutable Mutex mu_;
   CondVar work_;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  bool dispatching_ ABSL_GUARDED_BY(mu_) = false;  // some thread prepares and submits
+  bool dispatching_ ABSL_GUARDED_BY(mu_) = false;           // some thread prepares and submits, or is about to
+  std::shared_ptr<Step> handed_over_ ABSL_GUARDED_BY(mu_);  // to the dispatcher, by whoever took it
   Batcher batcher_ ABSL_GUARDED_BY(mu_);
   std::shared_ptr<const Group> group_ ABSL_GUARDED_BY(mu_);  // null while there is none
   bool replay_ ABSL_GUARDED_BY(mu_) = false;
