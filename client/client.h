@@ -73,6 +73,10 @@ struct ForwardArgs {
   bool return_balance_loss = false;
   // Whether the result has stats. When unset, those of Forward do and those of a ForwardStream do not.
   std::optional<bool> return_stats = std::nullopt;
+  // 1 goes before all others, 2 is the usual, 3 is background work; 0 is the usual. And how long the request may wait
+  // in the front's queue, where zero is for the front to say.
+  int priority = 0;
+  absl::Duration queue_timeout = absl::ZeroDuration();
   // ClientOptions::timeout when zero.
   absl::Duration timeout = absl::ZeroDuration();
   // Sent as the metadata x-request-id and shown in the server's log: visible ASCII, at most 128 characters. When empty

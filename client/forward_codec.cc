@@ -41,6 +41,8 @@ std::string EncodeHeader(const ForwardArgs& args, int64_t timeout_us) {
   request.set_return_routing(args.return_routing);
   request.set_gate_index(args.gate_index);
   request.set_top_k(args.top_k);
+  request.set_priority(args.priority);
+  request.set_queue_timeout_us(absl::ToInt64Microseconds(args.queue_timeout));
   if (args.capacity_factor.has_value()) request.set_capacity_factor(*args.capacity_factor);
   request.set_return_balance_loss(args.return_balance_loss);
   request.set_timeout_us(timeout_us);

@@ -4,27 +4,50 @@
 
 namespace switchyard {
 
-absl::Status Admission::Admit(int64_t num_rows, int64_t num_bytes) {
-  MutexLock lock(&mu_);
-  if (num_rows > max_rows_ - held_.rows) {
-    return absl::ResourceExhaustedError(absl::StrCat("queue full: ", held_.rows, " rows are held, ", num_rows,
-                                                     " more exceed --max_queued_rows=", max_rows_));
+namespace {
+
+// Whether `wanted` more fit beside the `held` of everybody, of which the client's own is `own`.
+absl::Status CheckBudget(const char* unit, const char* flag, int64_t wanted, int64_t own, int64_t held,
+                         int64_t budget) {
+  const int64_t free = budget - held - wanted;
+  if (free < 0) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("queue full: ", held, " ", unit, " are held, ", wanted, " more exceed ", flag, "=", budget));
   }
-  if (num_bytes > max_bytes_ - held_.bytes) {
-    return absl::ResourceExhaustedError(absl::StrCat("queue full: ", held_.bytes, " bytes are held, ", num_bytes,
-                                                     " more exceed --max_queued_bytes=", max_bytes_));
+  if (own > 0 && (own + wanted) / Admission::kClientFactor > free) {
+    return absl::ResourceExhaustedError(absl::StrCat("queue nearly full: this client holds ", own, " of ", held, " ",
+                                                     unit, ", ", wanted, " more would leave others only ", free, " of ",
+                                                     flag, "=", budget));
   }
-  held_.rows += num_rows;
-  held_.bytes += num_bytes;
-  ++held_.requests;
   return absl::OkStatus();
 }
 
-void Admission::Release(int64_t num_rows, int64_t num_bytes) {
+void Add(int64_t num_rows, int64_t num_bytes, int num_requests, Admission::Held* held) {
+  held->rows += num_rows;
+  held->bytes += num_bytes;
+  held->requests += num_requests;
+}
+
+}  // namespace
+
+absl::Status Admission::Admit(const std::string& client, int64_t num_rows, int64_t num_bytes) {
   MutexLock lock(&mu_);
-  held_.rows -= num_rows;
-  held_.bytes -= num_bytes;
-  if (--held_.requests == 0) emptied_.SignalAll();
+  const auto it = clients_.find(client);
+  const Held own = it == clients_.end() ? Held() : it->second;
+  SY_RETURN_IF_ERROR(CheckBudget("rows", "--max_queued_rows", num_rows, own.rows, held_.rows, max_rows_));
+  SY_RETURN_IF_ERROR(CheckBudget("bytes", "--max_queued_bytes", num_bytes, own.bytes, held_.bytes, max_bytes_));
+  Add(num_rows, num_bytes, 1, &held_);
+  Add(num_rows, num_bytes, 1, &clients_[client]);
+  return absl::OkStatus();
+}
+
+void Admission::Release(const std::string& client, int64_t num_rows, int64_t num_bytes) {
+  MutexLock lock(&mu_);
+  Add(-num_rows, -num_bytes, -1, &held_);
+  const auto it = clients_.find(client);
+  Add(-num_rows, -num_bytes, -1, &it->second);
+  if (it->second.requests == 0) clients_.erase(it);
+  if (held_.requests == 0) emptied_.SignalAll();
 }
 
 bool Admission::WaitUntilEmpty(std::chrono::milliseconds timeout) const {

@@ -1,12 +1,18 @@
 // Bounds what the front holds: rows and bytes of requests from arrival to answer.
 //
 // Beyond the budget a request is refused at once, in microseconds, so that overload costs its senders a retry and
-// nobody else anything. Thread-safe.
+// nobody else anything. No client takes the whole budget: it may hold up to kClientFactor times what is left free, so
+// one alone gets 8/9 of it, two that ask for all 8/17 each, and others always find some free. A client that holds
+// nothing is bound by the budget alone.
+//
+// Thread-safe. There is nothing left of a client that holds nothing.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
+#include <string>
 
+#include "absl/container/flat_hash_map.h"
 #include "moe/base/mutex.h"
 #include "moe/base/status.h"
 
@@ -16,9 +22,10 @@ class Admission {
  public:
   Admission(int64_t max_rows, int64_t max_bytes) : max_rows_(max_rows), max_bytes_(max_bytes) {}
 
-  // ResourceExhausted, naming the budget, when the request does not fit beside those admitted.
-  absl::Status Admit(int64_t num_rows, int64_t num_bytes);
-  void Release(int64_t num_rows, int64_t num_bytes);
+  // ResourceExhausted, naming the budget, when the request does not fit beside those admitted, or its client holds too
+  // much of it.
+  absl::Status Admit(const std::string& client, int64_t num_rows, int64_t num_bytes);
+  void Release(const std::string& client, int64_t num_rows, int64_t num_bytes);
 
   struct Held {
     int64_t rows = 0;
@@ -32,6 +39,7 @@ class Admission {
 
   // How long a refused caller should wait before it tries again.
   static constexpr int kPushbackMs = 50;
+  static constexpr int64_t kClientFactor = 8;
 
  private:
   const int64_t max_rows_;
@@ -39,6 +47,7 @@ class Admission {
   mutable Mutex mu_;
   mutable CondVar emptied_;
   Held held_ ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_map<std::string, Held> clients_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace switchyard

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -10,25 +12,25 @@ namespace {
 
 TEST(Admission, RefusesBeyondEitherBudgetAndNamesIt) {
   Admission admission(10, 100);
-  EXPECT_TRUE(admission.Admit(6, 60).ok());
-  const absl::Status rows = admission.Admit(5, 1);
+  EXPECT_TRUE(admission.Admit("a", 6, 60).ok());
+  const absl::Status rows = admission.Admit("a", 5, 1);
   EXPECT_TRUE(absl::IsResourceExhausted(rows));
   EXPECT_NE(std::string(rows.message()).find("--max_queued_rows=10"), std::string::npos) << rows;
-  const absl::Status bytes = admission.Admit(1, 41);
+  const absl::Status bytes = admission.Admit("a", 1, 41);
   EXPECT_TRUE(absl::IsResourceExhausted(bytes));
   EXPECT_NE(std::string(bytes.message()).find("--max_queued_bytes=100"), std::string::npos) << bytes;
-  EXPECT_TRUE(admission.Admit(4, 40).ok());
-  admission.Release(6, 60);
-  EXPECT_TRUE(admission.Admit(6, 60).ok());
+  EXPECT_TRUE(admission.Admit("b", 4, 40).ok());
+  admission.Release("a", 6, 60);
+  EXPECT_TRUE(admission.Admit("a", 6, 60).ok());
   EXPECT_EQ(admission.held().rows, 10);
   EXPECT_EQ(admission.held().requests, 2);
 }
 
 TEST(Admission, WaitsUntilTheLastRequestLeaves) {
   Admission admission(10, 100);
-  ASSERT_TRUE(admission.Admit(1, 1).ok());
+  ASSERT_TRUE(admission.Admit("a", 1, 1).ok());
   EXPECT_FALSE(admission.WaitUntilEmpty(std::chrono::milliseconds(1)));
-  std::thread leaver([&] { admission.Release(1, 1); });
+  std::thread leaver([&] { admission.Release("a", 1, 1); });
   EXPECT_TRUE(admission.WaitUntilEmpty(std::chrono::hours(1)));
   leaver.join();
 }
@@ -39,14 +41,45 @@ TEST(Admission, ConcurrentCallersNeverExceedTheBudget) {
   for (int i = 0; i < 4; ++i) {
     callers.emplace_back([&] {
       for (int round = 0; round < 2000; ++round) {
-        if (!admission.Admit(1, 10).ok()) continue;
+        if (!admission.Admit("a", 1, 10).ok()) continue;
         EXPECT_LE(admission.held().rows, 3);
-        admission.Release(1, 10);
+        admission.Release("a", 1, 10);
       }
     });
   }
   for (std::thread& caller : callers) caller.join();
   EXPECT_EQ(admission.held().bytes, 0);
+}
+
+TEST(Admission, NoClientTakesEverything) {
+  Admission admission(9000, 1 << 20);
+  absl::Status status;
+  while (status.ok()) status = admission.Admit("greedy", 1, 1);
+  EXPECT_NEAR(admission.held().rows, 8000, 8);
+  EXPECT_TRUE(absl::IsResourceExhausted(status));
+  EXPECT_NE(std::string(status.message()).find("this client holds"), std::string::npos) << status;
+  EXPECT_TRUE(admission.Admit("other", 900, 900).ok());
+}
+
+TEST(Admission, GreedyClientsShareWhateverCameFirst) {
+  Admission admission(17000, 1 << 20);
+  std::map<std::string, int64_t> rows;
+  const auto admit = [&](const std::string& client) { rows[client] += admission.Admit(client, 1, 1).ok(); };
+  for (int i = 0; i < 17000; ++i) admit("first");
+  // Whenever a request of the first one is answered, both ask for the room.
+  for (int i = 0; i < 20000; ++i) {
+    admission.Release("first", 1, 1);
+    --rows["first"];
+    admit("first");
+    admit("second");
+  }
+  EXPECT_NEAR(rows["first"], 8000, 16);
+  EXPECT_NEAR(rows["second"], 8000, 16);
+}
+
+TEST(Admission, AClientThatHoldsNothingMayTakeTheWholeBudget) {
+  Admission admission(10, 100);
+  EXPECT_TRUE(admission.Admit("a", 10, 100).ok());
 }
 
 }  // namespace

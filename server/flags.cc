@@ -130,6 +130,13 @@ void DefineBatching(CLI::App& app, ServerOptions* options) {
   app.add_option("--max_queue_delay_us", options->max_queue_delay_us,
                  "how long rows may wait for company while the workers are idle")
       ->capture_default_str();
+  app.add_option("--priority_aging_ms", options->priority_aging_ms,
+                 "requests of lower priority that waited so long share the place of the highest")
+      ->capture_default_str();
+  app.add_option("--default_queue_timeout_us", options->default_queue_timeout_us,
+                 "requests without a timeout of their own end with DEADLINE_EXCEEDED after so long in the queue; 0 for "
+                 "never")
+      ->capture_default_str();
   app.add_option("--steps_in_flight", options->steps_in_flight, "steps prepared or running at once")
       ->capture_default_str();
   app.add_option("--gate_threads", options->gate_threads,
@@ -138,7 +145,8 @@ void DefineBatching(CLI::App& app, ServerOptions* options) {
   app.add_option("--max_request_bytes", options->max_request_bytes, "rows of one request at most, in bytes")
       ->capture_default_str();
   app.add_option("--max_queued_rows", options->max_queued_rows,
-                 "rows queued and in flight at most; further requests get RESOURCE_EXHAUSTED")
+                 "rows queued and in flight at most; further requests get RESOURCE_EXHAUSTED, and those of one client "
+                 "before others'")
       ->capture_default_str();
   app.add_option("--max_queued_bytes", options->max_queued_bytes, "the same in bytes")->capture_default_str();
 }

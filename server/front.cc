@@ -26,9 +26,6 @@ constexpr int kMaxCopyThreads = 4;
 // Outputs of a link beyond those of the steps: answers of so many steps can be on their way without having been copied.
 constexpr int kSpareOutputs = 8;
 
-// A timeout of more is none; clocks overflow beyond.
-constexpr int64_t kLongestTimeoutUs = int64_t{86'400} * 1'000'000;
-
 int NumCores() { return std::max(1u, std::thread::hardware_concurrency()); }
 
 int NumRanks(const ServerOptions& options) {
@@ -117,8 +114,8 @@ void Front::CreateGroup(const std::string& token) {
   for (const auto& link : links_) links.push_back(link.get());
 
   SchedulerOptions scheduler;
-  scheduler.batcher = {static_cast<int>(models_->layers().size()), options_.max_batch_rows,
-                       std::chrono::microseconds(options_.max_queue_delay_us)};
+  scheduler.batcher = {options_.max_batch_rows, std::chrono::microseconds(options_.max_queue_delay_us),
+                       std::chrono::milliseconds(options_.priority_aging_ms)};
   scheduler.num_ranks = num_ranks_;
   scheduler.num_slots = options_.steps_in_flight;
   scheduler.num_copy_threads = std::min(kMaxCopyThreads, NumCores());
@@ -229,21 +226,25 @@ absl::Status Front::WarmUpLayers(const std::function<bool()>& should_stop) {
 }
 
 absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_bytes) {
-  SY_RETURN_IF_ERROR(admission_.Admit(request->num_rows, num_bytes));
+  SY_RETURN_IF_ERROR(admission_.Admit(request->client, request->num_rows, num_bytes));
   // Checked after admission, so that Drain, which looks the other way round, cannot miss a request.
   if (draining_.load() || !served_.load()) {
-    admission_.Release(request->num_rows, num_bytes);
+    admission_.Release(request->client, request->num_rows, num_bytes);
     return absl::UnavailableError(draining_.load() ? "the server is draining; another replica may take the request"
                                                    : "the server is still starting");
   }
   request->arrival = Clock::Real().Now();
+  if (request->queue_timeout.count() == 0) {
+    request->queue_timeout = std::chrono::microseconds(options_.default_queue_timeout_us);
+  }
   const bool expires = request->timeout_us > 0 && request->timeout_us <= kLongestTimeoutUs;
-  const Deadlines::Key deadline =
-      expires ? deadlines_.NewKey(request->arrival + std::chrono::microseconds(request->timeout_us)) : Deadlines::Key();
-  request->done = [this, num_rows = request->num_rows, num_bytes, deadline,
+  const SteadyTime limit = request->arrival + std::chrono::microseconds(expires ? request->timeout_us : 0);
+  if (expires) request->deadline = std::min(request->deadline, limit);
+  const Deadlines::Key deadline = expires ? deadlines_.NewKey(limit) : Deadlines::Key();
+  request->done = [this, client = request->client, num_rows = request->num_rows, num_bytes, deadline,
                    done = std::move(request->done)](absl::Status status) {
     if (deadline.number != 0) deadlines_.Remove(deadline);
-    admission_.Release(num_rows, num_bytes);
+    admission_.Release(client, num_rows, num_bytes);
     done(std::move(status));
   };
   scheduler_->Enqueue(request);
@@ -256,12 +257,13 @@ absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_
 }
 
 void Front::Cancel(const std::shared_ptr<Request>& request) {
-  scheduler_->Cancel(request, absl::CancelledError("the caller cancelled or its deadline passed"));
+  const SteadyTime now = Clock::Real().Now();
+  scheduler_->Cancel(
+      request, now < request->deadline ? absl::CancelledError("the caller cancelled") : WhyExpired(*request, now));
 }
 
 void Front::Expire(const std::shared_ptr<Request>& request) {
-  scheduler_->Cancel(
-      request, absl::DeadlineExceededError(absl::StrCat("timeout: not answered within ", request->timeout_us, " us")));
+  scheduler_->Cancel(request, WhyExpired(*request, Clock::Real().Now()));
 }
 
 void Front::Drain() {

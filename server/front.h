@@ -39,7 +39,7 @@ class Front {
   // the budget released before; otherwise it is never called. `num_bytes` is the size of its rows. A request with a
   // timeout ends with DEADLINE_EXCEEDED when that has passed, wherever it is.
   absl::Status Submit(const std::shared_ptr<Request>& request, int64_t num_bytes);
-  // The caller of a submitted request is gone.
+  // The caller of a submitted request is gone, or its deadline has passed.
   void Cancel(const std::shared_ptr<Request>& request);
 
   // Refuses new requests, waits for those in flight up to the drain timeout, and ends the workers. Once.

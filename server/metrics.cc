@@ -74,6 +74,11 @@ Metrics::Metrics(const ModelTable& models)
                             .Register(registry_)
                             .Add({}, SecondsBuckets())) {
   AddBuildInfo(registry_);
+  auto& queued_rows = BuildGauge()
+                          .Name("switchyard_queued_rows")
+                          .Help("Rows that no step has taken yet, by priority.")
+                          .Register(registry_);
+  for (int i = 0; i < kNumPriorities; ++i) queued_rows_[i] = &queued_rows.Add({{"priority", std::to_string(i + 1)}});
   for (const auto& layer : models.layers()) AddLayer(*layer);
 }
 
@@ -199,6 +204,10 @@ void Metrics::SetQueue(int64_t rows, int64_t bytes, int64_t requests) {
   queue_rows_.Set(static_cast<double>(rows));
   queue_bytes_.Set(static_cast<double>(bytes));
   queue_requests_.Set(static_cast<double>(requests));
+}
+
+void Metrics::SetQueuedRows(const std::array<int64_t, kNumPriorities>& rows) {
+  for (int i = 0; i < kNumPriorities; ++i) queued_rows_[i]->Set(static_cast<double>(rows[i]));
 }
 
 void Metrics::SetGroup(Epoch epoch, int ranks_serving) {

@@ -56,6 +56,8 @@ class Metrics {
   void RecordRecovery(double seconds);
 
   void SetQueue(int64_t rows, int64_t bytes, int64_t requests);
+  // Rows that no step has taken, by Priority, the highest first.
+  void SetQueuedRows(const std::array<int64_t, kNumPriorities>& rows);
   void SetGroup(Epoch epoch, int ranks_serving);
 
   // Rows each expert has computed since the start.
@@ -121,6 +123,7 @@ class Metrics {
   prometheus::Gauge& queue_rows_;
   prometheus::Gauge& queue_bytes_;
   prometheus::Gauge& queue_requests_;
+  std::array<prometheus::Gauge*, kNumPriorities> queued_rows_;  // by Priority
   prometheus::Gauge& epoch_;
   prometheus::Gauge& ranks_serving_;
   prometheus::Counter& recoveries_;

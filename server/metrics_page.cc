@@ -7,6 +7,7 @@ namespace switchyard {
 std::vector<prometheus::MetricFamily> MetricsPage::Collect() const {
   const Admission::Held held = front_->held();
   front_->metrics().SetQueue(held.rows, held.bytes, held.requests);
+  front_->metrics().SetQueuedRows(front_->load().queued_rows_by_priority);
   std::vector<prometheus::MetricFamily> all;
   for (const prometheus::Collectable* part : std::initializer_list<const prometheus::Collectable*>{
            &front_->metrics().registry(), &triton_, &gpus_, &process_}) {

@@ -94,6 +94,8 @@ absl::Status ValidateOptions(const ServerOptions& options) {
   SY_RETURN_IF_ERROR(CheckRange("--gpu_memory_limit", options.gpu_memory_limit, 0, int64_t{1} << 50));
   SY_RETURN_IF_ERROR(CheckRange("--max_batch_rows", options.max_batch_rows, 1, kMaxRows));
   SY_RETURN_IF_ERROR(CheckRange("--max_queue_delay_us", options.max_queue_delay_us, 0, 60'000'000));
+  SY_RETURN_IF_ERROR(CheckRange("--priority_aging_ms", options.priority_aging_ms, 0, 3'600'000));
+  SY_RETURN_IF_ERROR(CheckRange("--default_queue_timeout_us", options.default_queue_timeout_us, 0, kLongestTimeoutUs));
   SY_RETURN_IF_ERROR(CheckRange("--steps_in_flight", options.steps_in_flight, 1, 16));
   SY_RETURN_IF_ERROR(CheckRange("--gate_threads", options.gate_threads, 0, 1024));
   SY_RETURN_IF_ERROR(CheckRange("--max_request_bytes", options.max_request_bytes, 1, int64_t{1} << 30));

@@ -16,6 +16,9 @@ struct ModelOption {
   std::string location;  // a checkpoint folder, or "synthetic:…"
 };
 
+// A longer time limit of a request is none; clocks overflow beyond.
+constexpr int64_t kLongestTimeoutUs = int64_t{86'400} * 1'000'000;
+
 struct ServerOptions {
   std::vector<ModelOption> models;
 
@@ -72,6 +75,10 @@ struct ServerOptions {
   int64_t max_batch_rows = 4096;
   // How long rows may wait for company before an idle group takes them. 0 never waits.
   int64_t max_queue_delay_us = 0;
+  // What waited so long shares the place of the highest priority.
+  int64_t priority_aging_ms = 1000;
+  // Of requests that bring none: how long they may wait in the queue for their first row to leave it. 0 for ever.
+  int64_t default_queue_timeout_us = 0;
   // Steps prepared or running at once: one runs while the next is gated and uploaded.
   int steps_in_flight = 3;
   // Threads of the gate's router matmul; 0 takes a quarter of the cores.

@@ -12,6 +12,18 @@ bool Request::IsRoutedWhole() const {
   return CanDropChoices(capacity) || return_balance_loss || !layer->spec.gate_at(gate_idx).experts_of_choices.empty();
 }
 
+absl::Status WhyExpired(const Request& request, SteadyTime now) {
+  const int64_t waited_us = MicrosBetween(request.arrival, now);
+  if (request.timeout_us > 0 && waited_us >= request.timeout_us) {
+    return absl::DeadlineExceededError(absl::StrCat("timeout: not answered within ", request.timeout_us, " us"));
+  }
+  if (now >= request.deadline) {
+    return absl::DeadlineExceededError(absl::StrCat("the call's deadline passed, after ", waited_us, " us"));
+  }
+  return absl::DeadlineExceededError(absl::StrCat("queue timeout: still queued after ", waited_us,
+                                                  " us, the timeout is ", request.queue_timeout.count(), " us"));
+}
+
 size_t ChunkedRows::size_bytes() const {
   size_t total = 0;
   for (const auto& chunk : chunks_) total += chunk.size();

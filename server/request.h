@@ -67,6 +67,10 @@ struct OutputPart {
   std::shared_ptr<const void> owner;
 };
 
+// Levels of urgency. A level's requests leave before those of the levels after it.
+enum class Priority { kHigh = 1, kUsual = 2, kBackground = 3 };
+constexpr int kNumPriorities = 3;
+
 // Owned jointly by the RPC, the batcher's queue and the steps that carry its rows. The scheduler fills it; `done` is
 // called exactly once, and nobody reads the results before.
 struct Request {
@@ -88,9 +92,14 @@ struct Request {
   SteadyTime arrival;
   std::function<void(absl::Status)> done;
 
-  ChunkedRows rows;         // read in order by the dispatcher
-  int64_t queued_from = 0;  // rows before this one have left the queue; the batcher's
-  bool is_routed = false;   // `routing` is known; the dispatcher's
+  // How it queues.
+  std::string client;  // whose it is, see RequestIdentity: clients take turns
+  Priority priority = Priority::kUsual;
+  std::chrono::microseconds queue_timeout{0};  // it ends when none of its rows has left the queue by then; 0 for never
+  SteadyTime deadline = SteadyTime::max();     // nothing of it leaves the queue after that; the caller's or timeout_us
+
+  ChunkedRows rows;        // read in order by the dispatcher
+  bool is_routed = false;  // `routing` is known; the dispatcher's
 
   // Results: [num_rows, D] in `dtype`, in parts that steps bring (guarded by the scheduler's lock until all are there,
   // then in the order of rows), and the routing when asked for.
@@ -106,6 +115,9 @@ struct Request {
   bool IsRoutedWhole() const;
   int num_choices() const { return top_k + layer->spec.num_shared; }
 };
+
+// DeadlineExceeded, with the limit of the request that has passed by `now`.
+absl::Status WhyExpired(const Request& request, SteadyTime now);
 
 // Rows [begin_row, begin_row + num_rows) of a request.
 struct Piece {

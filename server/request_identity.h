@@ -1,4 +1,5 @@
-// Who a request is, for the log and for traces: its id, the distributed trace that it is part of, and who sent it.
+// Who a request is: for the log and for traces its id, the distributed trace that it is part of, and who sent it; for
+// the queue its client, and how long the caller waits.
 //
 // The id comes from the caller's metadata: `x-request-id`; else the trace id of a W3C `traceparent`; else one is made
 // up, unique among this process's and, most likely, everybody's. What a caller sends ends up in log lines, so it is cut
@@ -8,6 +9,8 @@
 #include <optional>
 #include <string>
 #include <string_view>
+
+#include "moe/base/clock.h"
 
 namespace switchyard {
 
@@ -21,6 +24,10 @@ struct RequestIdentity {
   std::string id;                    // not empty, graphic ASCII
   std::optional<TraceParent> trace;  // when the caller is in one
   std::string peer;                  // its address, "ipv4:127.0.0.1:4711"
+  // What its metadata x-client-id says, up to 64 bytes; else the identity that its certificate shows; else its
+  // connection.
+  std::string client;
+  SteadyTime deadline = SteadyTime::max();  // the call's
 };
 
 inline constexpr size_t kMaxRequestIdBytes = 128;

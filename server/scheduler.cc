@@ -59,6 +59,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, std::vector<LinkBuffers*> 
       batcher_(options.batcher) {
   for (int slot = options.num_slots - 1; slot >= 0; --slot) free_slots_.push_back(slot);
   dispatcher_ = std::thread([this] { DispatchLoop(); });
+  expirer_ = std::thread([this] { ExpireLoop(); });
 }
 
 Scheduler::~Scheduler() {
@@ -66,14 +67,14 @@ Scheduler::~Scheduler() {
     MutexLock lock(&mu_);
     stopping_ = true;
     work_.SignalAll();
+    WakeExpirer();
   }
   dispatcher_.join();
+  expirer_.join();
   std::vector<std::shared_ptr<Request>> left;
   {
     MutexLock lock(&mu_);
-    while (auto batch = batcher_.Take(SteadyTime::max(), true)) {
-      for (Piece& piece : batch->pieces) left.push_back(piece.request);
-    }
+    left = batcher_.TakeAll();
     for (auto& [id, step] : steps_) {
       for (Piece& piece : step->batch.pieces) left.push_back(piece.request);
     }
@@ -89,6 +90,7 @@ void Scheduler::Enqueue(std::shared_ptr<Request> request) {
   {
     MutexLock lock(&mu_);
     batcher_.Add(std::move(request));
+    if (batcher_.NextExpiry() < expirer_wakes_) WakeExpirer();
     step = TakeInline();
   }
   DispatchInline(std::move(step));
@@ -118,7 +120,7 @@ void Scheduler::GroupLost(Epoch epoch) {
 
 Scheduler::Load Scheduler::load() const {
   MutexLock lock(&mu_);
-  return {batcher_.num_rows(), static_cast<int>(steps_.size())};
+  return {batcher_.num_rows(), batcher_.rows_by_priority(), static_cast<int>(steps_.size())};
 }
 
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
@@ -229,6 +231,7 @@ Scheduler::Work Scheduler::WaitForWork() {
 std::shared_ptr<Scheduler::Step> Scheduler::TakeStep() {
   if (group_ == nullptr || free_slots_.empty()) return nullptr;
   auto batch = batcher_.Take(clock_.Now(), steps_.empty());
+  if (batcher_.has_expired()) WakeExpirer();
   if (!batch.has_value()) return nullptr;
   auto step = std::make_shared<Step>();
   step->id = {next_step_id_++};
@@ -257,6 +260,30 @@ std::vector<std::shared_ptr<Scheduler::Step>> Scheduler::TakeReplays(std::vector
     }
   }
   return replays;
+}
+
+void Scheduler::WakeExpirer() {
+  expirer_wakes_ = SteadyTime::min();  // once is enough
+  wake_expirer_.Signal();
+}
+
+void Scheduler::ExpireLoop() {
+  while (true) {
+    std::vector<std::shared_ptr<Request>> expired;
+    {
+      MutexLock lock(&mu_);
+      while (!stopping_ && (expired = batcher_.TakeExpired(clock_.Now())).empty()) {
+        expirer_wakes_ = batcher_.NextExpiry();
+        if (expirer_wakes_ == SteadyTime::max()) {
+          wake_expirer_.Wait(&mu_);
+        } else {
+          wake_expirer_.WaitWithTimeout(&mu_, absl::FromChrono(expirer_wakes_ - clock_.Now()));
+        }
+      }
+      if (expired.empty()) return;
+    }
+    for (const auto& request : expired) Complete(*request, WhyExpired(*request, clock_.Now()));
+  }
 }
 
 absl::Status Scheduler::Prepare(Step& step) {

@@ -6,11 +6,11 @@
 //
 // Threads: one thread at a time prepares and submits, so every rank gets the steps in the same order: the dispatcher's,
 // or, for small steps, whoever brings a request or a result. Results come in on the links' threads, the last of which
-// cuts the output up and answers. No lock is held while rows are copied, gated
-// or sent.
+// cuts the output up and answers. Another thread ends requests that expire in the queue, also while a long step is
+// prepared. No lock is held while rows are copied, gated or sent.
 #pragma once
 
-#include <atomic>
+#include <array>
 #include <map>
 #include <memory>
 #include <optional>
@@ -59,6 +59,7 @@ class Scheduler {
 
   // Thread-safe, all of the following.
 
+  // When its queue timeout or its deadline passes in the queue, the request ends with DEADLINE_EXCEEDED at once.
   void Enqueue(std::shared_ptr<Request> request);
   // Its caller is gone: frees its place in the queue at once and calls `done` with `why` unless that has happened.
   // Rows already in a step are computed and dropped.
@@ -73,6 +74,7 @@ class Scheduler {
 
   struct Load {
     int64_t queued_rows = 0;
+    std::array<int64_t, kNumPriorities> queued_rows_by_priority{};  // the highest first
     int steps_in_flight = 0;
   };
   Load load() const;
@@ -136,6 +138,9 @@ class Scheduler {
   std::vector<std::shared_ptr<Step>> TakeReplays(std::vector<std::shared_ptr<Step>>* hopeless)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  void ExpireLoop();
+  void WakeExpirer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   // Preparation, on the dispatcher thread.
   absl::Status Prepare(Step& step);
   void UploadRows(Step& step, const std::vector<int64_t>& home_offsets);
@@ -181,6 +186,9 @@ class Scheduler {
 
   mutable Mutex mu_;
   CondVar work_;
+  CondVar wake_expirer_;
+  // It sleeps until then: a request that expires later, as most do, need not wake it.
+  SteadyTime expirer_wakes_ ABSL_GUARDED_BY(mu_) = SteadyTime::max();
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   bool dispatching_ ABSL_GUARDED_BY(mu_) = false;           // some thread prepares and submits, or is about to
   std::shared_ptr<Step> handed_over_ ABSL_GUARDED_BY(mu_);  // to the dispatcher, by whoever took it
@@ -192,6 +200,7 @@ class Scheduler {
   int64_t next_step_id_ ABSL_GUARDED_BY(mu_) = 1;
 
   std::thread dispatcher_;
+  std::thread expirer_;
 };
 
 }  // namespace switchyard

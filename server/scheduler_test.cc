@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <random>
 
 #include "moe/base/notification.h"
@@ -12,6 +13,8 @@
 
 namespace switchyard {
 namespace {
+
+using std::chrono::milliseconds;
 
 constexpr int64_t kDim = 4;
 constexpr int kExperts = 6;
@@ -24,13 +27,24 @@ int FirstExpert(float value) { return static_cast<int>(value) % kExperts; }
 int SecondExpert(float value) { return (FirstExpert(value) + 1 + static_cast<int>(value) % (kExperts - 1)) % kExperts; }
 float Factor(float value) { return 0.75f * (FirstExpert(value) + 1) + 0.25f * (SecondExpert(value) + 1); }
 
+// A row that keeps its gate busy until the gate is released.
+constexpr float kHeldRow = 1000;
+struct GateHold {
+  Notification entered, release;
+};
+
 class ModuloGate final : public Gate {
  public:
+  explicit ModuloGate(GateHold* hold) : hold_(hold) {}
   bool Accepts(DType dtype) const override { return dtype == DType::kF32; }
   absl::Status Route(ConstMatrixView rows, int64_t first_row, int top_k, Routing* routing, ScoreStats* stats) override {
     for (int64_t i = 0; i < rows.num_rows; ++i) {
       float value;
       std::memcpy(&value, rows.row(i), sizeof(value));
+      if (value == kHeldRow) {
+        hold_->entered.Notify();
+        hold_->release.WaitForNotification();
+      }
       if (value < 0) return absl::InternalError("a row the gate cannot take");
       for (int choice = 0; choice < routing->top_k; ++choice) {
         const int64_t at = (first_row + i) * routing->top_k + choice;
@@ -44,6 +58,9 @@ class ModuloGate final : public Gate {
     }
     return absl::OkStatus();
   }
+
+ private:
+  GateHold* const hold_;
 };
 
 // Workers without processes: once every rank has a step, its plans are followed to the letter and every rank answers,
@@ -225,7 +242,7 @@ class SchedulerTest : public testing::Test {
  protected:
   void Start(int num_ranks, int max_submissions = 8) {
     SchedulerOptions options;
-    options.batcher = {1, kMaxBatchRows, std::chrono::microseconds(0)};
+    options.batcher.max_batch_rows = kMaxBatchRows;
     options.num_ranks = num_ranks;
     options.num_slots = 2;
     options.max_submissions = max_submissions;
@@ -239,7 +256,7 @@ class SchedulerTest : public testing::Test {
     spec.num_experts = kExperts;
     spec.gate.top_k = kTopK;
     std::vector<std::unique_ptr<Gate>> gates;
-    gates.push_back(std::make_unique<ModuloGate>());
+    gates.push_back(std::make_unique<ModuloGate>(&gate_hold_));
     std::vector<std::unique_ptr<ServedLayer>> layers;
     layers.push_back(std::unique_ptr<ServedLayer>(
         new ServedLayer{LayerId{0}, "m", spec, DType::kF32, Placement::Even(kExperts, num_ranks), std::move(gates)}));
@@ -253,7 +270,7 @@ class SchedulerTest : public testing::Test {
     }
     models_ = std::make_unique<ModelTable>(std::vector<ServedModel>{}, std::move(layers));
     metrics_ = std::make_unique<Metrics>(*models_);
-    scheduler_ = std::make_unique<Scheduler>(options, links_, metrics_.get(), Clock::Real(),
+    scheduler_ = std::make_unique<Scheduler>(options, links_, metrics_.get(), *clock_,
                                              [this](Epoch epoch, int, const absl::Status&) {
                                                scheduler_->GroupLost(epoch);
                                                MutexLock lock(&mu_);
@@ -286,12 +303,23 @@ class SchedulerTest : public testing::Test {
     return call;
   }
 
+  // One row of `value`s.
+  std::unique_ptr<Call> SendRow(float value) {
+    auto call = std::make_unique<Call>();
+    call->request->top_k = kTopK;
+    call->values.assign(kDim, value);
+    auto bytes = std::make_shared<std::vector<std::byte>>(kDim * sizeof(float));
+    std::memcpy(bytes->data(), call->values.data(), bytes->size());
+    Enqueue(call.get(), bytes, 1, DType::kF32);
+    return call;
+  }
+
   void Enqueue(Call* call, const std::shared_ptr<std::vector<std::byte>>& bytes, int64_t num_rows, DType dtype) {
     Request& request = *call->request;
     request.layer = layer_;
     request.dtype = dtype;
     request.num_rows = num_rows;
-    request.arrival = Clock::Real().Now();
+    request.arrival = clock_->Now();
     request.rows = ChunkedRows({std::span<const std::byte>(*bytes)}, bytes);
     request.done = [call](absl::Status status) {
       call->status = std::move(status);
@@ -314,6 +342,8 @@ class SchedulerTest : public testing::Test {
 
   std::mt19937 random_{3};
   size_t min_lent_bytes_ = 20 * kDim * sizeof(float);  // some answers are lent, some copied
+  const Clock* clock_ = &Clock::Real();
+  GateHold gate_hold_;
   ServedLayer* layer_ = nullptr;
   std::unique_ptr<ModelTable> models_;
   std::unique_ptr<Metrics> metrics_;
@@ -481,6 +511,66 @@ TEST_F(SchedulerTest, ACancelledRequestLeavesTheQueueAtOnce) {
   EXPECT_EQ(group->num_submitted(), 1) << "the cancelled rows were never dispatched";
 }
 
+TEST_F(SchedulerTest, ARequestThatExpiresInTheQueueEndsAtOnceAndIsNeverDispatched) {
+  Start(1);
+  const auto stays = Send(3, DType::kF32, [](Request& request) { request.priority = Priority::kHigh; });
+  std::vector<std::unique_ptr<Call>> calls;
+  for (int i = 0; i < 20; ++i) {
+    calls.push_back(Send(9, DType::kF32, [&](Request& request) {
+      const auto wait = milliseconds(1 + i);
+      if (i % 2 == 0) {
+        request.deadline = clock_->Now() + wait;
+      } else {
+        request.queue_timeout = wait;
+      }
+    }));
+  }
+  int num_prompt = 0;
+  for (int i = 0; i < 20; ++i) {
+    calls[i]->answered.WaitForNotification();
+    const auto late = clock_->Now() - calls[i]->request->arrival - milliseconds(1 + i);
+    num_prompt += late < milliseconds(50);
+    EXPECT_TRUE(absl::IsDeadlineExceeded(calls[i]->status)) << calls[i]->status;
+  }
+  EXPECT_GE(num_prompt, 10) << "of 20";  // this process may have to wait for a core
+  EXPECT_EQ(scheduler_->load().queued_rows, 3);
+  EXPECT_EQ(scheduler_->load().queued_rows_by_priority, (std::array<int64_t, 3>{3, 0, 0}));
+  const auto group = Form(1, FakeGroup::Mode::kServe);
+  stays->ExpectRightAnswer();
+  EXPECT_EQ(group->num_submitted(), 1);
+}
+
+TEST_F(SchedulerTest, RequestsExpireWhileTheDispatcherIsBusy) {
+  Start(1);
+  const auto group = Form(1, FakeGroup::Mode::kServe);
+  std::unique_ptr<Call> held;
+  std::thread sender([&] { held = SendRow(kHeldRow); });  // its thread may have to dispatch the row
+  gate_hold_.entered.WaitForNotification();
+  const auto expires = Send(1, DType::kF32, [](Request& request) { request.queue_timeout = milliseconds(5); });
+  expires->answered.WaitForNotification();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(expires->status)) << expires->status;
+  gate_hold_.release.Notify();
+  sender.join();
+  held->ExpectRightAnswer();
+}
+
+TEST_F(SchedulerTest, TheDispatcherTakesNothingExpiredHoweverLateTheTimerIs) {
+  FakeClock clock;  // which wakes no thread
+  clock_ = &clock;
+  Start(1);
+  const auto expires = Send(5, DType::kF32, [](Request& request) { request.queue_timeout = std::chrono::hours(1); });
+  const auto stays = Send(2);
+  clock.Advance(std::chrono::hours(1));
+  const auto group = Form(1, FakeGroup::Mode::kServe);
+  expires->answered.WaitForNotification();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(expires->status)) << expires->status;
+  stays->ExpectRightAnswer();
+  EXPECT_EQ(stays->request->stats.num_steps, 1);
+  EXPECT_EQ(group->num_submitted(), 1);
+  group->Retire();
+  scheduler_.reset();  // before its clock
+}
+
 TEST_F(SchedulerTest, ARequestCancelledInFlightHarmsNobody) {
   Start(2);
   auto swallowing = Form(1, FakeGroup::Mode::kSwallow);
@@ -496,12 +586,7 @@ TEST_F(SchedulerTest, ARequestCancelledInFlightHarmsNobody) {
 TEST_F(SchedulerTest, AGateThatFailsFailsOnlyItsStep) {
   Start(1);
   const auto group = Form(1, FakeGroup::Mode::kServe);
-  auto poisoned = std::make_unique<Call>();
-  poisoned->request->top_k = kTopK;
-  poisoned->values.assign(kDim, -1.0f);
-  auto bytes = std::make_shared<std::vector<std::byte>>(kDim * sizeof(float));
-  std::memcpy(bytes->data(), poisoned->values.data(), bytes->size());
-  Enqueue(poisoned.get(), bytes, 1, DType::kF32);
+  const auto poisoned = SendRow(-1);
   poisoned->answered.WaitForNotification();
   EXPECT_TRUE(absl::IsInternal(poisoned->status));
   Send(3)->ExpectRightAnswer();

@@ -88,6 +88,8 @@ absl::StatusOr<std::shared_ptr<Request>> ForwardCall::MakeRequest(ServedLayer** 
   if (id() != 0) request->caller_id = absl::StrCat(id());
   SY_RETURN_IF_ERROR(ChooseGate({decoded_->gate_idx, decoded_->top_k, decoded_->capacity_factor},
                                 options.max_batch_rows, request.get()));
+  SY_RETURN_IF_ERROR(
+      ChooseQueueing({decoded_->priority, decoded_->queue_timeout_us}, "queue_timeout_us", request.get()));
   request->rows = std::move(decoded_->rows);
   return request;
 }

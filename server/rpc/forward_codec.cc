@@ -63,6 +63,14 @@ bool ReadField(CodedInputStream& input, uint32_t tag, DecodedForward* request, C
       if (!input.ReadVarint64(&number)) return false;
       request->top_k = static_cast<int32_t>(number);
       return true;
+    case WireFormatLite::MakeTag(v1::ForwardRequest::kPriorityFieldNumber, kNumber):
+      if (!input.ReadVarint64(&number)) return false;
+      request->priority = static_cast<int32_t>(number);
+      return true;
+    case WireFormatLite::MakeTag(v1::ForwardRequest::kQueueTimeoutUsFieldNumber, kNumber):
+      if (!input.ReadVarint64(&number)) return false;
+      request->queue_timeout_us = static_cast<int64_t>(number);
+      return true;
     case WireFormatLite::MakeTag(v1::ForwardRequest::kCapacityFactorFieldNumber, WireFormatLite::WIRETYPE_FIXED64):
       if (!input.ReadLittleEndian64(&number)) return false;
       request->capacity_factor = std::bit_cast<double>(number);

@@ -29,6 +29,8 @@ struct DecodedForward {
   std::optional<double> capacity_factor;
   int64_t timeout_us = 0;
   std::optional<bool> return_stats;
+  int64_t priority = 0;
+  int64_t queue_timeout_us = 0;
   ChunkedRows rows;
 };
 

@@ -37,6 +37,8 @@ v1::ForwardRequest RandomRequest(std::mt19937& random) {
   request.set_return_balance_loss(random() % 2 == 0);
   request.set_gate_index(static_cast<int32_t>(random()) % 100);
   request.set_top_k(static_cast<int32_t>(random()));
+  request.set_priority(static_cast<int32_t>(random()));
+  request.set_queue_timeout_us(static_cast<int64_t>(random()) << 31);
   if (random() % 2 == 0) request.set_capacity_factor(static_cast<double>(random()) / 1000 - 5);
   request.set_timeout_us(static_cast<int64_t>(random()) - 1000);
   if (random() % 3 != 0) request.set_return_stats(random() % 2 == 0);
@@ -54,6 +56,8 @@ void ExpectSame(const DecodedForward& decoded, const v1::ForwardRequest& request
   EXPECT_EQ(decoded.top_k, request.top_k());
   EXPECT_EQ(decoded.capacity_factor.has_value(), request.has_capacity_factor());
   EXPECT_EQ(decoded.capacity_factor.value_or(0), request.capacity_factor());
+  EXPECT_EQ(decoded.priority, request.priority());
+  EXPECT_EQ(decoded.queue_timeout_us, request.queue_timeout_us());
   EXPECT_EQ(decoded.timeout_us, request.timeout_us());
   EXPECT_EQ(decoded.return_stats.has_value(), request.has_return_stats());
   EXPECT_EQ(decoded.return_stats.value_or(false), request.return_stats());

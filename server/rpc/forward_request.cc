@@ -1,12 +1,20 @@
 #include "server/rpc/forward_request.h"
 
+#include <grpc/support/time.h>
+
+#include <algorithm>
 #include <cmath>
 #include <string_view>
+
+#include "server/rpc/memory_owner.h"
 
 namespace switchyard {
 namespace {
 
 constexpr double kMaxCapacityFactor = 1e6;
+constexpr size_t kMaxClientIdBytes = 64;
+// A deadline further away is none; clocks overflow beyond.
+constexpr double kLongestDeadlineUs = 365.0 * 86'400 * 1e6;
 
 constexpr char kRequestIdKey[] = "x-request-id";
 
@@ -32,6 +40,25 @@ absl::Status CheckWish(const GateWish& wish, const LayerSpec& spec) {
   return absl::OkStatus();
 }
 
+std::string ClientOf(const grpc::CallbackServerContext& context) {
+  const auto& metadata = context.client_metadata();
+  if (const auto it = metadata.find("x-client-id"); it != metadata.end()) {
+    return std::string(it->second.data(), std::min(it->second.size(), kMaxClientIdBytes));
+  }
+  const auto authentication = context.auth_context();
+  const bool is_known = authentication != nullptr && authentication->IsPeerAuthenticated();
+  return is_known ? OwnerOf(context) : context.peer();
+}
+
+// gRPC keeps deadlines by its own monotonic clock.
+SteadyTime SteadyDeadline(gpr_timespec deadline) {
+  const gpr_timespec monotonic = gpr_convert_clock_type(deadline, GPR_CLOCK_MONOTONIC);
+  const gpr_timespec left = gpr_time_sub(monotonic, gpr_now(GPR_CLOCK_MONOTONIC));
+  const double left_us = gpr_timespec_to_micros(left);
+  if (left_us > kLongestDeadlineUs) return SteadyTime::max();
+  return Clock::Real().Now() + std::chrono::microseconds(static_cast<int64_t>(left_us));
+}
+
 }  // namespace
 
 absl::Status ChooseGate(const GateWish& wish, int64_t max_batch_rows, Request* request) {
@@ -50,6 +77,19 @@ absl::Status ChooseGate(const GateWish& wish, int64_t max_batch_rows, Request* r
   if (request->row_cost <= max_batch_rows) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       "top_k: ", request->top_k, " is more than steps of --max_batch_rows=", max_batch_rows, " have room for"));
+}
+
+absl::Status ChooseQueueing(const QueueWish& wish, const char* timeout_name, Request* request) {
+  if (wish.priority < 0) {
+    return absl::InvalidArgumentError(absl::StrCat("priority: expected 0 or more, found ", wish.priority));
+  }
+  if (wish.timeout_us < 0) {
+    return absl::InvalidArgumentError(absl::StrCat(timeout_name, ": expected 0 or more, found ", wish.timeout_us));
+  }
+  constexpr auto kLowest = static_cast<int64_t>(Priority::kBackground);
+  if (wish.priority > 0) request->priority = static_cast<Priority>(std::min(wish.priority, kLowest));
+  request->queue_timeout = std::chrono::microseconds(std::min(wish.timeout_us, kLongestTimeoutUs));
+  return absl::OkStatus();
 }
 
 TensorSlices OutputSlices(const Request& request) {
@@ -71,6 +111,8 @@ RequestIdentity IdentifyCall(grpc::CallbackServerContext* context) {
     return it == metadata.end() ? std::string_view() : std::string_view(it->second.data(), it->second.size());
   };
   RequestIdentity identity = Identify(find(kRequestIdKey), find("traceparent"), context->peer());
+  identity.client = ClientOf(*context);
+  identity.deadline = SteadyDeadline(context->raw_deadline());
   context->AddTrailingMetadata(kRequestIdKey, identity.id);
   return identity;
 }

@@ -1,5 +1,5 @@
-// What the native and the KServe API do alike with a request for one layer: its gate, its output, its traces in metrics
-// and log.
+// What the native and the KServe API do alike with a request for one layer: its gate, its place in the queue, its
+// output, its traces in metrics and log.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -25,6 +25,16 @@ struct GateWish {
 // Sets the request's gate, top_k, capacity and row cost. The request has its layer. InvalidArgument names gate_index,
 // top_k or capacity_factor, what was expected and what came.
 absl::Status ChooseGate(const GateWish& wish, int64_t max_batch_rows, Request* request);
+
+// How a caller wants its request to queue; unchecked.
+struct QueueWish {
+  int64_t priority = 0;    // 0 for the usual
+  int64_t timeout_us = 0;  // 0 for the server's default
+};
+
+// Sets the request's priority and queue timeout. InvalidArgument names priority or `timeout_name`, what was expected
+// and what came.
+absl::Status ChooseQueueing(const QueueWish& wish, const char* timeout_name, Request* request);
 
 // The output rows of an answered request, as they lie.
 TensorSlices OutputSlices(const Request& request);

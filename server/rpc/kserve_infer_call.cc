@@ -46,7 +46,6 @@ absl::Status InferCall::Prepare() {
   const ServerOptions& options = front().options();
   SY_ASSIGN_OR_RETURN(infer_, MakeInferRequest(std::move(decoded), *entry_,
                                                {options.max_request_bytes, options.max_batch_rows}, access_));
-  infer_.request->timeout_us = infer_.timeout_us;
   infer_.request->caller_id = result_.head.id().substr(0, kMaxRequestIdBytes);
   return absl::OkStatus();
 }

@@ -14,17 +14,11 @@ using Parameters = InferParameters;
 
 // ---- Parameters
 
-absl::Status ExpectNotNegative(const char* name, int64_t value) {
-  if (value >= 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("parameters ", name, ": expected 0 or more, found ", value));
-}
-
 absl::Status ReadParameters(const Parameters& parameters, int64_t max_batch_rows, InferRequest* infer) {
-  int64_t priority = 0;
-  SY_RETURN_IF_ERROR(ReadInteger(parameters, "priority", &priority));
-  SY_RETURN_IF_ERROR(ExpectNotNegative("priority", priority));
-  SY_RETURN_IF_ERROR(ReadInteger(parameters, "timeout", &infer->timeout_us));
-  SY_RETURN_IF_ERROR(ExpectNotNegative("timeout", infer->timeout_us));
+  QueueWish queue;
+  SY_RETURN_IF_ERROR(ReadInteger(parameters, "priority", &queue.priority));
+  SY_RETURN_IF_ERROR(ReadInteger(parameters, "timeout", &queue.timeout_us));
+  SY_RETURN_IF_ERROR(Annotate(ChooseQueueing(queue, "timeout", infer->request.get()), "parameters"));
   SY_RETURN_IF_ERROR(ReadBool(parameters, "triton_enable_empty_final_response", &infer->marks_final));
   SY_RETURN_IF_ERROR(ReadBool(parameters, "balance_loss", &infer->request->return_balance_loss));
   GateWish wish;

@@ -29,7 +29,6 @@ struct InferRequest {
   int64_t num_bytes = 0;                  // of its rows
   std::optional<TensorPlace> rows_place;  // of rows that are in shared memory: the request is without them still
   std::vector<WantedOutput> outputs;      // in the order they were asked for
-  int64_t timeout_us = 0;                 // 0 for none
   bool marks_final = false;               // the answer says that it is the last one of its request
 };
 

@@ -125,7 +125,8 @@ TEST_F(InferRequestTest, Parameters) {
   const auto infer = Make();
   ASSERT_TRUE(infer.ok()) << infer.status();
   EXPECT_EQ(infer->request->top_k, 3);
-  EXPECT_EQ(infer->timeout_us, 1'000);
+  EXPECT_EQ(infer->request->queue_timeout, std::chrono::microseconds(1'000));
+  EXPECT_EQ(infer->request->priority, Priority::kBackground);
   EXPECT_EQ(infer->request->capacity.rule, CapacityRule::kTutel);
   EXPECT_EQ(infer->request->capacity.factor, 2);
   EXPECT_TRUE(infer->request->return_balance_loss);
@@ -148,7 +149,19 @@ TEST_F(InferRequestTest, WrongParametersAreNamed) {
   ExpectInvalid("parameters capacity_factor: expected a number, found a bool");
   request_.mutable_parameters()->erase("capacity_factor");
   Parameter("timeout").set_int64_param(-5);
-  ExpectInvalid("parameters timeout: expected 0 or more, found -5");
+  ExpectInvalid("parameters: timeout: expected 0 or more, found -5");
+  Parameter("timeout").set_int64_param(0);
+  Parameter("priority").set_int64_param(-1);
+  ExpectInvalid("parameters: priority: expected 0 or more, found -1");
+}
+
+TEST_F(InferRequestTest, Priorities) {
+  const Priority expected[] = {Priority::kUsual, Priority::kHigh, Priority::kUsual, Priority::kBackground,
+                               Priority::kBackground};
+  for (int level = 0; level < 5; ++level) {
+    Parameter("priority").set_int64_param(level);
+    EXPECT_EQ(Make()->request->priority, expected[level]) << level;
+  }
 }
 
 TEST_F(InferRequestTest, ShapesMustMatchTheBytesWithoutOverflow) {

@@ -13,6 +13,8 @@ void LayerCall::Submit(absl::StatusOr<std::shared_ptr<Request>> request, const S
 
 absl::Status LayerCall::TrySubmit(absl::StatusOr<std::shared_ptr<Request>> made) {
   SY_ASSIGN_OR_RETURN(const std::shared_ptr<Request> request, std::move(made));
+  request->client = identity_->client;
+  request->deadline = identity_->deadline;
   // Weak, for the request holds the function; whoever calls it holds the request.
   request->done = [self = shared_from_this(), submitted = std::weak_ptr<Request>(request)](const absl::Status& status) {
     self->OnDone(submitted.lock(), status);

@@ -1,6 +1,7 @@
 """An unmodified tritonclient against a front: every call of the KServe API, its types, its options and its errors."""
 
 import asyncio
+import contextlib
 import queue
 import threading
 
@@ -255,11 +256,39 @@ def test_cancelled_and_expired_calls(client):
     with pytest.raises(InferenceServerException) as caught:
         client.infer(MODEL, [rows], client_timeout=0.001)
     assert "DEADLINE_EXCEEDED" in caught.value.status()
-    with pytest.raises(InferenceServerException) as caught:
-        client.infer(MODEL, [rows], timeout=1)
-    assert "DEADLINE_EXCEEDED" in caught.value.status()
-    assert "timeout" in caught.value.message()
     assert client.infer(MODEL, [hidden_states(random_rows(1))]).as_numpy("output").shape == (1, DIM)
+
+
+@contextlib.contextmanager
+def busy_queue(client, **parameters):
+    """Requests that keep the server busy for a while. Gives the queue of their errors, or None, as they are answered."""
+    answers = queue.Queue()
+    rows = hidden_states(random_rows(50_000))
+    for _ in range(6):
+        client.async_infer(MODEL, [rows], callback=lambda result, error: answers.put(error), **parameters)
+    yield answers
+    for _ in range(6):
+        assert answers.get(timeout=60) is None
+
+
+def test_timeout_is_of_the_queue(client):
+    rows = hidden_states(random_rows(1))
+    for timeout in (0, 60_000_000, 2**62):
+        client.infer(MODEL, [rows], timeout=timeout)
+    with busy_queue(client) as answers, pytest.raises(InferenceServerException) as caught:
+        while answers.empty():  # some of these find the queue busy
+            client.infer(MODEL, [rows], timeout=1)
+    assert "DEADLINE_EXCEEDED" in caught.value.status()
+    assert "queue timeout" in caught.value.message()
+
+
+def test_priority_goes_before_others(client):
+    rows = hidden_states(random_rows(1))
+    for priority in (0, 1, 2, 3, 100):
+        client.infer(MODEL, [rows], priority=priority)
+    with busy_queue(client, priority=3) as answers:
+        client.infer(MODEL, [rows], priority=1)
+        assert answers.qsize() < 6
 
 
 # ---- Errors

@@ -101,6 +101,12 @@ TEST_F(BadRequestTest, EveryWrongFieldIsNamed) {
   request.set_num_rows(std::numeric_limits<int64_t>::max());
   ExpectError(request, grpc::StatusCode::INVALID_ARGUMENT, "rows: 1024 bytes, expected 9223372036854775807 rows");
   request = Valid();
+  request.set_priority(-1);
+  ExpectError(request, grpc::StatusCode::INVALID_ARGUMENT, "priority: expected 0 or more, found -1");
+  request = Valid();
+  request.set_queue_timeout_us(-7);
+  ExpectError(request, grpc::StatusCode::INVALID_ARGUMENT, "queue_timeout_us: expected 0 or more, found -7");
+  request = Valid();
   request.mutable_rows()->pop_back();
   ExpectError(request, grpc::StatusCode::INVALID_ARGUMENT, "rows: 1023 bytes, expected 2 rows × 128 fp32");
   ExpectError(v1::ForwardRequest(), grpc::StatusCode::NOT_FOUND, "no model ''");

@@ -178,12 +178,19 @@ TEST_F(KserveTest, CancelledStreamsLeaveNothingBehind) {
   }
 }
 
-TEST_F(KserveTest, TimeoutsEndRequestsAndOnlyThem) {
+TEST_F(KserveTest, TimeoutsEndQueuedRequestsAndOnlyThem) {
+  grpc::ClientContext busy_context;
+  const auto busy = stub_->ModelStreamInfer(&busy_context);
+  constexpr int kNumBusy = 100;
+  std::thread writer([&] {
+    for (int i = 0; i < kNumBusy; ++i) EXPECT_TRUE(busy->Write(ZeroRows(4096)));
+    busy->WritesDone();
+  });
   int expired = 0;
-  for (int i = 0; i < 100; ++i) {
+  for (int i = 0; i < 50; ++i) {
     grpc::ClientContext context;
     ModelInferRequest request = ZeroRows(2000, "timed");
-    (*request.mutable_parameters())["timeout"].set_int64_param(1 + i * 100);
+    (*request.mutable_parameters())["timeout"].set_int64_param(1 + i * 1000);
     ModelInferResponse response;
     const grpc::Status status = stub_->ModelInfer(&context, request, &response);
     if (status.ok()) {
@@ -194,6 +201,11 @@ TEST_F(KserveTest, TimeoutsEndRequestsAndOnlyThem) {
     }
   }
   EXPECT_GT(expired, 0);
+  ModelStreamInferResponse response;
+  int answered = 0;
+  while (busy->Read(&response)) answered += response.error_message().empty();
+  EXPECT_EQ(answered, kNumBusy);
+  writer.join();
 }
 
 // Whatever comes, it is answered on the stream, which goes on.
