@@ -2,6 +2,7 @@
 #include <google/protobuf/stubs/logging.h>
 #include <grpcpp/grpcpp.h>
 #include <signal.h>
+#include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
 #include <chrono>
@@ -109,12 +110,21 @@ absl::Status Serve(const ServerOptions& options) {
   return absl::IsCancelled(serving) ? absl::OkStatus() : serving;
 }
 
+// A connection is a descriptor: with the usual soft limit of 1024, connections that say nothing would keep others out.
+void RaiseDescriptorLimit() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 absl::Status RunServer(const ServerOptions& options) {
   SY_RETURN_IF_ERROR(SetUpLogging({options.log_level, options.log_format, "front"}));
   // Before any thread starts, so that all of them leave these signals to the main thread.
   const sigset_t signals = StopSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  RaiseDescriptorLimit();
   // What is wrong with a message, its sender is told; protobuf would also write it to stderr, in a format of its own.
   google::protobuf::SetLogHandler(nullptr);
   return Serve(options);

@@ -66,7 +66,8 @@ void Garbage(const Flags& flags) {
   std::map<absl::StatusCode, int64_t> codes;
   constexpr int kCallsPerMessage = 20;
   for (int64_t i = 0; i < flags.calls; i += kCallsPerMessage) {
-    CancelStorm storm{.target = flags.target, .num_calls = kCallsPerMessage, .rate_per_s = flags.rate, .num_channels = 1};
+    CancelStorm storm{
+        .target = flags.target, .num_calls = kCallsPerMessage, .rate_per_s = flags.rate, .num_channels = 1};
     storm.is_stream = i / kCallsPerMessage % 2 == 0;
     storm.method = storm.is_stream ? kInferStreamMethod : kInferMethod;
     storm.message = mutator.Cut(mutator.Next());

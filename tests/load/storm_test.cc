@@ -1,6 +1,9 @@
 // Small storms against a real server: everything is answered or refused with the right code, nothing is left behind,
 // and an honest caller gets right answers all the while. How fast is measured by tests/load/run.sh.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <set>
 
 #include "tests/fuzz/messages.h"
 #include "tests/fuzz/mutator.h"
@@ -25,9 +28,10 @@ constexpr int64_t kMib = 1 << 20;
 class StormTest : public testing::Test {
  protected:
   static void SetUpTestSuite() {
-    auto server = ServerProcess::Start({absl::StrCat("--model=m=", kCheckpoint), "--local_workers=2",
-                                        "--compute_dtype=fp32", absl::StrCat("--max_queued_rows=", kMaxQueuedRows),
-                                        absl::StrCat("--max_request_bytes=", kMaxRequestBytes)});
+    auto server =
+        ServerProcess::Start({absl::StrCat("--model=m=", kCheckpoint), "--local_workers=2", "--compute_dtype=fp32",
+                              absl::StrCat("--max_queued_rows=", kMaxQueuedRows),
+                              absl::StrCat("--max_request_bytes=", kMaxRequestBytes), "--handshake_timeout_ms=2000"});
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = server->release();
     work_ = new HonestWork(GoldenWork("m", kCheckpoint, 1, 8));
@@ -86,16 +90,12 @@ TEST_F(StormTest, CancelledCallsOfBothApisLeaveNothingBehind) {
   EXPECT_EQ(streams.at(absl::StatusCode::kCancelled), storm.num_calls);
 }
 
-TEST_F(StormTest, HalfOpenConnectionsKeepNobodyOut) {
-  const int fds_before = UsageOf(server_->process().pid()).num_fds;
-  {
-    auto connections = HalfOpenConnections::Open(server_->grpc_address(), 200);
-    ASSERT_TRUE(connections.ok()) << connections.status();
-    honest_->WaitForCalls(20);
-    // A new one is served beside them.
-    EXPECT_TRUE(server_->Connect()->GetStatus().ok());
-  }
-  while (UsageOf(server_->process().pid()).num_fds > fds_before + 5) honest_->WaitForCalls(1);
+TEST_F(StormTest, HalfOpenConnectionsKeepNobodyOutAndAreClosed) {
+  auto connections = HalfOpenConnections::Open(server_->grpc_address(), 200);
+  ASSERT_TRUE(connections.ok()) << connections.status();
+  honest_->WaitForCalls(20);
+  EXPECT_TRUE(server_->Connect()->GetStatus().ok()) << "a new connection beside them";
+  EXPECT_EQ(connections->WaitUntilClosed(200, kPatience), 200);
 }
 
 TEST_F(StormTest, MessagesBeyondTheLimitAreRefusedWithoutBeingKept) {
@@ -139,6 +139,23 @@ TEST_F(StormTest, OverloadIsRefusedWithPushback) {
   for (const auto& [code, error] : result.stats.errors) {
     EXPECT_EQ(code, absl::StatusCode::kResourceExhausted) << error.count << " × " << error.first_message;
   }
+}
+
+// The limit that a login shell or a service manager sets is not the server's.
+TEST(Descriptors, MoreConnectionsThanTheUsualLimitAreServed) {
+  rlimit usual;
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &usual), 0);
+  const rlimit low = {150, usual.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &low), 0);
+  const auto server = ServerProcess::Start({absl::StrCat("--model=m=", kCheckpoint), "--local_workers=1"});
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &usual), 0);
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto connections = HalfOpenConnections::Open((*server)->grpc_address(), 300);
+  ASSERT_TRUE(connections.ok()) << connections.status();
+  const auto status = (*server)->Connect()->GetStatus();
+  EXPECT_TRUE(status.ok()) << status.status();
+  EXPECT_GT(UsageOf((*server)->process().pid()).num_fds, 300);
+  EXPECT_EQ((*server)->Stop(), 0);
 }
 
 }  // namespace
