@@ -94,8 +94,11 @@ absl::StatusOr<DType> ParseKserveDType(const std::string& name) {
 }
 
 std::string Quoted(std::string_view text) {
-  const bool is_long = text.size() > kMaxQuoted;
-  return absl::StrCat("'", std::string(text.substr(0, kMaxQuoted)), is_long ? "…'" : "'");
+  if (text.size() <= kMaxQuoted) return absl::StrCat("'", std::string(text), "'");
+  // Not within a character: what is not UTF-8 could not be sent as an error_message.
+  size_t end = kMaxQuoted;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;
+  return absl::StrCat("'", std::string(text.substr(0, end)), "…'");
 }
 
 KserveModels::KserveModels(const ModelTable& table) {

@@ -1,6 +1,7 @@
 #include "server/rpc/kserve_models.h"
 
 #include <gmock/gmock.h>
+#include <google/protobuf/stubs/common.h>
 #include <gtest/gtest.h>
 
 #include "server/rpc/kserve_config.h"
@@ -61,6 +62,11 @@ TEST(KserveModels, WhatACallerSentIsShownCut) {
   const auto table = Table({kSmall});
   const absl::Status status = KserveModels(*table).Find(std::string(100'000, 'x'), "").status();
   EXPECT_LT(status.message().size(), 300);
+  for (size_t num_before = 95; num_before <= 101; ++num_before) {
+    std::string text(num_before, 'x');
+    for (int i = 0; i < 4; ++i) text += "…";
+    EXPECT_TRUE(google::protobuf::internal::IsStructurallyValidUTF8(Quoted(text))) << num_before;
+  }
 }
 
 TEST(KserveModels, NamesMayHaveDots) {

@@ -79,11 +79,14 @@ class InferFuzz : public testing::Test {
   // True when the front would run it.
   bool CheckRequest(DecodedInfer decoded) {
     const auto entry = models_->Find(decoded.head.model_name(), decoded.head.model_version());
-    if (!entry.ok()) return false;
+    if (!entry.ok()) {
+      ExpectSendable(entry.status());
+      return false;
+    }
     const auto infer = MakeInferRequest(std::move(decoded), **entry, kLimits, {&memory_, "me"});
     if (!infer.ok()) {
       EXPECT_TRUE(absl::IsInvalidArgument(infer.status()) || absl::IsNotFound(infer.status())) << infer.status();
-      EXPECT_LT(infer.status().message().size(), 4096u) << infer.status();
+      ExpectSendable(infer.status());
       return false;
     }
     Request& request = *infer->request;
@@ -105,6 +108,13 @@ class InferFuzz : public testing::Test {
     EXPECT_FALSE(infer->outputs.empty());
     EXPECT_GE(request.queue_timeout.count(), 0);
     return true;
+  }
+
+  // In headers, whose size is limited, and as a string of a message.
+  static void ExpectSendable(const absl::Status& status) {
+    const std::string message(status.message());
+    EXPECT_LT(message.size(), 4096u) << message;
+    EXPECT_TRUE(google::protobuf::internal::IsStructurallyValidUTF8(message)) << message;
   }
 
   static void ExpectInside(const TensorPlace& place) {
@@ -134,6 +144,7 @@ TEST_F(InferFuzz, MutatedRequestsAreRefusedOrReadAsProtobufDoes) {
       runnable += CheckRequest(*std::move(decoded));
     } else {
       EXPECT_TRUE(absl::IsInvalidArgument(decoded.status())) << decoded.status();
+      ExpectSendable(decoded.status());
       ++refused;
     }
     ASSERT_FALSE(HasFailure()) << "input " << i;

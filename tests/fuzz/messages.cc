@@ -85,6 +85,17 @@ inference::ModelInferRequest InferWithOddContents() {
   return request;
 }
 
+// Names that are longer than errors show, in letters of several bytes.
+inference::ModelInferRequest InferOfUnknownModel() {
+  auto request = Infer("FP32", 1);
+  std::string name = "m";
+  for (int i = 0; i < 60; ++i) name += "é…";
+  request.set_model_name(name);
+  request.mutable_inputs(0)->set_datatype(name);
+  request.add_outputs()->set_name(name);
+  return request;
+}
+
 v1::ForwardRequest Forward(v1::DataType dtype, size_t element_size, int64_t num_rows) {
   v1::ForwardRequest request;
   request.set_model("m");
@@ -112,8 +123,8 @@ std::vector<std::string> InferCorpus() {
   auto raw = Infer("FP32", 40);
   raw.add_raw_input_contents(Raw(4, 40));
   std::vector<std::string> corpus;
-  for (const auto& request :
-       {raw, TypedInfer(), Typed64Infer(), InferWithParameters(), SharedMemoryInfer(), InferWithOddContents()}) {
+  for (const auto& request : {raw, TypedInfer(), Typed64Infer(), InferWithParameters(), SharedMemoryInfer(),
+                              InferWithOddContents(), InferOfUnknownModel()}) {
     corpus.push_back(request.SerializeAsString());
   }
   return corpus;
