@@ -25,20 +25,29 @@ bool ReadName(CodedInputStream& input, std::string* name) {
          WireFormatLite::VerifyUtf8String(name->data(), static_cast<int>(length), WireFormatLite::PARSE, nullptr);
 }
 
-// Reads one field of a known tag into `request`; false when the bytes end or contradict the field's type.
-bool ReadField(CodedInputStream& input, uint32_t tag, DecodedForward* request, Chunks* chunks) {
+using Owner = std::shared_ptr<const void>;  // of the bytes that rows view
+
+bool ReadRows(CodedInputStream& input, const Owner& owner, ChunkedRows* rows) {
+  uint32_t length = 0;
+  Chunks chunks;
+  if (!input.ReadVarint32(&length) || !ReadChunks(input, length, &chunks)) return false;
+  *rows = ChunkedRows(std::move(chunks), owner);
+  return true;
+}
+
+// Reads one field of a known tag into `request`; false when the bytes end or contradict the field's type. The last one
+// of a field wins, as everywhere in protobuf.
+bool ReadField(CodedInputStream& input, uint32_t tag, const Owner& owner, DecodedForward* request) {
   constexpr auto kText = WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
   constexpr auto kNumber = WireFormatLite::WIRETYPE_VARINT;
   uint64_t number = 0;
-  uint32_t length = 0;
   switch (tag) {
     case WireFormatLite::MakeTag(v1::ForwardRequest::kModelFieldNumber, kText):
       return ReadName(input, &request->model);
     case WireFormatLite::MakeTag(v1::ForwardRequest::kLayerFieldNumber, kText):
       return ReadName(input, &request->layer);
     case WireFormatLite::MakeTag(v1::ForwardRequest::kRowsFieldNumber, kText):
-      chunks->clear();  // the last one wins, as everywhere in protobuf
-      return input.ReadVarint32(&length) && ReadChunks(input, length, chunks);
+      return ReadRows(input, owner, &request->rows);
     case WireFormatLite::MakeTag(v1::ForwardRequest::kDtypeFieldNumber, kNumber):
       if (!input.ReadVarint64(&number)) return false;
       request->dtype = static_cast<int>(number);
@@ -88,31 +97,25 @@ bool ReadField(CodedInputStream& input, uint32_t tag, DecodedForward* request, C
   }
 }
 
-// Reads fields up to the end of the message, which is that of the stream or of its limit. `slices` own the bytes.
-absl::StatusOr<DecodedForward> ReadForward(CodedInputStream& input, std::shared_ptr<const void> slices) {
-  DecodedForward request;
-  Chunks chunks;
+// Reads fields up to the end of the message, which is that of the stream or of its limit.
+absl::Status ReadForward(CodedInputStream& input, const Owner& owner, DecodedForward* request) {
   while (const uint32_t tag = input.ReadTag()) {
-    if (!ReadField(input, tag, &request, &chunks)) {
+    if (!ReadField(input, tag, owner, request)) {
       return absl::InvalidArgumentError(absl::StrCat("the request is not a switchyard.v1.ForwardRequest: field ",
                                                      WireFormatLite::GetTagFieldNumber(tag),
                                                      " is malformed or cut short"));
     }
   }
-  if (!input.ConsumedEntireMessage()) {
-    return absl::InvalidArgumentError("the request is not a switchyard.v1.ForwardRequest: a field's tag is malformed");
-  }
-  request.rows = ChunkedRows(std::move(chunks), std::move(slices));
-  return request;
+  if (input.ConsumedEntireMessage()) return absl::OkStatus();
+  return absl::InvalidArgumentError("the request is not a switchyard.v1.ForwardRequest: a field's tag is malformed");
 }
 
 absl::Status NotAStreamMessage(absl::string_view why) {
   return absl::InvalidArgumentError(absl::StrCat("the message is not a switchyard.v1.ForwardStreamRequest: ", why));
 }
 
-// Reads one field of a known tag. An error ends the reading; one within the request is in `message->forward`.
-absl::Status ReadStreamField(CodedInputStream& input, uint32_t tag, const std::shared_ptr<const void>& slices,
-                             DecodedStreamMessage* message) {
+// Reads one field of a known tag.
+absl::Status ReadStreamField(CodedInputStream& input, uint32_t tag, const Owner& owner, DecodedStreamMessage* message) {
   uint64_t number = 0;
   int length = 0;
   switch (tag) {
@@ -127,9 +130,10 @@ absl::Status ReadStreamField(CodedInputStream& input, uint32_t tag, const std::s
                                  WireFormatLite::WIRETYPE_LENGTH_DELIMITED): {
       if (!input.ReadVarintSizeAsInt(&length) || length > input.BytesUntilLimit()) break;
       const CodedInputStream::Limit outer = input.PushLimit(length);
+      // What comes in several parts is one message.
+      if (message->is_cancel || !message->forward.ok()) message->forward = DecodedForward();
       message->is_cancel = false;
-      message->forward = ReadForward(input, slices);
-      if (!message->forward.ok()) return message->forward.status();
+      SY_RETURN_IF_ERROR(ReadForward(input, owner, &*message->forward));
       input.PopLimit(outer);
       return absl::OkStatus();
     }
@@ -172,7 +176,9 @@ absl::StatusOr<DecodedForward> DecodeForward(const grpc::ByteBuffer& buffer) {
   SY_ASSIGN_OR_RETURN(const auto slices, SlicesOf(buffer));
   SliceStream stream(*slices);
   CodedInputStream input(&stream);
-  return ReadForward(input, slices);
+  DecodedForward request;
+  SY_RETURN_IF_ERROR(ReadForward(input, slices, &request));
+  return request;
 }
 
 DecodedStreamMessage DecodeStreamMessage(const grpc::ByteBuffer& buffer) {

@@ -201,6 +201,26 @@ TEST(DecodeStreamMessage, TheLastActionCountsAndOneMustBeThere) {
                                        "forward or cancel, found neither"));
 }
 
+TEST(DecodeStreamMessage, PartsOfARequestAreOneUnlessACancelComesBetween) {
+  std::mt19937 random(8);
+  v1::ForwardStreamRequest first, second, cancel;
+  first.mutable_forward()->set_model("m");
+  first.mutable_forward()->set_rows("abcd");
+  second.mutable_forward()->set_layer("3");
+  cancel.set_cancel(true);
+  const DecodedStreamMessage merged =
+      DecodeStreamMessage(Cut(first.SerializeAsString() + second.SerializeAsString(), random));
+  ASSERT_TRUE(merged.forward.ok()) << merged.forward.status();
+  EXPECT_EQ(merged.forward->model, "m");
+  EXPECT_EQ(merged.forward->layer, "3");
+  EXPECT_EQ(ReadAll(merged.forward->rows), "abcd");
+  const DecodedStreamMessage parted = DecodeStreamMessage(
+      Cut(first.SerializeAsString() + cancel.SerializeAsString() + second.SerializeAsString(), random));
+  ASSERT_TRUE(parted.forward.ok()) << parted.forward.status();
+  EXPECT_EQ(parted.forward->model, "");
+  EXPECT_EQ(parted.forward->rows.size_bytes(), 0u);
+}
+
 TEST(DecodeStreamMessage, ARequestThatIsLongerThanItsMessageIsRefusedWithItsId) {
   std::mt19937 random(6);
   const std::string head("\x08\x05\x12\x7f\x0a\x01m", 7);  // id 5, a request of 127 bytes, its model
