@@ -1,6 +1,6 @@
 // A misbehaving client as a process of its own, to be run beside a server under test at the lowest priority, as if it
 // were on another machine:
-//   attack cancel  --target=… --method=… --message=forward|infer --model=… --rows=… --dim=… --calls=… --rate=…
+//   attack cancel  --target=… --method=… --model=… --rows=… --dim=… --calls=… --rate=…
 //   attack load    --target=… --model=… --rows=… --dim=… --rate=…|--concurrency=… --seconds=… --deadline_ms=…
 //   attack garbage --target=… --calls=… --rate=…
 //   attack huge    --target=… --what=plain|gzip|fields --bytes=…
@@ -27,11 +27,12 @@ struct Flags {
 double Ms(std::chrono::nanoseconds time) { return std::chrono::duration<double, std::milli>(time).count(); }
 
 void Cancel(const Flags& flags) {
-  CancelStorm storm{.target = flags.target, .method = flags.method, .num_calls = flags.calls, .rate_per_s = flags.rate};
-  storm.is_stream = flags.method == kInferStreamMethod;
-  storm.seed = flags.seed;
-  storm.message = flags.method == kForwardMethod ? ForwardMessage(flags.model, flags.layer, flags.rows, flags.dim)
-                                                 : InferMessage(flags.model + "." + flags.layer, flags.rows, flags.dim);
+  const CancelStorm storm{.target = flags.target,
+                          .method = flags.method,
+                          .message = MessageFor(flags.method, flags.model, flags.layer, flags.rows, flags.dim),
+                          .num_calls = flags.calls,
+                          .rate_per_s = flags.rate,
+                          .seed = static_cast<uint64_t>(flags.seed)};
   for (const auto& [code, count] : RunCancelStorm(storm)) {
     std::printf("%s=%ld\n", absl::StatusCodeToString(code).c_str(), count);
   }
@@ -66,11 +67,12 @@ void Garbage(const Flags& flags) {
   std::map<absl::StatusCode, int64_t> codes;
   constexpr int kCallsPerMessage = 20;
   for (int64_t i = 0; i < flags.calls; i += kCallsPerMessage) {
-    CancelStorm storm{
-        .target = flags.target, .num_calls = kCallsPerMessage, .rate_per_s = flags.rate, .num_channels = 1};
-    storm.is_stream = i / kCallsPerMessage % 2 == 0;
-    storm.method = storm.is_stream ? kInferStreamMethod : kInferMethod;
-    storm.message = mutator.Cut(mutator.Next());
+    const CancelStorm storm{.target = flags.target,
+                            .method = i / kCallsPerMessage % 2 == 0 ? kInferStreamMethod : kInferMethod,
+                            .message = mutator.Cut(mutator.Next()),
+                            .num_calls = kCallsPerMessage,
+                            .rate_per_s = flags.rate,
+                            .num_channels = 1};
     for (const auto& [code, count] : RunCancelStorm(storm)) codes[code] += count;
   }
   for (const auto& [code, count] : codes) std::printf("%s=%ld\n", absl::StatusCodeToString(code).c_str(), count);

@@ -135,6 +135,30 @@ grpc::ByteBuffer ToByteBuffer(const google::protobuf::MessageLite& message) {
   return grpc::ByteBuffer(&slice, 1);
 }
 
+v1::ForwardRequest ForwardOf(const std::string& model, const std::string& layer, int64_t num_rows, int64_t hidden_dim) {
+  v1::ForwardRequest request;
+  request.set_model(model);
+  request.set_layer(layer);
+  request.set_dtype(v1::DATA_TYPE_FP32);
+  request.set_num_rows(num_rows);
+  request.set_rows(std::string(num_rows * hidden_dim * sizeof(float), '\0'));
+  return request;
+}
+
+inference::ModelInferRequest InferOf(const std::string& name, int64_t num_rows, int64_t hidden_dim) {
+  inference::ModelInferRequest request;
+  request.set_model_name(name);
+  auto& input = *request.add_inputs();
+  input.set_name("hidden_states");
+  input.set_datatype("FP32");
+  input.add_shape(num_rows);
+  input.add_shape(hidden_dim);
+  request.add_raw_input_contents(std::string(num_rows * hidden_dim * sizeof(float), '\0'));
+  return request;
+}
+
+bool IsStream(const std::string& method) { return method == kForwardStreamMethod || method == kInferStreamMethod; }
+
 }  // namespace
 
 std::map<absl::StatusCode, int64_t> RunCancelStorm(const CancelStorm& storm) {
@@ -146,7 +170,7 @@ std::map<absl::StatusCode, int64_t> RunCancelStorm(const CancelStorm& storm) {
   for (int64_t number = 0; number < storm.num_calls; ++number) {
     if (storm.rate_per_s > 0) std::this_thread::sleep_until(start + schedule.Next());
     grpc::GenericStub& stub = *stubs[number % stubs.size()];
-    if (storm.is_stream) {
+    if (IsStream(storm.method)) {
       new StreamCall(stub, storm, number, 1 + static_cast<int>(random() % 4), &calls);
     } else {
       OpenUnary(stub, storm, number, &calls);
@@ -164,27 +188,14 @@ std::map<absl::StatusCode, int64_t> RunCancelStorm(const CancelStorm& storm) {
   return calls.codes();
 }
 
-grpc::ByteBuffer ForwardMessage(const std::string& model, const std::string& layer, int64_t num_rows,
-                                int64_t hidden_dim) {
-  v1::ForwardRequest request;
-  request.set_model(model);
-  request.set_layer(layer);
-  request.set_dtype(v1::DATA_TYPE_FP32);
-  request.set_num_rows(num_rows);
-  request.set_rows(std::string(num_rows * hidden_dim * sizeof(float), '\0'));
-  return ToByteBuffer(request);
-}
-
-grpc::ByteBuffer InferMessage(const std::string& model_and_layer, int64_t num_rows, int64_t hidden_dim) {
-  inference::ModelInferRequest request;
-  request.set_model_name(model_and_layer);
-  auto& input = *request.add_inputs();
-  input.set_name("hidden_states");
-  input.set_datatype("FP32");
-  input.add_shape(num_rows);
-  input.add_shape(hidden_dim);
-  request.add_raw_input_contents(std::string(num_rows * hidden_dim * sizeof(float), '\0'));
-  return ToByteBuffer(request);
+grpc::ByteBuffer MessageFor(const std::string& method, const std::string& model, const std::string& layer,
+                            int64_t num_rows, int64_t hidden_dim) {
+  if (method == kForwardMethod) return ToByteBuffer(ForwardOf(model, layer, num_rows, hidden_dim));
+  if (method != kForwardStreamMethod) return ToByteBuffer(InferOf(model + "." + layer, num_rows, hidden_dim));
+  v1::ForwardStreamRequest message;
+  message.set_id(1);
+  *message.mutable_forward() = ForwardOf(model, layer, num_rows, hidden_dim);
+  return ToByteBuffer(message);
 }
 
 }  // namespace switchyard

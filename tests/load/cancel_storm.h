@@ -12,14 +12,14 @@
 namespace switchyard {
 
 inline constexpr char kForwardMethod[] = "/switchyard.v1.Switchyard/Forward";
+inline constexpr char kForwardStreamMethod[] = "/switchyard.v1.Switchyard/ForwardStream";
 inline constexpr char kInferMethod[] = "/inference.GRPCInferenceService/ModelInfer";
 inline constexpr char kInferStreamMethod[] = "/inference.GRPCInferenceService/ModelStreamInfer";
 
 struct CancelStorm {
   std::string target;
   std::string method = kForwardMethod;
-  bool is_stream = false;
-  grpc::ByteBuffer message;
+  grpc::ByteBuffer message;  // of a stream's calls, sent one to four times
   int64_t num_calls = 1000;
   double rate_per_s = 0;  // 0 for as fast as it goes
   int max_open = 64;
@@ -30,9 +30,8 @@ struct CancelStorm {
 // How the calls ended, by code. Returns when all have.
 std::map<absl::StatusCode, int64_t> RunCancelStorm(const CancelStorm& storm);
 
-// Requests for `num_rows` rows of zeros, serialized.
-grpc::ByteBuffer ForwardMessage(const std::string& model, const std::string& layer, int64_t num_rows,
-                                int64_t hidden_dim);
-grpc::ByteBuffer InferMessage(const std::string& model_and_layer, int64_t num_rows, int64_t hidden_dim);
+// A request for `num_rows` rows of zeros, serialized as one of the methods above takes it.
+grpc::ByteBuffer MessageFor(const std::string& method, const std::string& model, const std::string& layer,
+                            int64_t num_rows, int64_t hidden_dim);
 
 }  // namespace switchyard

@@ -174,21 +174,21 @@ void CancelStorms(Table& table) {
         .Finish();
   };
   const HonestReport before = Measure(honest, seconds(settings.baseline_seconds));
-  for (const char* method : {kForwardMethod, kInferMethod, kInferStreamMethod}) {
-    attack(method, settings.cancels / 30);  // memory pools grow to their size
+  for (const char* method : {kForwardMethod, kInferMethod, kForwardStreamMethod, kInferStreamMethod}) {
+    attack(method, settings.cancels / 40);  // memory pools grow to their size
     WaitUntilIdle(*server, seconds(10));
     const ProcessUsage usage_before = UsageOf(server->process().pid());
     honest.Take();
     const SteadyTime begin = Clock::Real().Now();
-    const auto output = attack(method, settings.cancels / 3);
+    const auto output = attack(method, settings.cancels / 4);
     const double elapsed_s = MicrosBetween(begin, Clock::Real().Now()) / 1e6;
     const HonestReport during = honest.Take();
     const AdmittedWork left = WaitUntilIdle(*server, seconds(10));
     const ProcessUsage usage = UsageOf(server->process().pid());
     const double growth = (usage.rss_bytes - usage_before.rss_bytes) / kMib;
     table.Print(
-        {absl::StrCat(settings.cancels / 3, " cancelled calls of `", method, "` at ",
-                      Format("%.0f", settings.cancels / 3 / elapsed_s), "/s: ", Codes(output)),
+        {absl::StrCat(settings.cancels / 4, " cancelled calls of `", method, "` at ",
+                      Format("%.0f", settings.cancels / 4 / elapsed_s), "/s: ", Codes(output)),
          Show(before), Show(during),
          absl::StrCat(Leftover(left), ", RSS ", Format("%+.1f", growth), " MiB, ", usage.num_fds, " descriptors"),
          Verdict({Unharmed(during),
@@ -360,7 +360,7 @@ void Soak(Table& table) {
 
 int Main(int argc, char** argv) {
   CLI::App app{"Storms at full size, each with an honest caller measured before and during it."};
-  app.add_option("--cancels", settings.cancels, "calls that are opened and cancelled, over three methods");
+  app.add_option("--cancels", settings.cancels, "calls that are opened and cancelled, over four methods");
   app.add_option("--cancel_rate", settings.cancel_rate, "of them, per second");
   app.add_option("--half_open", settings.half_open, "connections");
   app.add_option("--huge_bytes", settings.huge_bytes, "of a message");

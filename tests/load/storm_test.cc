@@ -73,21 +73,15 @@ ServerProcess* StormTest::server_ = nullptr;
 HonestWork* StormTest::work_ = nullptr;
 
 TEST_F(StormTest, CancelledCallsOfBothApisLeaveNothingBehind) {
-  CancelStorm storm{.target = server_->grpc_address(), .num_calls = 1500};
-  const std::set<absl::StatusCode> expected = {absl::StatusCode::kOk, absl::StatusCode::kCancelled,
-                                               absl::StatusCode::kResourceExhausted};
-  storm.message = ForwardMessage("m", "1", 300, kDim);
-  const auto native = RunCancelStorm(storm);
-  ExpectOnly(native, expected);
-  EXPECT_GT(native.at(absl::StatusCode::kCancelled), 100);
-  storm.message = InferMessage("m.2", 300, kDim);
-  storm.method = kInferMethod;
-  ExpectOnly(RunCancelStorm(storm), expected);
-  storm.method = kInferStreamMethod;
-  storm.is_stream = true;
-  const auto streams = RunCancelStorm(storm);
-  ExpectOnly(streams, {absl::StatusCode::kCancelled});
-  EXPECT_EQ(streams.at(absl::StatusCode::kCancelled), storm.num_calls);
+  for (const char* method : {kForwardMethod, kInferMethod, kForwardStreamMethod, kInferStreamMethod}) {
+    const CancelStorm storm{.target = server_->grpc_address(),
+                            .method = method,
+                            .message = MessageFor(method, "m", "2", 300, kDim),
+                            .num_calls = 1500};
+    auto codes = RunCancelStorm(storm);
+    ExpectOnly(codes, {absl::StatusCode::kOk, absl::StatusCode::kCancelled, absl::StatusCode::kResourceExhausted});
+    EXPECT_GT(codes[absl::StatusCode::kCancelled], 100) << method;
+  }
 }
 
 TEST_F(StormTest, HalfOpenConnectionsKeepNobodyOutAndAreClosed) {
@@ -107,12 +101,17 @@ TEST_F(StormTest, MessagesBeyondTheLimitAreRefusedWithoutBeingKept) {
 }
 
 TEST_F(StormTest, MutatedMessagesAreAnswered) {
-  Mutator mutator(20260805, InferCorpus());
-  CancelStorm storm{.target = server_->grpc_address(), .num_calls = 4, .max_open = 1000, .num_channels = 1};
+  Mutator infer(20260805, InferCorpus()), forward(20260805, ForwardCorpus());
+  const std::pair<const char*, Mutator*> methods[] = {
+      {kInferMethod, &infer}, {kInferStreamMethod, &infer}, {kForwardMethod, &forward}};
   for (int i = 0; i < 300; ++i) {
-    storm.message = mutator.Cut(mutator.Next());
-    storm.is_stream = i % 2 == 0;
-    storm.method = storm.is_stream ? kInferStreamMethod : kInferMethod;
+    const auto& [method, mutator] = methods[i % 3];
+    const CancelStorm storm{.target = server_->grpc_address(),
+                            .method = method,
+                            .message = mutator->Cut(mutator->Next()),
+                            .num_calls = 4,
+                            .max_open = 1000,
+                            .num_channels = 1};
     for (const auto& [code, count] : RunCancelStorm(storm)) {
       EXPECT_NE(code, absl::StatusCode::kUnavailable) << "the server went away";
       EXPECT_NE(code, absl::StatusCode::kInternal);
