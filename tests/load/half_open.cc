@@ -1,33 +1,18 @@
 #include "tests/load/half_open.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
 
 #include <cerrno>
-#include <cstdlib>
 #include <string_view>
 
 #include "moe/base/clock.h"
+#include "tests/load/tcp.h"
 
 namespace switchyard {
 namespace {
 
-constexpr std::string_view kPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 constexpr std::string_view kHalfFrame("\0\0\x0c\x04\0", 5);  // of a SETTINGS frame with two entries
-
-absl::StatusOr<UniqueFd> Connect(const std::string& address) {
-  const size_t colon = address.rfind(':');
-  sockaddr_in to{};
-  to.sin_family = AF_INET;
-  to.sin_port = htons(static_cast<uint16_t>(std::atoi(address.c_str() + colon + 1)));
-  inet_pton(AF_INET, address.substr(0, colon).c_str(), &to.sin_addr);
-  UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (!fd.valid()) return ErrnoStatus(errno, "socket");
-  if (connect(fd.get(), reinterpret_cast<sockaddr*>(&to), sizeof(to)) != 0) return ErrnoStatus(errno, "connect");
-  return fd;
-}
 
 // What the connection says before it falls silent.
 std::string Words(int number) {
@@ -35,9 +20,9 @@ std::string Words(int number) {
     case 0:
       return "";
     case 1:
-      return std::string(kPreface.substr(0, 1 + number % (kPreface.size() - 1)));
+      return std::string(kHttp2Preface.substr(0, 1 + number % (kHttp2Preface.size() - 1)));
     default:
-      return std::string(kPreface) + std::string(kHalfFrame);
+      return std::string(kHttp2Preface) + std::string(kHalfFrame);
   }
 }
 
@@ -56,10 +41,8 @@ bool HasEnded(int socket) {
 absl::StatusOr<HalfOpenConnections> HalfOpenConnections::Open(const std::string& address, int count) {
   HalfOpenConnections connections;
   for (int number = 0; number < count; ++number) {
-    SY_ASSIGN_OR_RETURN(UniqueFd fd, Connect(address));
-    const std::string words = Words(number);
-    if (!words.empty() && send(fd.get(), words.data(), words.size(), MSG_NOSIGNAL) < 0)
-      return ErrnoStatus(errno, "send");
+    SY_ASSIGN_OR_RETURN(UniqueFd fd, ConnectTcp(address));
+    SY_RETURN_IF_ERROR(SendAll(fd.get(), Words(number)));
     connections.sockets_.push_back(std::move(fd));
   }
   return connections;
