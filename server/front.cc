@@ -247,12 +247,12 @@ absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_
     admission_.Release(client, num_rows, num_bytes);
     done(std::move(status));
   };
-  scheduler_->Enqueue(request);
-  if (!expires) return absl::OkStatus();
-  // After it is queued, so that what expires leaves the queue. Should it be answered already, this comes to nothing.
-  deadlines_.Add(deadline, [this, submitted = std::weak_ptr<Request>(request)] {
-    if (const auto late = submitted.lock()) Expire(late);
-  });
+  if (expires) {
+    deadlines_.Add(deadline, [this, submitted = std::weak_ptr<Request>(request)] {
+      if (const auto late = submitted.lock()) Expire(late);
+    });
+  }
+  if (!request->completed.load()) scheduler_->Enqueue(request);  // a short timeout may have passed
   return absl::OkStatus();
 }
 
