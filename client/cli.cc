@@ -28,6 +28,7 @@ int RunCli(int argc, const char* const* argv, std::ostream& out, std::ostream& e
   const Console console = {&out, &err};
   AddInferCommand(&app, console, &exit_code);
   AddModelsCommand(&app, console, &exit_code);
+  AddRepositoryCommands(&app, console, &exit_code);
   AddStatusCommand(&app, console, &exit_code);
   AddBenchCommand(&app, console, &exit_code);
   AddInspectCommand(&app, console, &exit_code);

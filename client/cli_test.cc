@@ -168,6 +168,21 @@ TEST_F(CliTest, ModelsAsTableAndJson) {
   EXPECT_EQ(RunCommand({"models", "--target=" + DeadTarget()}).exit_code, 3);
 }
 
+TEST_F(CliTest, LoadAndUnload) {
+  const std::string target = "--target=" + front_.target();
+  const Printed loaded = RunCommand({"load", "tiny", target});
+  EXPECT_EQ(loaded.exit_code, 0) << loaded.err;
+  EXPECT_EQ(loaded.out, "tiny: loaded\n");
+  const Printed unloaded = RunCommand({"unload", "tiny.3", target, "--format=json"});
+  EXPECT_EQ(unloaded.AsJson(), json::parse(R"({"model": "tiny.3", "state": "unloaded"})"));
+  EXPECT_THAT(front_.changes(), ElementsAre("load tiny", "unload tiny.3"));
+  const Printed unknown = RunCommand({"load", "absent", target});
+  EXPECT_EQ(unknown.exit_code, 3);
+  EXPECT_THAT(unknown.err, AllOf(HasSubstr("NOT_FOUND"), HasSubstr("no model 'absent'")));
+  EXPECT_EQ(RunCommand({"load", target}).exit_code, 2) << "without a name";
+  EXPECT_THAT(RunCommand({"unload", "--help"}).out, HasSubstr("UNAVAILABLE"));
+}
+
 TEST_F(CliTest, StatusAsTableAndJson) {
   const Printed text = RunCommand({"status", "--target=" + front_.target()});
   EXPECT_EQ(text.exit_code, 0) << text.err;

@@ -18,6 +18,7 @@
 #include "client/forward_stream.h"
 #include "client/rpc_status.h"
 #include "moe/base/mutex.h"
+#include "proto/inference.grpc.pb.h"
 #include "proto/switchyard.grpc.pb.h"
 #include "rpc/loopback.h"
 #include "rpc/tls.h"
@@ -190,6 +191,19 @@ class Client::Impl {
     return ForwardStream::Open(channel_, authorization_, options);
   }
 
+  // One of the two that change which models are served.
+  template <typename Request, typename Response>
+  absl::Status Change(grpc::Status (inference::GRPCInferenceService::Stub::*method)(grpc::ClientContext*,
+                                                                                    const Request&, Response*),
+                      const std::string& name, absl::Duration timeout) {
+    grpc::ClientContext context;
+    PrepareContext(timeout, &context);
+    Request request;
+    request.set_model_name(name);
+    Response response;
+    return FromRpcStatus((kserve_stub_.*method)(&context, request, &response));
+  }
+
   // One of the two calls without rows.
   template <typename Request, typename Response>
   absl::StatusOr<Response> Call(grpc::Status (v1::Switchyard::Stub::*method)(grpc::ClientContext*, const Request&,
@@ -210,6 +224,7 @@ class Client::Impl {
         channel_(channel),
         request_id_prefix_(absl::StrFormat("%08x%08x", std::random_device()(), std::random_device()())),
         stub_(channel),
+        kserve_stub_(channel),
         forward_stub_(channel) {}
 
   void OnForwardDone(ForwardCall* ended, const grpc::Status& status) {
@@ -235,6 +250,7 @@ class Client::Impl {
   const std::shared_ptr<grpc::Channel> channel_;
   const std::string request_id_prefix_;
   v1::Switchyard::Stub stub_;
+  inference::GRPCInferenceService::Stub kserve_stub_;
   grpc::GenericStub forward_stub_;
   std::atomic<int64_t> num_requests_{0};
   InFlight in_flight_;
@@ -278,6 +294,14 @@ absl::StatusOr<v1::ListModelsResponse> Client::ListModels(absl::Duration timeout
 
 absl::StatusOr<v1::GetStatusResponse> Client::GetStatus(absl::Duration timeout) {
   return impl_->Call(&v1::Switchyard::Stub::GetStatus, timeout);
+}
+
+absl::Status Client::LoadModel(const std::string& name, absl::Duration timeout) {
+  return impl_->Change(&inference::GRPCInferenceService::Stub::RepositoryModelLoad, name, timeout);
+}
+
+absl::Status Client::UnloadModel(const std::string& name, absl::Duration timeout) {
+  return impl_->Change(&inference::GRPCInferenceService::Stub::RepositoryModelUnload, name, timeout);
 }
 
 }  // namespace switchyard

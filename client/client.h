@@ -123,6 +123,11 @@ class Client {
   absl::StatusOr<v1::ListModelsResponse> ListModels(absl::Duration timeout = absl::ZeroDuration());
   absl::StatusOr<v1::GetStatusResponse> GetStatus(absl::Duration timeout = absl::ZeroDuration());
 
+  // Through the KServe API's repository calls. `name` is a checkpoint's, or NAME.LAYER for one of its layers. They
+  // return when the change is made, which may take long, and is made also when the deadline passes before. Sent once.
+  absl::Status LoadModel(const std::string& name, absl::Duration timeout = absl::ZeroDuration());
+  absl::Status UnloadModel(const std::string& name, absl::Duration timeout = absl::ZeroDuration());
+
  private:
   class Impl;
   explicit Client(std::unique_ptr<Impl> impl);

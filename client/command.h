@@ -52,6 +52,7 @@ std::string TypeName(v1::DataType dtype);
 
 void AddInferCommand(CLI::App* app, Console console, int* exit_code);
 void AddModelsCommand(CLI::App* app, Console console, int* exit_code);
+void AddRepositoryCommands(CLI::App* app, Console console, int* exit_code);  // load and unload
 void AddStatusCommand(CLI::App* app, Console console, int* exit_code);
 void AddBenchCommand(CLI::App* app, Console console, int* exit_code);
 void AddInspectCommand(CLI::App* app, Console console, int* exit_code);

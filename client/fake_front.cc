@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "client/forward_codec.h"
 #include "moe/tensor/convert.h"
+#include "proto/inference.grpc.pb.h"
 
 namespace switchyard {
 namespace {
@@ -148,11 +149,40 @@ class FakeFront::Service final : public v1::Switchyard::Service {
   FakeFront* const front_;
 };
 
-FakeFront::FakeFront() : service_(std::make_unique<Service>(this)), handler_(&Double), status_(ServingStatus()) {
+class FakeFront::Repository final : public inference::GRPCInferenceService::Service {
+ public:
+  explicit Repository(FakeFront* front) : front_(front) {}
+
+  grpc::Status RepositoryModelLoad(grpc::ServerContext*, const inference::RepositoryModelLoadRequest* request,
+                                   inference::RepositoryModelLoadResponse*) override {
+    return Change("load ", request->model_name());
+  }
+  grpc::Status RepositoryModelUnload(grpc::ServerContext*, const inference::RepositoryModelUnloadRequest* request,
+                                     inference::RepositoryModelUnloadResponse*) override {
+    return Change("unload ", request->model_name());
+  }
+
+ private:
+  grpc::Status Change(const std::string& what, const std::string& name) {
+    if (name == "absent") return grpc::Status(grpc::StatusCode::NOT_FOUND, "no model 'absent'");
+    MutexLock lock(&front_->mu_);
+    front_->changes_.push_back(what + name);
+    return grpc::Status::OK;
+  }
+
+  FakeFront* const front_;
+};
+
+FakeFront::FakeFront()
+    : service_(std::make_unique<Service>(this)),
+      repository_(std::make_unique<Repository>(this)),
+      handler_(&Double),
+      status_(ServingStatus()) {
   grpc::ServerBuilder builder;
   builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
   builder.SetMaxReceiveMessageSize(-1);
   builder.RegisterService(service_.get());
+  builder.RegisterService(repository_.get());
   server_ = builder.BuildAndStart();
 }
 
@@ -173,6 +203,11 @@ void FakeFront::SetStreamHandler(StreamHandler handler) {
 void FakeFront::SetStatus(v1::GetStatusResponse status) {
   MutexLock lock(&mu_);
   status_ = std::move(status);
+}
+
+std::vector<std::string> FakeFront::changes() const {
+  MutexLock lock(&mu_);
+  return changes_;
 }
 
 std::vector<std::string> FakeFront::request_ids() const {

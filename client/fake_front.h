@@ -1,7 +1,8 @@
 // A real gRPC server on a free loopback port with a small service behind it, for the client's own tests.
 //
 // It serves one model, "tiny", with the layers "1" and "3" of 4 and 6 columns, whose output is twice its input: exact
-// in every type. A handler replaces that for tests of failures.
+// in every type. A handler replaces that for tests of failures. Of the KServe API it has the two calls that load and
+// unload models, for all but "absent".
 //
 // Thread-safe.
 #pragma once
@@ -38,6 +39,8 @@ class FakeFront {
   void SetStatus(v1::GetStatusResponse status);
 
   int num_forwards() const { return num_forwards_.load(); }
+  // "load NAME" and "unload NAME" of each change so far.
+  std::vector<std::string> changes() const;
   // x-request-id of each Forward and ForwardStream received so far.
   std::vector<std::string> request_ids() const;
 
@@ -49,8 +52,10 @@ class FakeFront {
 
  private:
   class Service;
+  class Repository;
 
   const std::unique_ptr<Service> service_;
+  const std::unique_ptr<Repository> repository_;
   std::atomic<int> num_forwards_{0};
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
@@ -60,6 +65,7 @@ class FakeFront {
   StreamHandler stream_handler_ ABSL_GUARDED_BY(mu_);
   v1::GetStatusResponse status_ ABSL_GUARDED_BY(mu_);
   std::vector<std::string> request_ids_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::string> changes_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace switchyard

@@ -42,7 +42,7 @@ void Batcher::Add(std::shared_ptr<Request> request) {
   QueuedRequest* queued = owned.get();
   const Request* key = request.get();
   queued->request = std::move(request);
-  LayerQueue& layer = QueueOf(queued->request->layer->id);
+  LayerQueue& layer = QueueOf(*queued->request->layer);
   queued->layer = &layer;
   queued->in_layer = layer.by_arrival.insert(layer.by_arrival.end(), queued);
   layer.queues[QueueIndex(queued->request->priority)].Add(queued);
@@ -53,10 +53,10 @@ void Batcher::Add(std::shared_ptr<Request> request) {
   queued_.emplace(key, std::move(owned));
 }
 
-LayerQueue& Batcher::QueueOf(LayerId id) {
-  std::unique_ptr<LayerQueue>& layer = layers_[id.value];
+LayerQueue& Batcher::QueueOf(const ServedLayer& served) {
+  std::unique_ptr<LayerQueue>& layer = layers_[served.id.value];
   if (layer == nullptr) {
-    layer = std::make_unique<LayerQueue>(options_.max_batch_rows);
+    layer = std::make_unique<LayerQueue>(std::min(options_.max_batch_rows, served.max_batch_rows));
     layer->turn = ++num_turns_;  // behind those that wait already
   }
   return *layer;
@@ -202,7 +202,7 @@ void Batcher::AppendRows(QueuedRequest& queued, int64_t count, Batch* batch) {
   }
   batch->pieces[queued.piece_idx].num_rows += count;
   batch->num_rows += count;
-  batch->layer = queued.request->layer;
+  batch->layer = queued.request->layer.get();
   CountRows(queued, -count);
   const bool was_whole = queued.next_row == 0;
   queued.next_row += count;

@@ -91,7 +91,7 @@ class Batcher {
   int64_t TakeTurn(LayerQueue& layer, int64_t room, Batch* batch);
   void AppendRows(QueuedRequest& queued, int64_t count, Batch* batch);
 
-  LayerQueue& QueueOf(LayerId id);
+  LayerQueue& QueueOf(const ServedLayer& layer);
   void Age(SteadyTime now);
   void SetExpiry(QueuedRequest* queued);
   void Expire(SteadyTime now);

@@ -21,7 +21,7 @@ struct Queues {
   explicit Queues(int num_requests, int64_t num_rows = 8) {
     for (int i = 0; i < kNumLayers; ++i) {
       layers.push_back(
-          std::unique_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, DType::kF32, Placement::Even(1, 1), {}}));
+          std::shared_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, DType::kF32, Placement::Even(1, 1), {}}));
     }
     for (int i = 0; i < num_requests; ++i) requests.push_back(MakeRequest(i, num_rows));
     for (const auto& request : requests) batcher.Add(request);
@@ -29,7 +29,7 @@ struct Queues {
 
   std::shared_ptr<Request> MakeRequest(int i, int64_t num_rows) {
     auto request = std::make_shared<Request>();
-    request->layer = layers[i % kNumLayers].get();
+    request->layer = layers[i % kNumLayers];
     request->num_rows = num_rows;
     request->client = "ipv4:127.0.0.1:" + std::to_string(10'000 + i % kNumClients);
     request->priority = Priority{1 + i % kNumPriorities};
@@ -39,7 +39,7 @@ struct Queues {
   }
 
   const SteadyTime now = Clock::Real().Now();
-  std::vector<std::unique_ptr<ServedLayer>> layers;
+  std::vector<std::shared_ptr<ServedLayer>> layers;
   std::vector<std::shared_ptr<Request>> requests;
   Batcher batcher{{}};
 };

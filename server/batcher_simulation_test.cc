@@ -22,11 +22,11 @@ using std::chrono::milliseconds;
 constexpr int kNumLayers = 4;
 constexpr int kNumRounds = 300;
 
-std::vector<std::unique_ptr<ServedLayer>> MakeLayers() {
-  std::vector<std::unique_ptr<ServedLayer>> layers;
+std::vector<std::shared_ptr<ServedLayer>> MakeLayers() {
+  std::vector<std::shared_ptr<ServedLayer>> layers;
   for (int i = 0; i < kNumLayers; ++i) {
     layers.push_back(
-        std::unique_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, DType::kF32, Placement::Even(1, 1), {}}));
+        std::shared_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, DType::kF32, Placement::Even(1, 1), {}}));
   }
   return layers;
 }
@@ -90,7 +90,7 @@ class Simulation {
 
   void Arrive() {
     auto request = std::make_shared<Request>();
-    request->layer = layers_[random_() % kNumLayers].get();
+    request->layer = layers_[random_() % kNumLayers];
     request->num_rows = 1 + random_() % largest_;
     request->row_cost = random_() % 8 == 0 ? 1 + random_() % (2 * options_.max_batch_rows) : 1;
     request->client = std::to_string(random_() % num_clients_);
@@ -149,7 +149,7 @@ class Simulation {
 
   int64_t RowsOf(const ServedLayer* layer) const {
     int64_t rows = 0;
-    for (const auto& [number, live] : live_) rows += live.request->layer == layer ? live.rows_left() : 0;
+    for (const auto& [number, live] : live_) rows += live.request->layer.get() == layer ? live.rows_left() : 0;
     return rows;
   }
 
@@ -173,7 +173,7 @@ class Simulation {
   int TopLevel(const ServedLayer* layer) const {
     int top = kNumPriorities;
     for (const auto& [number, live] : live_) {
-      if (live.request->layer == layer) top = std::min(top, LevelOf(*live.request));
+      if (live.request->layer.get() == layer) top = std::min(top, LevelOf(*live.request));
     }
     return top;
   }
@@ -238,7 +238,7 @@ class Simulation {
   const int64_t num_clients_;
   const int64_t largest_;
   const int64_t arrivals_percent_;
-  const std::vector<std::unique_ptr<ServedLayer>> layers_ = MakeLayers();
+  const std::vector<std::shared_ptr<ServedLayer>> layers_ = MakeLayers();
   FakeClock clock_;
   Batcher batcher_{options_};
   bool in_flight_ = false;
@@ -262,7 +262,7 @@ class Floods {
   std::shared_ptr<Request> Add(const std::string& client, Priority priority, int64_t num_rows, int64_t row_cost = 1,
                                int layer = 0) {
     auto request = std::make_shared<Request>();
-    request->layer = layers_[layer].get();
+    request->layer = layers_[layer];
     request->num_rows = num_rows;
     request->row_cost = row_cost;
     request->client = client;
@@ -304,7 +304,7 @@ class Floods {
  private:
   std::mt19937& random_;
   const BatcherOptions options_;
-  const std::vector<std::unique_ptr<ServedLayer>> layers_ = MakeLayers();
+  const std::vector<std::shared_ptr<ServedLayer>> layers_ = MakeLayers();
   Batcher batcher_;
   std::map<std::string, int64_t> rows_waiting_;
 };

@@ -16,7 +16,7 @@ class BatcherTest : public testing::Test {
   BatcherTest() {
     for (int i = 0; i < 3; ++i) {
       layers_.push_back(
-          std::unique_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, DType::kF32, Placement::Even(1, 1), {}}));
+          std::shared_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, DType::kF32, Placement::Even(1, 1), {}}));
     }
   }
 
@@ -25,7 +25,7 @@ class BatcherTest : public testing::Test {
     auto request = std::make_shared<Request>();
     request->client = client;
     request->priority = priority;
-    request->layer = layers_[layer].get();
+    request->layer = layers_[layer];
     request->num_rows = num_rows;
     request->arrival = clock_.Now();
     return request;
@@ -33,7 +33,7 @@ class BatcherTest : public testing::Test {
 
   std::optional<Batch> Take(Batcher& batcher, bool idle = true) { return batcher.Take(clock_.Now(), idle); }
 
-  std::vector<std::unique_ptr<ServedLayer>> layers_;
+  std::vector<std::shared_ptr<ServedLayer>> layers_;
   FakeClock clock_;
 };
 
@@ -148,6 +148,16 @@ TEST_F(BatcherTest, ABusyLayerDoesNotKeepASmallOneOut) {
   EXPECT_EQ(Take(batcher, false)->layer->id, LayerId{0});
   EXPECT_EQ(Take(batcher, false)->layer->id, LayerId{1}) << "steps are never out of flight while layer 0 is busy";
   EXPECT_EQ(Take(batcher, false)->layer->id, LayerId{0});
+}
+
+TEST_F(BatcherTest, ALayersOwnLimitCutsItsSteps) {
+  layers_[1]->max_batch_rows = 4;
+  Batcher batcher({100, microseconds(0)});
+  batcher.Add(MakeRequest(0, 6));
+  batcher.Add(MakeRequest(1, 6));
+  EXPECT_EQ(Take(batcher)->num_rows, 6);
+  EXPECT_EQ(Take(batcher, false)->num_rows, 4) << "a full step of that layer";
+  EXPECT_EQ(Take(batcher)->num_rows, 2);
 }
 
 TEST_F(BatcherTest, ALayerThatComesBackWaitsItsTurn) {

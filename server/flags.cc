@@ -26,16 +26,17 @@ When every model can be served it prints one line: READY grpc=HOST:PORT http=HOS
 
 void DefineServing(CLI::App& app, ServerOptions* options) {
   app.add_option_function<std::vector<std::string>>(
-         "--model",
-         [options](const std::vector<std::string>& texts) {
-           for (const std::string& text : texts) {
-             auto model = ParseModelOption(text);
-             if (!model.ok()) throw CLI::ValidationError(std::string(model.status().message()));
-             options->models.push_back(*std::move(model));
-           }
-         },
-         "NAME=DIR of a checkpoint, or NAME=synthetic:KEY=VALUE,...; repeat for more models")
-      ->required();
+      "--model",
+      [options](const std::vector<std::string>& texts) {
+        for (const std::string& text : texts) {
+          auto model = ParseModelOption(text);
+          if (!model.ok()) throw CLI::ValidationError(std::string(model.status().message()));
+          options->models.push_back(*std::move(model));
+        }
+      },
+      "NAME=DIR of a checkpoint, or NAME=synthetic:KEY=VALUE,...; repeat for more models");
+  app.add_option("--model_repository", options->model_repository,
+                 "folder whose sub-folders with a config.json can be loaded at run time, each by its name");
   app.add_option("--host", options->host, "address that clients connect to")->capture_default_str();
   app.add_option("--port", options->port, "gRPC port; 0 takes a free one")->capture_default_str();
   app.add_option("--http_port", options->http_port, "port of /metrics, /livez and /readyz; 0 takes a free one")

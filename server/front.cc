@@ -10,7 +10,6 @@
 #include "absl/strings/escaping.h"
 #include "moe/base/logging.h"
 #include "moe/base/version.h"
-#include "moe/plan/plan_codec.h"
 #include "rpc/build_fingerprint.h"
 #include "rpc/token_list.h"
 #include "server/warm_up.h"
@@ -63,16 +62,10 @@ std::vector<std::string> ThreadWaiting(int num_threads) {
   return {"OMP_WAIT_POLICY=active", "GOMP_SPINCOUNT=20000"};
 }
 
-size_t MaxPlanBytes(const ModelTable& models, int num_ranks, int64_t max_home_rows, int64_t max_rows) {
-  size_t largest = 0;
-  for (const auto& layer : models.layers()) {
-    for (int rank = 0; rank < num_ranks; ++rank) {
-      const int num_slots = static_cast<int>(layer->placement.experts_of(rank).size());
-      largest =
-          std::max(largest, MaxEncodedSize(num_ranks, num_slots, layer->spec.num_choices(), max_home_rows, max_rows));
-    }
-  }
-  return largest;
+std::vector<LayerId> LayersOf(const ServedModel& model) {
+  std::vector<LayerId> layers;
+  for (const auto& layer : model.layers) layers.push_back(layer->id);
+  return layers;
 }
 
 }  // namespace
@@ -80,6 +73,7 @@ size_t MaxPlanBytes(const ModelTable& models, int num_ranks, int64_t max_home_ro
 Front::Front(const ServerOptions& options)
     : options_(options),
       num_ranks_(NumRanks(options)),
+      opener_(options, num_ranks_),
       request_log_(options.slow_request_ms),
       admission_(options.max_queued_rows, options.max_queued_bytes) {}
 
@@ -87,26 +81,88 @@ absl::StatusOr<std::unique_ptr<Front>> Front::Create(const ServerOptions& option
   SY_RETURN_IF_ERROR(ValidateOptions(options));
   SY_ASSIGN_OR_RETURN(const std::string token, WorkerToken(options));
   std::unique_ptr<Front> front(new Front(options));
-  SY_ASSIGN_OR_RETURN(front->models_, ModelTable::Load(options, front->num_ranks_));
-  front->metrics_ = std::make_unique<Metrics>(*front->models_);
   SY_ASSIGN_OR_RETURN(front->tracer_, Tracer::Create(options.trace_file));
-  SY_RETURN_IF_ERROR(front->CreateLinks());
+  SY_ASSIGN_OR_RETURN(const auto models, front->OpenModels());
+  SY_RETURN_IF_ERROR(front->CreateLinks(models));
   front->CreateGroup(token);
+  front->CreateRepository(models);
   SY_RETURN_IF_ERROR(front->StartWorkers(token));
   return front;
 }
 
-absl::Status Front::CreateLinks() {
-  const int64_t max_home_rows = (options_.max_batch_rows + num_ranks_ - 1) / num_ranks_;
-  const size_t row_bytes = max_home_rows * models_->max_row_bytes();
-  const LinkLayout layout = LinkLayout::For(options_.steps_in_flight, row_bytes,
-                                            MaxPlanBytes(*models_, num_ranks_, max_home_rows, options_.max_batch_rows),
-                                            row_bytes, kSpareOutputs);
+absl::StatusOr<std::vector<std::shared_ptr<ServedModel>>> Front::OpenModels() {
+  std::vector<std::shared_ptr<ServedModel>> models;
+  for (const ModelOption& option : options_.models) {
+    auto model = opener_.Open(option);
+    if (!model.ok()) return Annotate(model.status(), absl::StrCat("--model=", option.name, "=", option.location));
+    models.push_back(*std::move(model));
+  }
+  return models;
+}
+
+absl::Status Front::CreateLinks(const std::vector<std::shared_ptr<ServedModel>>& models) {
+  link_layout_ = ChooseLinkLayout(models, options_, num_ranks_, {!options_.model_repository.empty(), kSpareOutputs});
   for (int rank = 0; rank < num_ranks_; ++rank) {
-    SY_ASSIGN_OR_RETURN(auto buffers, LinkBuffers::Create(layout));
+    SY_ASSIGN_OR_RETURN(auto buffers, LinkBuffers::Create(link_layout_));
     links_.push_back(std::move(buffers));
   }
+  for (const auto& model : models) {
+    SY_RETURN_IF_ERROR(FitToLinks(link_layout_, options_.max_batch_rows, num_ranks_, model.get()));
+  }
   return absl::OkStatus();
+}
+
+void Front::CreateRepository(const std::vector<std::shared_ptr<ServedModel>>& models) {
+  for (const auto& model : models) {
+    AddMetrics(*model);
+    group_->AddNeededModel(MakeGroupModel(model));
+  }
+  const auto open = [this](const ModelOption& option) -> absl::StatusOr<std::shared_ptr<ServedModel>> {
+    SY_ASSIGN_OR_RETURN(std::shared_ptr<ServedModel> model, opener_.Open(option));
+    SY_RETURN_IF_ERROR(FitToLinks(link_layout_, options_.max_batch_rows, num_ranks_, model.get()));
+    return model;
+  };
+  repository_ =
+      std::make_unique<ModelRepository>(models, options_.model_repository, open, static_cast<ModelHost*>(this));
+}
+
+void Front::AddMetrics(const ServedModel& model) {
+  for (const auto& layer : model.layers) metrics_->AddLayer(*layer);
+}
+
+GroupModel Front::MakeGroupModel(const std::shared_ptr<ServedModel>& model) const {
+  GroupModel made = {model->id, model->name, MakeShares(*model, num_ranks_), nullptr};
+  // The group does not share in the model, which ends when no request does.
+  made.choose_compute_dtype = [shared = std::weak_ptr<ServedModel>(model), chosen = std::make_shared<std::string>()](
+                                  const std::vector<std::string>& available) -> absl::StatusOr<std::string> {
+    if (const std::shared_ptr<ServedModel> still = shared.lock()) {
+      SY_RETURN_IF_ERROR(AgreeOnComputeDType(available, still.get()));
+      *chosen = std::string(DTypeName(still->compute_dtype()));
+    }
+    return *chosen;
+  };
+  return made;
+}
+
+void Front::Load(const std::shared_ptr<ServedModel>& model, std::function<void(absl::Status)> done) {
+  AddMetrics(*model);
+  group_->AddModel(MakeGroupModel(model), std::move(done));
+}
+
+void Front::Unload(const ServedModel& model, std::function<void()> done) {
+  group_->RemoveModel(model.id, [this, layers = LayersOf(model), done = std::move(done)] {
+    scheduler_->DropLayers(layers);
+    metrics_->RemoveLayers(layers);
+    done();
+  });
+}
+
+void Front::Abandon(ModelId id, const absl::Status& why) {
+  const std::shared_ptr<ServedModel> model = repository_->Abandon(id);
+  if (model == nullptr) return;
+  spdlog::warn("model {} is given up until it is loaded anew: {}", model->name, why.message());
+  scheduler_->FailLayers(LayersOf(*model),
+                         absl::UnavailableError(absl::StrCat("model ", model->name, " was lost: ", why.message())));
 }
 
 void Front::CreateGroup(const std::string& token) {
@@ -123,9 +179,7 @@ void Front::CreateGroup(const std::string& token) {
       scheduler, links, metrics_.get(), Clock::Real(),
       [this](Epoch epoch, int rank, const absl::Status& why) { group_->StepFailed(epoch, rank, why); });
 
-  std::vector<std::string> model_names;
-  for (const ServedModel& model : models_->models()) model_names.push_back(model.name);
-  load_display_ = std::make_unique<LoadDisplay>(std::move(model_names), StderrLoadOutput(options_.log_format));
+  load_display_ = std::make_unique<LoadDisplay>(StderrLoadOutput(options_.log_format));
 
   GroupOptions group;
   group.membership.num_ranks = num_ranks_;
@@ -133,15 +187,10 @@ void Front::CreateGroup(const std::string& token) {
   group.membership.token = token;
   group.membership.version = std::string(kVersion);
   group.membership.build = std::string(kBuildFingerprint);
-  group.membership.check_compute_dtypes = [this](const worker::Hello& hello) {
-    return models_->AgreeOnComputeDTypes({hello.compute_dtypes().begin(), hello.compute_dtypes().end()});
+  group.membership.show_load = [this](const std::vector<ModelLoad>& models, SteadyTime now) {
+    load_display_->Update(models, now);
   };
-  group.membership.make_welcome = [this](int rank) {
-    return models_->WelcomeFor(rank, num_ranks_, options_.max_batch_rows);
-  };
-  group.membership.show_load = [this](const std::vector<RankLoad>& ranks, SteadyTime now) {
-    load_display_->Update(ranks, now);
-  };
+  group.on_model_abandoned = [this](ModelId id, const absl::Status& why) { Abandon(id, why); };
   group.membership.worker_timeout = std::chrono::milliseconds(options_.worker_timeout_ms);
   group_ = std::make_unique<Group>(group, links, scheduler_.get(), metrics_.get(), [this](const absl::Status& why) {
     MutexLock lock(&mu_);
@@ -197,13 +246,17 @@ absl::Status Front::StartWorkers(const std::string& token) {
 }
 
 Front::~Front() {
+  if (repository_ != nullptr) repository_->Stop();
   if (group_ != nullptr) group_->SetSupervisor(nullptr);
   deadlines_.Stop();
 }
 
 absl::Status Front::WaitUntilServing(const std::function<bool()>& should_stop) {
   while (!group_->WaitUntilServing(absl::Milliseconds(100))) SY_RETURN_IF_ERROR(StartFailure(should_stop));
-  if (options_.warmup) SY_RETURN_IF_ERROR(WarmUpLayers(should_stop));
+  std::vector<std::shared_ptr<ServedLayer>> layers;
+  const std::shared_ptr<const ModelTable> table = models();
+  for (const auto& entry : table->layers()) layers.push_back(entry->layer);
+  SY_RETURN_IF_ERROR(WarmUpLayers(layers, [&] { return StartFailure(should_stop); }));
   served_.store(true);
   return absl::OkStatus();
 }
@@ -216,13 +269,21 @@ absl::Status Front::StartFailure(const std::function<bool()>& should_stop) {
   return *load_failure_;
 }
 
-absl::Status Front::WarmUpLayers(const std::function<bool()>& should_stop) {
-  std::vector<ServedLayer*> layers;
-  for (const auto& layer : models_->layers()) layers.push_back(layer.get());
-  return WarmUp({.full_rows = options_.max_batch_rows}, layers,
-                {.enqueue = [this](std::shared_ptr<Request> request) { scheduler_->Enqueue(std::move(request)); },
-                 .cancel = [this](const std::shared_ptr<Request>& request) { Cancel(request); },
-                 .should_stop = [&] { return StartFailure(should_stop); }});
+absl::Status Front::WarmUpLayers(const std::vector<std::shared_ptr<ServedLayer>>& layers,
+                                 const std::function<absl::Status()>& should_stop) {
+  if (!options_.warmup || layers.empty()) return absl::OkStatus();
+  return switchyard::WarmUp(
+      {.full_rows = options_.max_batch_rows}, layers,
+      {.enqueue = [this](std::shared_ptr<Request> request) { scheduler_->Enqueue(std::move(request)); },
+       .cancel = [this](const std::shared_ptr<Request>& request) { Cancel(request); },
+       .should_stop = should_stop});
+}
+
+absl::Status Front::WarmUp(const std::shared_ptr<ServedModel>& model,
+                           const std::function<absl::Status()>& should_stop) {
+  std::vector<std::shared_ptr<ServedLayer>> layers;
+  for (size_t i = 0; i < model->layers.size(); ++i) layers.push_back(ShareLayer(model, i));
+  return WarmUpLayers(layers, should_stop);
 }
 
 absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_bytes) {
@@ -268,6 +329,7 @@ void Front::Expire(const std::shared_ptr<Request>& request) {
 
 void Front::Drain() {
   draining_.store(true);
+  repository_->Stop();
   spdlog::info("draining: {} requests in flight", held().requests);
   if (!admission_.WaitUntilEmpty(std::chrono::milliseconds(options_.drain_timeout_ms))) {
     spdlog::warn("drain timeout: {} requests are given up", held().requests);

@@ -3,6 +3,7 @@
 //   auto front = *Front::Create(options);     opens and checks the models, listens on the worker port, starts workers
 //   front->WaitUntilServing();                loading, first group
 //   … RPCs call Submit() …
+//   front->repository().Load(…)               at any time
 //   front->Drain();                           refuses new requests, answers those in flight, ends the workers
 #pragma once
 
@@ -15,7 +16,8 @@
 #include "server/group.h"
 #include "server/load_display.h"
 #include "server/metrics.h"
-#include "server/model_table.h"
+#include "server/model_opener.h"
+#include "server/model_repository.h"
 #include "server/options.h"
 #include "server/request_log.h"
 #include "server/scheduler.h"
@@ -26,10 +28,10 @@
 namespace switchyard {
 
 // Thread-safe after Create, except where noted.
-class Front {
+class Front final : private ModelHost {
  public:
   static absl::StatusOr<std::unique_ptr<Front>> Create(const ServerOptions& options);
-  ~Front();
+  ~Front() override;
 
   // Waits until the first group serves, and warms it up. An error when a worker cannot load, or when `should_stop` says
   // so.
@@ -42,11 +44,13 @@ class Front {
   // The caller of a submitted request is gone, or its deadline has passed.
   void Cancel(const std::shared_ptr<Request>& request);
 
-  // Refuses new requests, waits for those in flight up to the drain timeout, and ends the workers. Once.
+  // Refuses new requests and changes of models, waits for those in flight up to the drain timeout, and ends the
+  // workers. Once.
   void Drain();
 
   const ServerOptions& options() const { return options_; }
-  const ModelTable& models() const { return *models_; }
+  std::shared_ptr<const ModelTable> models() const { return repository_->table(); }
+  ModelRepository& repository() { return *repository_; }
   Metrics& metrics() { return *metrics_; }
   RequestLog& request_log() { return request_log_; }
   Tracer& tracer() { return *tracer_; }
@@ -66,27 +70,43 @@ class Front {
  private:
   explicit Front(const ServerOptions& options);
 
-  absl::Status CreateLinks();
+  // ModelHost.
+  void Load(const std::shared_ptr<ServedModel>& model, std::function<void(absl::Status)> done) override;
+  absl::Status WarmUp(const std::shared_ptr<ServedModel>& model,
+                      const std::function<absl::Status()>& should_stop) override;
+  void Unload(const ServedModel& model, std::function<void()> done) override;
+
+  // On the group's thread: a rank cannot have the model any more.
+  void Abandon(ModelId id, const absl::Status& why);
+
+  absl::StatusOr<std::vector<std::shared_ptr<ServedModel>>> OpenModels();
+  absl::Status CreateLinks(const std::vector<std::shared_ptr<ServedModel>>& models);
+  void CreateRepository(const std::vector<std::shared_ptr<ServedModel>>& models);
+  void AddMetrics(const ServedModel& model);
+  GroupModel MakeGroupModel(const std::shared_ptr<ServedModel>& model) const;
   void CreateGroup(const std::string& token);
   // Why the start is given up, if it is.
   absl::Status StartFailure(const std::function<bool()>& should_stop);
-  absl::Status WarmUpLayers(const std::function<bool()>& should_stop);
+  absl::Status WarmUpLayers(const std::vector<std::shared_ptr<ServedLayer>>& layers,
+                            const std::function<absl::Status()>& should_stop);
   absl::Status StartWorkers(const std::string& token);
   void Expire(const std::shared_ptr<Request>& request);
 
   const ServerOptions options_;
   const int num_ranks_;
-  std::unique_ptr<ModelTable> models_;
-  std::unique_ptr<Metrics> metrics_;
+  ModelOpener opener_;
+  const std::unique_ptr<Metrics> metrics_ = std::make_unique<Metrics>();
   RequestLog request_log_;
   std::unique_ptr<Tracer> tracer_;
   Admission admission_;
   Deadlines deadlines_;
+  LinkLayout link_layout_;
   std::vector<std::unique_ptr<LinkBuffers>> links_;
   // In the order in which they are built; they end in reverse, each before what it uses.
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<LoadDisplay> load_display_;
   std::unique_ptr<Group> group_;
+  std::unique_ptr<ModelRepository> repository_;
   std::unique_ptr<WorkerPort> worker_port_;
   std::unique_ptr<Supervisor> supervisor_;
 

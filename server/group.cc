@@ -133,6 +133,24 @@ void Group::StepFailed(Epoch epoch, int rank, const absl::Status& why) {
   });
 }
 
+void Group::AddNeededModel(GroupModel model) {
+  Post([this, model = std::move(model)] { membership_.AddModel(model, /*is_needed=*/true, Clock::Real().Now()); });
+}
+
+void Group::AddModel(GroupModel model, std::function<void(absl::Status)> done) {
+  Post([this, model = std::move(model), done = std::move(done)] {
+    adding_[model.id] = done;
+    membership_.AddModel(model, /*is_needed=*/false, Clock::Real().Now());
+  });
+}
+
+void Group::RemoveModel(ModelId id, std::function<void()> done) {
+  Post([this, id, done = std::move(done)] {
+    removing_[id] = done;
+    membership_.RemoveModel(id);
+  });
+}
+
 void Group::Drain() {
   PostAndWait([this] { membership_.Drain(); });
 }
@@ -171,6 +189,20 @@ void Group::OnLoadFailed(int rank, const absl::Status& why) {
   if (!served_) on_first_load_failed_(Annotate(why, absl::StrCat("worker of rank ", rank, " cannot load")));
 }
 
+void Group::OnModelLoaded(ModelId id) {
+  if (auto done = adding_.extract(id)) done.mapped()(absl::OkStatus());
+}
+
+void Group::OnModelFailed(ModelId id, const absl::Status& why) {
+  if (auto done = adding_.extract(id)) done.mapped()(why);
+}
+
+void Group::OnModelAbandoned(ModelId id, const absl::Status& why) { options_.on_model_abandoned(id, why); }
+
+void Group::OnModelGone(ModelId id) {
+  if (auto done = removing_.extract(id)) done.mapped()();
+}
+
 // ---- Views ----------------------------------------------------------------------------------------------------------
 
 void Group::Publish() {
@@ -185,9 +217,9 @@ void Group::Publish() {
     shown.host = rank.hello.host();
     shown.device = rank.hello.device();
     shown.link = shm_links_[i] != nullptr ? "shared-memory" : "grpc";
-    shown.weight_bytes = rank.weight_bytes;
+    shown.weight_bytes = rank.weight_bytes();
     shown.restarts = std::max(0, rank.joins - 1);
-    shown.load_fraction = rank.load_fraction;
+    shown.load_fraction = rank.load_fraction();
     switch (rank.state) {
       case Membership::RankState::kAbsent:
         shown.state = "absent";

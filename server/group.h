@@ -8,6 +8,7 @@
 
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -27,6 +28,8 @@ class Supervisor;
 struct GroupOptions {
   MembershipOptions membership;
   std::chrono::milliseconds tick{200};
+  // As MembershipListener::OnModelAbandoned.
+  std::function<void(ModelId id, const absl::Status& why)> on_model_abandoned = [](ModelId, const absl::Status&) {};
 };
 
 // A rank as shown to users.
@@ -66,6 +69,14 @@ class Group final : private MembershipListener {
   void Left(std::shared_ptr<WorkerChannel> channel, const std::string& why);
   void StepFailed(Epoch epoch, int rank, const absl::Status& why);
 
+  // Models, handled in the same way. `done` is called on the group's thread, unless the group ends first.
+  // One that is needed is one of the start: the group does not form without it, and nothing is told of it.
+  void AddNeededModel(GroupModel model);
+  // Brings a model to every rank, and makes it needed then. After a failure it is to be removed, too.
+  void AddModel(GroupModel model, std::function<void(absl::Status)> done);
+  // Frees what the ranks have of a model. Steps of it are over.
+  void RemoveModel(ModelId id, std::function<void()> done);
+
   // Asks every worker to finish; on the group's thread, waited for.
   void Drain();
 
@@ -80,6 +91,10 @@ class Group final : private MembershipListener {
   void OnGroupLost(Epoch epoch, const std::string& why) override;
   void OnWorkerGivenUp(int rank, int pid) override;
   void OnLoadFailed(int rank, const absl::Status& why) override;
+  void OnModelLoaded(ModelId id) override;
+  void OnModelFailed(ModelId id, const absl::Status& why) override;
+  void OnModelAbandoned(ModelId id, const absl::Status& why) override;
+  void OnModelGone(ModelId id) override;
 
   void Post(std::function<void()> event);
   void PostAndWait(const std::function<void()>& event);
@@ -99,6 +114,8 @@ class Group final : private MembershipListener {
   bool served_ = false;
   SteadyTime lost_at_;
   int64_t recoveries_ = 0;
+  std::map<ModelId, std::function<void(absl::Status)>> adding_;
+  std::map<ModelId, std::function<void()>> removing_;
 
   mutable Mutex mu_;
   mutable CondVar changed_;

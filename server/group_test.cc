@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include "absl/synchronization/notification.h"
+#include "moe/base/notification.h"
 #include "server/scheduler.h"
 
 namespace switchyard {
@@ -67,7 +67,12 @@ class PlayedWorker final : public WorkerChannel, public std::enable_shared_from_
   void Answer(const worker::FrontMessage& message) {
     worker::WorkerMessage answer;
     if (message.has_welcome()) {
-      answer.mutable_loaded()->set_weight_bytes(1);
+      for (const auto& model : message.welcome().models()) SayLoaded(model);
+      return;
+    }
+    if (message.has_load_model()) return SayLoaded(message.load_model().model());
+    if (message.has_unload_model()) {
+      answer.mutable_model_unloaded()->set_model_id(message.unload_model().model_id());
     } else if (message.has_prepare_group()) {
       answer.mutable_group_address()->set_epoch(message.prepare_group().epoch());
     } else if (message.has_connect_group()) {
@@ -80,6 +85,13 @@ class PlayedWorker final : public WorkerChannel, public std::enable_shared_from_
     group_->Said(shared_from_this(), std::move(answer));
   }
 
+  void SayLoaded(const worker::ModelShare& model) {
+    worker::WorkerMessage answer;
+    answer.mutable_model_loaded()->set_model_id(model.model_id());
+    answer.mutable_model_loaded()->set_weight_bytes(1);
+    group_->Said(shared_from_this(), std::move(answer));
+  }
+
   Group* const group_;
   Mutex mu_;
   CondVar changed_;
@@ -89,20 +101,26 @@ class PlayedWorker final : public WorkerChannel, public std::enable_shared_from_
   std::thread thread_;
 };
 
+GroupModel Model(int64_t id, int num_ranks) {
+  GroupModel model = {ModelId{id}, "m", std::vector<worker::ModelShare>(num_ranks), nullptr};
+  for (worker::ModelShare& share : model.shares) share.set_model_id(id);
+  model.choose_compute_dtype = [](const std::vector<std::string>&) { return "fp32"; };
+  return model;
+}
+
 TEST(Group, ReformsAfterALossAndTellsWhatHappened) {
-  ModelTable models;
-  Metrics metrics(models);
+  Metrics metrics;
   auto buffers = *LinkBuffers::Create(LinkLayout::For(1, 64, 64, 64));
   const std::vector<LinkBuffers*> links = {buffers.get(), buffers.get()};
   Scheduler scheduler({.batcher = {}, .num_ranks = 2, .num_slots = 1}, links, &metrics, Clock::Real(),
                       [](Epoch, int, const absl::Status&) {});
   GroupOptions options;
   options.membership.num_ranks = 2;
-  options.membership.make_welcome = [](int) { return worker::Welcome(); };
   options.membership.worker_timeout = std::chrono::seconds(60);
   options.tick = std::chrono::milliseconds(10);
   Group group(options, links, &scheduler, &metrics, [](const absl::Status& why) { FAIL() << why; });
   EXPECT_EQ(group.info().ranks[0].state, "absent");
+  group.AddNeededModel(Model(1, 2));
 
   auto survivor = std::make_shared<PlayedWorker>(&group), victim = std::make_shared<PlayedWorker>(&group);
   survivor->Join(1);
@@ -123,6 +141,15 @@ TEST(Group, ReformsAfterALossAndTellsWhatHappened) {
   group.StepFailed(Epoch{2}, 0, absl::UnavailableError("peer"));
   while (group.info().epoch != Epoch{3} || !group.info().serving) std::this_thread::yield();
   EXPECT_EQ(group.info().recoveries, 2);
+
+  Notification loaded, gone;
+  group.AddModel(Model(2, 2), [&](const absl::Status& status) {
+    EXPECT_TRUE(status.ok()) << status;
+    loaded.Notify();
+  });
+  loaded.WaitForNotification();
+  group.RemoveModel(ModelId{1}, [&] { gone.Notify(); });
+  gone.WaitForNotification();
   group.Drain();
 }
 

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -32,7 +33,7 @@ LoadOutput StderrLoadOutput(const std::string& log_format);
 // Thread-compatible. Time is passed in.
 class LoadDisplay {
  public:
-  LoadDisplay(std::vector<std::string> model_names, LoadOutput output);
+  explicit LoadDisplay(LoadOutput output);
   // Ends a line that is being drawn.
   ~LoadDisplay();
   LoadDisplay(const LoadDisplay&) = delete;
@@ -40,7 +41,7 @@ class LoadDisplay {
 
   // Call when anything changed, and a few times a second while a rank loads. What is shown is the first model that is
   // not loaded everywhere. Ranks that kept their weights while others load anew (recovery) do not count.
-  void Update(const std::vector<RankLoad>& ranks, SteadyTime now);
+  void Update(const std::vector<ModelLoad>& models, SteadyTime now);
 
  private:
   struct Sum {
@@ -48,22 +49,27 @@ class LoadDisplay {
     int64_t bytes_total = 0;
     bool is_loaded = true;  // by every rank that takes part
   };
-  // From when a rank begins to load until all are loaded.
+  // A model from when a rank begins to load it until all have it.
   struct Session {
     std::vector<bool> takes_part;  // by rank
-    int model_idx = 0;
+    bool is_told = false;          // that it is loaded
+  };
+  // The model that is shown.
+  struct Current {
+    ModelId id;
     ProgressMeter meter;
     SteadyTime last_line;
   };
 
-  Sum SumOf(const std::vector<RankLoad>& ranks) const;
-  std::string Label() const;
-  void Show(const Sum& sum, const Progress& progress, SteadyTime now);
-  void Draw(const Sum& sum, const Progress& progress);
+  void UpdateSessions(const std::vector<ModelLoad>& models);
+  static Sum SumOf(const ModelLoad& model, const Session& session);
+  static std::string LabelOf(const ModelLoad& model, const Session& session);
+  void Show(const std::string& label, const Sum& sum, const Progress& progress, SteadyTime now);
+  void Draw(const std::string& label, const Sum& sum, const Progress& progress);
 
-  const std::vector<std::string> model_names_;
   const LoadOutput output_;
-  std::optional<Session> session_;
+  std::map<ModelId, Session> sessions_;
+  std::optional<Current> current_;
   bool line_is_open_ = false;
 };
 

@@ -15,20 +15,20 @@ using testing::IsEmpty;
 
 constexpr int64_t kMiB = 1 << 20;
 
-RankLoad Loading(const std::vector<std::pair<int64_t, int64_t>>& mib_by_model) {
-  RankLoad rank = {RankLoad::State::kLoading, {}};
-  for (const auto& [done, total] : mib_by_model) {
-    worker::ModelProgress& model = *rank.progress.add_models();
-    model.set_bytes_done(done * kMiB);
-    model.set_bytes_total(total * kMiB);
-  }
+// A rank with the models "a", "b" and so on; without any it is absent, or has not reported.
+using Rank = std::vector<RankLoad>;
+
+Rank With(RankLoad::State state, const std::vector<std::pair<int64_t, int64_t>>& mib_by_model) {
+  Rank rank;
+  for (const auto& [done, total] : mib_by_model) rank.push_back({state, true, done * kMiB, total * kMiB});
+  while (rank.size() < 2) rank.push_back({state});
   return rank;
 }
-
-RankLoad Loaded(const std::vector<std::pair<int64_t, int64_t>>& mib_by_model) {
-  RankLoad rank = Loading(mib_by_model);
-  rank.state = RankLoad::State::kLoaded;
-  return rank;
+Rank Loading(const std::vector<std::pair<int64_t, int64_t>>& mib_by_model) {
+  return With(RankLoad::State::kLoading, mib_by_model);
+}
+Rank Loaded(const std::vector<std::pair<int64_t, int64_t>>& mib_by_model) {
+  return With(RankLoad::State::kLoaded, mib_by_model);
 }
 
 class LoadDisplayTest : public testing::Test {
@@ -42,13 +42,20 @@ class LoadDisplayTest : public testing::Test {
     } else {
       output.log = add;
     }
-    display_ = std::make_unique<LoadDisplay>(std::vector<std::string>{"a", "b"}, output);
+    display_ = std::make_unique<LoadDisplay>(output);
   }
   // What the display shows for these ranks, `later` after the call before.
-  std::vector<std::string> Update(std::chrono::milliseconds later, const std::vector<RankLoad>& ranks) {
+  std::vector<std::string> Update(std::chrono::milliseconds later, const std::vector<Rank>& ranks) {
+    std::vector<ModelLoad> models = {{ModelId{1}, "a", {}}, {ModelId{2}, "b", {}}};
+    for (const Rank& rank : ranks) {
+      for (size_t i = 0; i < models.size(); ++i) models[i].ranks.push_back(rank.empty() ? RankLoad{} : rank[i]);
+    }
+    return UpdateModels(later, models);
+  }
+  std::vector<std::string> UpdateModels(std::chrono::milliseconds later, const std::vector<ModelLoad>& models) {
     shown_.clear();
     clock_.Advance(later);
-    display_->Update(ranks, clock_.Now());
+    display_->Update(models, clock_.Now());
     return shown_;
   }
   static std::string Erased(const std::string& text) { return std::string(kEraseLine) + text; }
@@ -106,12 +113,23 @@ TEST_F(LoadDisplayTest, LinesEveryFewSecondsWithoutATerminal) {
 
 TEST_F(LoadDisplayTest, AWorkerThatReplacesALostOneCountsAlone) {
   Start(/*draws=*/false);
-  const RankLoad kept = Loaded({{40, 40}, {10, 10}});
+  const Rank kept = Loaded({{40, 40}, {10, 10}});
   EXPECT_THAT(Update(seconds(0), {kept, {}, kept}), IsEmpty());
   EXPECT_THAT(Update(seconds(1), {kept, Loading({{0, 40}, {0, 10}}), kept}), IsEmpty());
   EXPECT_THAT(Update(seconds(2), {kept, kept, kept}),
               ElementsAre("model a on 1 of 3 ranks: loaded 40.0 MiB in 2 s, 20.0 MiB/s",
                           "model b on 1 of 3 ranks: loaded 10.0 MiB in 0 s"));
+}
+
+TEST_F(LoadDisplayTest, AModelThatComesLaterIsShownAndOneThatIsGivenUpIsNot) {
+  Start(/*draws=*/true);
+  const auto loading = [](int64_t done) { return RankLoad{RankLoad::State::kLoading, true, done * kMiB, 40 * kMiB}; };
+  const ModelLoad old = {ModelId{1}, "a", {{RankLoad::State::kLoaded, true, kMiB, kMiB}}};
+  EXPECT_THAT(UpdateModels(seconds(0), {old}), IsEmpty());
+  const auto shown = UpdateModels(seconds(0), {old, {ModelId{7}, "a", {loading(10)}}});
+  EXPECT_THAT(shown, ElementsAre(testing::HasSubstr("10.0 MiB of 40.0 MiB")));
+  EXPECT_THAT(UpdateModels(seconds(1), {old}), ElementsAre("\n"));
+  EXPECT_THAT(UpdateModels(seconds(1), {old}), IsEmpty());
 }
 
 }  // namespace

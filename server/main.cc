@@ -51,19 +51,12 @@ absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const Front& front, const 
 // How often readiness is looked at for those who watch it.
 constexpr int kHealthIntervalMs = 100;
 
-// The names that grpc.health.v1 is asked about, beside "".
-std::vector<std::string> HealthNames(const KserveModels& models) {
-  std::vector<std::string> names = {v1::Switchyard::service_full_name(), InferenceService::service_full_name()};
-  for (const KserveModels::Entry& entry : models.entries()) names.push_back(entry.name);
-  return names;
-}
-
 // Waits for the signal to stop, and drains.
 void ServeUntilStopped(Front& front, HealthReporter& health) {
   do {
-    health.Update(front.ready());
+    health.Update(front.ready(), front.models()->layers());
   } while (!StopRequested(kHealthIntervalMs));
-  health.Update(false);
+  health.Update(false, {});
   front.Drain();
 }
 
@@ -90,7 +83,7 @@ absl::Status Serve(const ServerOptions& options) {
   if (options.check_config) return absl::OkStatus();
   SY_ASSIGN_OR_RETURN(const auto access, AccessControl::Open(options));
   SY_ASSIGN_OR_RETURN(const auto front, Front::Create(options));
-  const KserveModels models(front->models());
+  const KserveModels models([&front] { return front->models(); });
   SwitchyardService service(front.get());
   const std::unique_ptr<ClientMemory> client_memory = CreateClientMemory(options);
   KserveService kserve(front.get(), &models, access.get(), client_memory.get());
@@ -98,7 +91,8 @@ absl::Status Serve(const ServerOptions& options) {
   SY_ASSIGN_OR_RETURN(const auto server, StartGrpcServer(options, *access, {&service, &kserve}, &port));
   const MetricsPage metrics(front.get());
   SY_ASSIGN_OR_RETURN(const auto http, StartHttp(*front, metrics));
-  HealthReporter health(server.get(), HealthNames(models));
+  HealthReporter health(server.get(), {v1::Switchyard::service_full_name(), InferenceService::service_full_name()});
+  health.Update(false, front->models()->layers());
   const absl::Status serving = front->WaitUntilServing([] { return StopRequested(0); });
   if (serving.ok()) {
     std::printf("READY grpc=%s:%d http=%s:%d workers=%d\n", options.host.c_str(), port, options.host.c_str(),
@@ -106,6 +100,7 @@ absl::Status Serve(const ServerOptions& options) {
     std::fflush(stdout);
     ServeUntilStopped(*front, health);
   }
+  front->repository().Stop();  // what its callers wait for
   server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
   return absl::IsCancelled(serving) ? absl::OkStatus() : serving;
 }

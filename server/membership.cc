@@ -19,15 +19,15 @@ bool SameSecret(const std::string& a, const std::string& b) {
 }
 
 // Bytes of more than any memory, or more done than there are, would only confuse whoever adds them up.
+constexpr int64_t kMaxBytes = int64_t{1} << 50;
 bool IsPlausible(const worker::LoadProgress& progress) {
-  constexpr int64_t kMaxBytes = int64_t{1} << 50;
   return std::all_of(progress.models().begin(), progress.models().end(), [](const worker::ModelProgress& model) {
     return model.bytes_done() >= 0 && model.bytes_done() <= model.bytes_total() && model.bytes_total() <= kMaxBytes;
   });
 }
 
 // A failure, whatever code it came with.
-absl::Status LoadFailure(const worker::LoadFailed& message) {
+absl::Status LoadFailure(const worker::ModelFailed& message) {
   const auto code = static_cast<absl::StatusCode>(message.code());
   return absl::Status(code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code, message.message());
 }
@@ -66,12 +66,31 @@ absl::StatusOr<int> Membership::AssignRank(const worker::Hello& hello) const {
       absl::StrCat("worker refused: all ", options_.num_ranks, " ranks of the group are taken"));
 }
 
+absl::Status Membership::Agree(const worker::Hello& hello, GroupModel* model) {
+  SY_ASSIGN_OR_RETURN(const std::string dtype,
+                      model->choose_compute_dtype({hello.compute_dtypes().begin(), hello.compute_dtypes().end()}));
+  for (worker::ModelShare& share : model->shares) share.set_compute_dtype(dtype);
+  return absl::OkStatus();
+}
+
+absl::Status Membership::AgreeWith(const worker::Hello& hello) {
+  std::vector<std::pair<ModelId, absl::Status>> failed;
+  for (Model& model : models_) {
+    const absl::Status agreed =
+        Annotate(Agree(hello, &model.what), absl::StrCat("the engine of its device ", hello.device()));
+    if (agreed.ok()) continue;
+    if (model.is_needed) return Annotate(agreed, "worker refused");
+    failed.emplace_back(model.what.id, agreed);
+  }
+  for (const auto& [id, why] : failed) FailModel(id, why);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<int> Membership::Join(std::shared_ptr<WorkerChannel> channel, const worker::Hello& hello,
                                      SteadyTime now) {
   SY_RETURN_IF_ERROR(CheckHello(hello));
   SY_ASSIGN_OR_RETURN(const int index, AssignRank(hello));
-  SY_RETURN_IF_ERROR(Annotate(options_.check_compute_dtypes(hello),
-                              absl::StrCat("worker refused: the engine of its device ", hello.device())));
+  SY_RETURN_IF_ERROR(AgreeWith(hello));
   if (ranks_[index].state != RankState::kAbsent) Vacate(index, "a new worker took its rank", now);
   Rank& rank = ranks_[index];
   const int joins = rank.joins + 1;
@@ -82,10 +101,25 @@ absl::StatusOr<int> Membership::Join(std::shared_ptr<WorkerChannel> channel, con
   rank.joins = joins;
   rank.last_heard = now;
   spdlog::info("rank {}: worker {} on {} ({}) joined", index, hello.pid(), hello.host(), hello.device());
-  worker::FrontMessage message;
-  *message.mutable_welcome() = options_.make_welcome(index);
-  rank.channel->Send(std::move(message));
+  Welcome(index);
+  Refresh(rank);
+  TryForm(now);
   return index;
+}
+
+void Membership::Welcome(int index) {
+  worker::FrontMessage message;
+  worker::Welcome& welcome = *message.mutable_welcome();
+  welcome.set_rank(index);
+  welcome.set_num_ranks(options_.num_ranks);
+  for (const bool is_needed : {true, false}) {
+    for (const Model& model : models_) {
+      if (model.is_needed != is_needed) continue;
+      *welcome.add_models() = model.what.shares[index];
+      ranks_[index].parts[model.what.id];
+    }
+  }
+  ranks_[index].channel->Send(std::move(message));
 }
 
 int Membership::RankOf(const WorkerChannel* channel) const {
@@ -101,25 +135,16 @@ void Membership::OnMessage(const WorkerChannel* channel, const worker::WorkerMes
   Rank& rank = ranks_[index];
   rank.last_heard = now;
   switch (message.message_case()) {
-    case worker::WorkerMessage::kLoadProgress: {
-      const auto& progress = message.load_progress();
-      if (!IsPlausible(progress)) return;
-      if (progress.experts_total() > 0) {
-        rank.load_fraction = static_cast<double>(progress.experts_done()) / progress.experts_total();
-      }
-      rank.load_progress = progress;
+    case worker::WorkerMessage::kLoadProgress:
+      if (!IsPlausible(message.load_progress())) return;
+      OnProgress(rank, message.load_progress());
       return ShowLoad(now);
-    }
-    case worker::WorkerMessage::kLoaded:
-      if (rank.state != RankState::kLoading) return;
-      rank.state = RankState::kReady;
-      rank.load_fraction = 1;
-      rank.weight_bytes = message.loaded().weight_bytes();
-      ShowLoad(now);
-      spdlog::info("rank {}: loaded {:.1f} MiB", index, rank.weight_bytes / 1048576.0);
-      return TryForm(now);
-    case worker::WorkerMessage::kLoadFailed:
-      return listener_->OnLoadFailed(index, LoadFailure(message.load_failed()));
+    case worker::WorkerMessage::kModelLoaded:
+      return OnLoaded(index, message.model_loaded(), now);
+    case worker::WorkerMessage::kModelFailed:
+      return OnFailed(index, message.model_failed(), now);
+    case worker::WorkerMessage::kModelUnloaded:
+      return OnUnloaded(rank, ModelId{message.model_unloaded().model_id()});
     case worker::WorkerMessage::kGroupAddress:
       return OnAddress(rank, message.group_address());
     case worker::WorkerMessage::kGroupReady:
@@ -132,16 +157,189 @@ void Membership::OnMessage(const WorkerChannel* channel, const worker::WorkerMes
   }
 }
 
-void Membership::ShowLoad(SteadyTime now) const {
-  std::vector<RankLoad> loads;
+// ---- Models ---------------------------------------------------------------------------------------------------------
+
+int64_t Membership::Rank::weight_bytes() const {
+  int64_t total = 0;
+  for (const auto& [id, part] : parts) total += part.weight_bytes;
+  return total;
+}
+
+double Membership::Rank::load_fraction() const {
+  if (state == RankState::kAbsent) return 0;
+  int64_t done = 0, total = 0;
+  bool has_all = true;
+  for (const auto& [id, part] : parts) {
+    done += part.bytes_done;
+    total += part.bytes_total;
+    has_all = has_all && part.state != Part::State::kLoading;
+  }
+  if (has_all) return 1;
+  return total > 0 ? static_cast<double>(done) / static_cast<double>(total) : 0;
+}
+
+std::vector<Membership::Model>::iterator Membership::FindModel(ModelId id) {
+  return std::find_if(models_.begin(), models_.end(), [&](const Model& model) { return model.what.id == id; });
+}
+
+void Membership::AddModel(GroupModel model, bool is_needed, SteadyTime now) {
+  const ModelId id = model.id;
+  models_.push_back({std::move(model), is_needed});
   for (const Rank& rank : ranks_) {
-    const auto state = rank.state == RankState::kAbsent    ? RankLoad::State::kAbsent
-                       : rank.state == RankState::kLoading ? RankLoad::State::kLoading
-                                                           : RankLoad::State::kLoaded;
-    loads.push_back({state, rank.load_progress});
+    if (rank.state == RankState::kAbsent) continue;
+    const absl::Status agreed = Agree(rank.hello, &models_.back().what);
+    if (!agreed.ok()) {
+      return FailModel(id, Annotate(agreed, absl::StrCat("the engine of the device ", rank.hello.device())));
+    }
+  }
+  for (int index = 0; index < options_.num_ranks; ++index) {
+    Rank& rank = ranks_[index];
+    if (rank.state == RankState::kAbsent) continue;
+    rank.parts[id];
+    worker::FrontMessage message;
+    *message.mutable_load_model()->mutable_model() = models_.back().what.shares[index];
+    rank.channel->Send(std::move(message));
+  }
+  ShowLoad(now);
+}
+
+void Membership::RemoveModel(ModelId id) {
+  DropFromNeeds(id);
+  departing_.insert(id);
+  CheckGone(id);
+}
+
+void Membership::DropFromNeeds(ModelId id) {
+  if (const auto model = FindModel(id); model != models_.end()) models_.erase(model);
+  for (Rank& rank : ranks_) {
+    if (rank.state != RankState::kAbsent) Refresh(rank);  // it may have lacked this one only
+  }
+  Discard(id);
+}
+
+bool Membership::HasSuccessor(const GroupModel& model) const {
+  return std::any_of(models_.begin(), models_.end(),
+                     [&](const Model& other) { return !other.is_needed && other.what.name == model.name; });
+}
+
+// Tells every rank that has something of the model, or is about to, to free it.
+void Membership::Discard(ModelId id) {
+  worker::FrontMessage message;
+  message.mutable_unload_model()->set_model_id(id.value);
+  for (Rank& rank : ranks_) {
+    const auto part = rank.parts.find(id);
+    if (part == rank.parts.end() || part->second.state == Part::State::kUnloading) continue;
+    part->second.state = Part::State::kUnloading;
+    rank.channel->Send(message);
+  }
+}
+
+void Membership::CheckGone(ModelId id) {
+  if (!departing_.contains(id) || !AllOf([&](const Rank& rank) { return !rank.parts.contains(id); })) return;
+  departing_.erase(id);
+  listener_->OnModelGone(id);
+}
+
+void Membership::FailModel(ModelId id, const absl::Status& why) {
+  models_.erase(FindModel(id));
+  Discard(id);
+  listener_->OnModelFailed(id, why);
+}
+
+void Membership::CheckLoaded(ModelId id) {
+  const auto model = FindModel(id);
+  if (model == models_.end() || model->is_needed) return;
+  const auto has_it = [&](const Rank& rank) {
+    const auto part = rank.parts.find(id);
+    return part != rank.parts.end() && part->second.state == Part::State::kLoaded;
+  };
+  if (!AllOf(has_it)) return;
+  model->is_needed = true;
+  listener_->OnModelLoaded(id);
+}
+
+void Membership::Refresh(Rank& rank) {
+  const bool has_all = std::all_of(models_.begin(), models_.end(), [&](const Model& model) {
+    const auto part = rank.parts.find(model.what.id);
+    return !model.is_needed || (part != rank.parts.end() && part->second.state == Part::State::kLoaded);
+  });
+  rank.state = has_all ? RankState::kReady : RankState::kLoading;
+}
+
+void Membership::OnProgress(Rank& rank, const worker::LoadProgress& message) {
+  for (const worker::ModelProgress& progress : message.models()) {
+    const auto part = rank.parts.find(ModelId{progress.model_id()});
+    if (part == rank.parts.end()) continue;
+    part->second.has_reported = true;
+    part->second.bytes_done = progress.bytes_done();
+    part->second.bytes_total = progress.bytes_total();
+  }
+}
+
+void Membership::OnLoaded(int index, const worker::ModelLoaded& message, SteadyTime now) {
+  Rank& rank = ranks_[index];
+  const auto part = rank.parts.find(ModelId{message.model_id()});
+  if (part == rank.parts.end() || part->second.state != Part::State::kLoading) return;
+  part->second.state = Part::State::kLoaded;
+  part->second.bytes_done = part->second.bytes_total;
+  part->second.weight_bytes = std::clamp<int64_t>(message.weight_bytes(), 0, kMaxBytes);
+  ShowLoad(now);
+  const auto model = FindModel(part->first);
+  spdlog::info("rank {}: model {}: loaded {:.1f} MiB", index, model == models_.end() ? "?" : model->what.name,
+               message.weight_bytes() / 1048576.0);
+  CheckLoaded(ModelId{message.model_id()});
+  Refresh(rank);
+  TryForm(now);
+}
+
+void Membership::OnFailed(int index, const worker::ModelFailed& message, SteadyTime now) {
+  Rank& rank = ranks_[index];
+  const ModelId id{message.model_id()};
+  const auto part = rank.parts.find(id);
+  if (part == rank.parts.end() || part->second.state != Part::State::kLoading) return;
+  const absl::Status why = LoadFailure(message);
+  const auto model = FindModel(id);
+  const bool is_needed = model != models_.end() && model->is_needed;
+  if (is_needed && !HasSuccessor(model->what)) {
+    listener_->OnLoadFailed(index, why);
+    return Leave(rank.channel.get(), absl::StrCat("cannot load: ", message.message()), now);
+  }
+  rank.parts.erase(part);  // its worker has nothing of it
+  if (is_needed) {
+    listener_->OnModelAbandoned(id, Annotate(why, absl::StrCat("rank ", index)));
+    DropFromNeeds(id);
+  } else if (model != models_.end()) {
+    FailModel(id, Annotate(why, absl::StrCat("rank ", index)));
+  }
+  ShowLoad(now);
+  TryForm(now);
+}
+
+void Membership::OnUnloaded(Rank& rank, ModelId id) {
+  rank.parts.erase(id);
+  CheckGone(id);
+}
+
+void Membership::ShowLoad(SteadyTime now) const {
+  std::vector<ModelLoad> loads;
+  for (const Model& model : models_) {
+    ModelLoad load = {model.what.id, model.what.name, {}};
+    for (const Rank& rank : ranks_) {
+      const auto part = rank.parts.find(model.what.id);
+      RankLoad on_rank;
+      if (part != rank.parts.end()) {
+        const bool is_loaded = part->second.state == Part::State::kLoaded;
+        on_rank = {is_loaded ? RankLoad::State::kLoaded : RankLoad::State::kLoading, part->second.has_reported,
+                   part->second.bytes_done, part->second.bytes_total};
+      }
+      load.ranks.push_back(on_rank);
+    }
+    loads.push_back(std::move(load));
   }
   options_.show_load(loads, now);
 }
+
+// ---- The group ------------------------------------------------------------------------------------------------------
 
 void Membership::TryForm(SteadyTime now) {
   if (phase_ != Phase::kWaiting || now < form_not_before_ || draining_) return;
@@ -208,11 +406,11 @@ void Membership::Vacate(int index, const std::string& why, SteadyTime now) {
   const std::shared_ptr<WorkerChannel> channel = std::move(rank.channel);
   rank.state = RankState::kAbsent;
   rank.channel = nullptr;
-  rank.load_fraction = 0;
-  rank.load_progress.Clear();
-  rank.weight_bytes = 0;
+  const std::map<ModelId, Part> parts = std::move(rank.parts);
+  rank.parts.clear();
   channel->Close(draining_ ? absl::OkStatus() : absl::UnavailableError(why));
   Break(absl::StrCat("rank ", index, ": ", why), now);
+  for (const auto& [id, part] : parts) CheckGone(id);
 }
 
 void Membership::Leave(const WorkerChannel* channel, const std::string& why, SteadyTime now) {
@@ -258,7 +456,10 @@ void Membership::Tick(SteadyTime now) {
       rank.channel->Send(ping);
     }
   }
-  if (!AllOf([](const Rank& rank) { return rank.state == RankState::kReady; })) ShowLoad(now);
+  const auto is_loading = [](const auto& part) { return part.second.state == Part::State::kLoading; };
+  if (!AllOf([&](const Rank& rank) { return std::none_of(rank.parts.begin(), rank.parts.end(), is_loading); })) {
+    ShowLoad(now);
+  }
   const bool forming = phase_ == Phase::kPreparing || phase_ == Phase::kConnecting;
   if (forming && now > form_deadline_) Break("forming took too long", now + options_.form_backoff);
   TryForm(now);

@@ -32,15 +32,19 @@ class MembershipTest : public testing::Test, public MembershipListener {
     options.token = "secret";
     options.version = "1";
     options.build = "b";
-    options.check_compute_dtypes = [](const worker::Hello& hello) {
-      return hello.compute_dtypes_size() > 0 ? absl::OkStatus() : absl::FailedPreconditionError("has nothing");
-    };
-    options.make_welcome = [](int rank) {
-      worker::Welcome welcome;
-      welcome.set_rank(rank);
-      return welcome;
-    };
     membership_ = std::make_unique<Membership>(options, this);
+    Add(1, /*is_needed=*/true);
+  }
+
+  void Add(int64_t id, bool is_needed, const std::string& name = "") {
+    GroupModel model = {ModelId{id}, name.empty() ? absl::StrCat("m", id) : name, {}, nullptr};
+    model.shares.resize(membership_->ranks().size());
+    for (worker::ModelShare& share : model.shares) share.set_model_id(id);
+    model.choose_compute_dtype = [](const std::vector<std::string>& available) -> absl::StatusOr<std::string> {
+      if (available.empty()) return absl::FailedPreconditionError("has nothing");
+      return available[0];
+    };
+    membership_->AddModel(std::move(model), is_needed, clock_.Now());
   }
 
   static worker::Hello MakeHello(int local_index = -1) {
@@ -64,9 +68,23 @@ class MembershipTest : public testing::Test, public MembershipListener {
   void Say(const std::shared_ptr<FakeWorker>& from, const worker::WorkerMessage& message) {
     membership_->OnMessage(from.get(), message, clock_.Now());
   }
-  void SayLoaded(const std::shared_ptr<FakeWorker>& from) {
+  void SayLoaded(const std::shared_ptr<FakeWorker>& from, int64_t model = 1) {
     worker::WorkerMessage message;
-    message.mutable_loaded()->set_weight_bytes(10);
+    message.mutable_model_loaded()->set_model_id(model);
+    message.mutable_model_loaded()->set_weight_bytes(10);
+    Say(from, message);
+  }
+  void SayFailed(const std::shared_ptr<FakeWorker>& from, int64_t model,
+                 absl::StatusCode code = absl::StatusCode::kNotFound) {
+    worker::WorkerMessage message;
+    message.mutable_model_failed()->set_model_id(model);
+    message.mutable_model_failed()->set_code(static_cast<int>(code));
+    message.mutable_model_failed()->set_message("no tensor x");
+    Say(from, message);
+  }
+  void SayUnloaded(const std::shared_ptr<FakeWorker>& from, int64_t model) {
+    worker::WorkerMessage message;
+    message.mutable_model_unloaded()->set_model_id(model);
     Say(from, message);
   }
   void SayAddress(const std::shared_ptr<FakeWorker>& from, int64_t epoch, const std::string& address) {
@@ -95,12 +113,18 @@ class MembershipTest : public testing::Test, public MembershipListener {
   void OnGroupLost(Epoch epoch, const std::string&) override { lost_.push_back(epoch.value); }
   void OnWorkerGivenUp(int rank, int pid) override { given_up_.push_back({rank, pid}); }
   void OnLoadFailed(int, const absl::Status& why) override { load_failures_.push_back(why); }
+  void OnModelLoaded(ModelId id) override { loaded_.push_back(id.value); }
+  void OnModelFailed(ModelId id, const absl::Status& why) override { failed_.push_back({id.value, why}); }
+  void OnModelAbandoned(ModelId id, const absl::Status& why) override { abandoned_.push_back({id.value, why}); }
+  void OnModelGone(ModelId id) override { gone_.push_back(id.value); }
 
   FakeClock clock_;
   std::unique_ptr<Membership> membership_;
   std::vector<int64_t> formed_, lost_;
   std::vector<std::pair<int, int>> given_up_;
   std::vector<absl::Status> load_failures_;
+  std::vector<int64_t> loaded_, gone_;
+  std::vector<std::pair<int64_t, absl::Status>> failed_, abandoned_;
 };
 
 TEST_F(MembershipTest, FormsOnceEveryRankHasLoaded) {
@@ -271,18 +295,189 @@ TEST_F(MembershipTest, MessagesOfAWorkerThatWasGivenUpAreIgnored) {
   EXPECT_EQ(membership_->ranks()[0].state, Membership::RankState::kAbsent);
 }
 
-TEST_F(MembershipTest, ALoadFailureIsTold) {
-  Start(1);
-  const auto worker = JoinWorker();
-  worker::WorkerMessage message;
-  message.mutable_load_failed()->set_code(static_cast<int>(absl::StatusCode::kNotFound));
-  message.mutable_load_failed()->set_message("no tensor x");
-  Say(worker, message);
+TEST_F(MembershipTest, AWorkerThatCannotLoadWhatIsNeededIsGivenUp) {
+  Start(1, true);
+  const auto worker = JoinWorker(0);
+  SayFailed(worker, 1);
   ASSERT_EQ(load_failures_.size(), 1u);
   EXPECT_EQ(load_failures_[0], absl::NotFoundError("no tensor x"));
-  message.mutable_load_failed()->set_code(0);
-  Say(worker, message);
+  EXPECT_TRUE(worker->closed.has_value());
+  EXPECT_EQ(given_up_.size(), 1u);
+  EXPECT_EQ(membership_->ranks()[0].state, Membership::RankState::kAbsent);
+  SayFailed(JoinWorker(0), 1, absl::StatusCode::kOk);
   EXPECT_FALSE(load_failures_[1].ok()) << "it failed, whatever its code says";
+}
+
+// ---- Models that come and go
+
+class MembershipModelsTest : public MembershipTest {
+ protected:
+  // A serving group of two.
+  MembershipModelsTest() {
+    Start(2);
+    a_ = JoinWorker();
+    b_ = JoinWorker();
+    SayLoaded(a_);
+    SayLoaded(b_);
+    Form({a_, b_}, 1);
+  }
+  bool serving() const { return membership_->phase() == Membership::Phase::kServing; }
+
+  std::shared_ptr<FakeWorker> a_, b_;
+};
+
+TEST_F(MembershipModelsTest, AModelIsNeededOnceEveryRankHasIt) {
+  Add(2, false);
+  EXPECT_EQ(a_->sent.back().load_model().model().model_id(), 2);
+  EXPECT_EQ(b_->sent.back().load_model().model().compute_dtype(), "fp32");
+  SayLoaded(a_, 2);
+  EXPECT_TRUE(loaded_.empty());
+  SayLoaded(b_, 2);
+  EXPECT_EQ(loaded_, std::vector<int64_t>{2});
+  EXPECT_TRUE(serving()) << "all the while";
+  EXPECT_EQ(membership_->ranks()[1].weight_bytes(), 20);
+  membership_->Leave(b_.get(), "gone", clock_.Now());
+  const auto c = JoinWorker();
+  EXPECT_EQ(c->sent[0].welcome().models_size(), 2);
+  SayLoaded(c, 1);
+  EXPECT_EQ(membership_->ranks()[1].state, Membership::RankState::kLoading);
+  SayLoaded(c, 2);
+  EXPECT_EQ(membership_->ranks()[1].state, Membership::RankState::kReady);
+  EXPECT_EQ(loaded_.size(), 1u) << "told once";
+}
+
+TEST_F(MembershipModelsTest, AWorkerLostDuringALoadDoesNotLoseIt) {
+  Add(2, false);
+  SayLoaded(a_, 2);
+  membership_->Leave(b_.get(), "killed", clock_.Now());
+  const auto c = JoinWorker();
+  ASSERT_EQ(c->sent[0].welcome().models_size(), 2);
+  EXPECT_EQ(c->sent[0].welcome().models(0).model_id(), 1) << "what is needed comes first";
+  SayLoaded(c, 1);
+  Form({a_, c}, 2);
+  EXPECT_TRUE(serving()) << "without what is not needed yet";
+  SayLoaded(c, 2);
+  EXPECT_EQ(loaded_, std::vector<int64_t>{2});
+}
+
+TEST_F(MembershipModelsTest, AFailureOnOneRankIsUndoneOnTheOthers) {
+  Add(2, false);
+  SayLoaded(a_, 2);
+  SayFailed(b_, 2);
+  ASSERT_EQ(failed_.size(), 1u);
+  EXPECT_EQ(failed_[0], std::make_pair(int64_t{2}, absl::NotFoundError("rank 1: no tensor x")));
+  EXPECT_EQ(a_->sent.back().unload_model().model_id(), 2);
+  EXPECT_EQ(b_->CountOf(worker::FrontMessage::kUnloadModel), 0) << "it has nothing";
+  EXPECT_TRUE(serving() && load_failures_.empty());
+  membership_->RemoveModel(ModelId{2});
+  EXPECT_TRUE(gone_.empty());
+  EXPECT_EQ(a_->CountOf(worker::FrontMessage::kUnloadModel), 1) << "told once";
+  SayUnloaded(a_, 2);
+  EXPECT_EQ(gone_, std::vector<int64_t>{2});
+  const auto welcome = [&] {
+    membership_->Leave(b_.get(), "gone", clock_.Now());
+    return JoinWorker()->sent[0].welcome();
+  }();
+  EXPECT_EQ(welcome.models_size(), 1);
+}
+
+TEST_F(MembershipModelsTest, ARemovedModelIsGoneWhenEveryRankSaysSoOrIsGoneItself) {
+  membership_->RemoveModel(ModelId{1});
+  EXPECT_TRUE(serving());
+  EXPECT_EQ(a_->CountOf(worker::FrontMessage::kUnloadModel), 1);
+  SayUnloaded(a_, 1);
+  EXPECT_TRUE(gone_.empty());
+  membership_->Leave(b_.get(), "killed", clock_.Now());
+  EXPECT_EQ(gone_, std::vector<int64_t>{1});
+  const auto c = JoinWorker();
+  EXPECT_EQ(c->sent[0].welcome().models_size(), 0);
+  EXPECT_EQ(membership_->ranks()[1].state, Membership::RankState::kReady) << "there is nothing to load";
+}
+
+TEST_F(MembershipModelsTest, AModelThatLeavesWhileItIsLoadedLetsTheGroupForm) {
+  membership_->Leave(b_.get(), "killed", clock_.Now());
+  const auto c = JoinWorker();
+  membership_->RemoveModel(ModelId{1});
+  EXPECT_EQ(c->sent.back().unload_model().model_id(), 1);
+  SayLoaded(c, 1);  // sent before it knew
+  SayUnloaded(c, 1);
+  SayUnloaded(a_, 1);
+  EXPECT_EQ(gone_, std::vector<int64_t>{1});
+  membership_->Tick(clock_.Now());
+  Form({a_, c}, 2);
+  EXPECT_TRUE(serving());
+}
+
+TEST_F(MembershipModelsTest, AWorkerThatCannotComputeAModelBeingAddedFailsIt) {
+  membership_->RemoveModel(ModelId{1});
+  Add(2, false);
+  membership_->Leave(b_.get(), "gone", clock_.Now());
+  worker::Hello hello = MakeHello();
+  hello.clear_compute_dtypes();
+  EXPECT_TRUE(membership_->Join(std::make_shared<FakeWorker>(), hello, clock_.Now()).ok());
+  ASSERT_EQ(failed_.size(), 1u);
+  EXPECT_NE(std::string(failed_[0].second.message()).find("has nothing"), std::string::npos);
+  Add(3, false);
+  EXPECT_EQ(failed_.size(), 2u) << "told at once";
+}
+
+TEST_F(MembershipModelsTest, AModelThatCannotBeHadAnyMoreGivesWayToItsSuccessor) {
+  Add(2, false, "m1");
+  membership_->Leave(b_.get(), "killed", clock_.Now());
+  const auto c = JoinWorker();
+  SayFailed(c, 1);
+  ASSERT_EQ(abandoned_.size(), 1u);
+  EXPECT_EQ(abandoned_[0], std::make_pair(int64_t{1}, absl::NotFoundError("rank 1: no tensor x")));
+  EXPECT_FALSE(c->closed.has_value());
+  EXPECT_EQ(a_->CountOf(worker::FrontMessage::kUnloadModel), 1);
+  membership_->RemoveModel(ModelId{1});
+  SayUnloaded(a_, 1);
+  EXPECT_EQ(gone_, std::vector<int64_t>{1});
+  Form({a_, c}, 2);
+  EXPECT_TRUE(serving()) << "without either";
+  SayLoaded(a_, 2);
+  SayLoaded(c, 2);
+  EXPECT_EQ(loaded_, std::vector<int64_t>{2});
+}
+
+TEST_F(MembershipModelsTest, ProgressCountsAllThatIsToBeHeld) {
+  EXPECT_EQ(membership_->ranks()[0].load_fraction(), 1);
+  Add(2, false);
+  worker::WorkerMessage message;
+  worker::ModelProgress& progress = *message.mutable_load_progress()->add_models();
+  progress.set_model_id(2);
+  progress.set_bytes_done(10);
+  progress.set_bytes_total(40);
+  Say(a_, message);
+  EXPECT_EQ(membership_->ranks()[0].load_fraction(), 0.25);
+  SayLoaded(a_, 2);
+  EXPECT_EQ(membership_->ranks()[0].load_fraction(), 1);
+}
+
+TEST(MembershipWithoutModels, Forms) {
+  struct Listener : MembershipListener {
+    void OnGroupFormed(Epoch) override { formed = true; }
+    void OnGroupLost(Epoch, const std::string&) override {}
+    void OnWorkerGivenUp(int, int) override {}
+    void OnLoadFailed(int, const absl::Status&) override {}
+    void OnModelLoaded(ModelId) override {}
+    void OnModelFailed(ModelId, const absl::Status&) override {}
+    void OnModelAbandoned(ModelId, const absl::Status&) override {}
+    void OnModelGone(ModelId) override {}
+    bool formed = false;
+  } listener;
+  Membership membership({}, &listener);
+  const auto worker = std::make_shared<FakeWorker>();
+  worker::Hello hello;
+  hello.set_local_index(-1);
+  ASSERT_TRUE(membership.Join(worker, hello, {}).ok());
+  ASSERT_TRUE(worker->sent.back().has_prepare_group());
+  worker::WorkerMessage message;
+  message.mutable_group_address()->set_epoch(1);
+  membership.OnMessage(worker.get(), message, {});
+  message.mutable_group_ready()->set_epoch(1);
+  membership.OnMessage(worker.get(), message, {});
+  EXPECT_TRUE(listener.formed);
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ auto& CounterFamily(Registry& registry, const char* name, const char* help) {
 
 }  // namespace
 
-Metrics::Metrics(const ModelTable& models)
+Metrics::Metrics()
     : stage_seconds_(BuildHistogram()
                          .Name("switchyard_stage_seconds")
                          .Help("Time in each stage: queue and total per request; gate, plan, dispatch, expert, combine "
@@ -79,7 +79,11 @@ Metrics::Metrics(const ModelTable& models)
                           .Help("Rows that no step has taken yet, by priority.")
                           .Register(registry_);
   for (int i = 0; i < kNumPriorities; ++i) queued_rows_[i] = &queued_rows.Add({{"priority", std::to_string(i + 1)}});
-  for (const auto& layer : models.layers()) AddLayer(*layer);
+}
+
+void Metrics::RemoveLayers(const std::vector<LayerId>& layers) {
+  MutexLock lock(&mu_);
+  for (const LayerId layer : layers) layers_[layer.value] = nullptr;
 }
 
 void Metrics::AddLayer(const ServedLayer& served) {

@@ -21,7 +21,7 @@
 #include "moe/base/mutex.h"
 #include "moe/link/step_socket.h"
 #include "server/layer_statistics.h"
-#include "server/model_table.h"
+#include "server/served_model.h"
 
 namespace switchyard {
 
@@ -40,13 +40,15 @@ struct StepRecord {
 
 class Metrics {
  public:
-  explicit Metrics(const ModelTable& models);
+  Metrics();
 
   prometheus::Registry& registry() { return registry_; }
 
   // Makes a layer known before anything is recorded for it. One that comes again under its name, with another id, goes
   // on counting where the former stopped; what is known stays.
   void AddLayer(const ServedLayer& layer);
+  // Layers of which nothing will be recorded any more, nor asked by their ids.
+  void RemoveLayers(const std::vector<LayerId>& layers);
 
   void RecordStep(const StepRecord& record, const std::vector<int64_t>& rows_per_expert);
   // A request left, with the gRPC code of its status. `stats` count when it is OK.

@@ -13,7 +13,7 @@ using testing::Not;
 
 class MetricsTest : public testing::Test {
  protected:
-  MetricsTest() : metrics_(ModelTable()) { Add({0}, 4); }
+  MetricsTest() { Add({0}, 4); }
 
   void Add(LayerId id, int num_experts) {
     LayerSpec spec;

@@ -1,88 +1,90 @@
-// The models a front serves: their layers, gates and placement. Built once at start; constant afterwards, but for the
-// gates, which only the dispatcher thread uses, and for compute types that wait for the first worker.
+// What may be served and what is: every checkpoint that the front knows by name, and of those that are loaded the
+// layers that callers reach. KServe clients know each layer as a model of its own, NAME.LAYER.
+//
+// A table is constant. A change makes another table, which takes the old one's place (ModelRepository); whoever looks
+// something up keeps what it has found.
 #pragma once
 
-#include <atomic>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
-#include "moe/base/ids.h"
-#include "moe/gating/gate.h"
-#include "moe/plan/placement.h"
-#include "moe/weights/layer_spec.h"
-#include "proto/worker.pb.h"
-#include "server/options.h"
+#include "moe/base/status.h"
+#include "server/served_model.h"
 
 namespace switchyard {
 
-// One MoE layer of one model.
-struct ServedLayer {
-  LayerId id;
-  std::string model;
-  LayerSpec spec;
-  // Of the rows in the links and the weights on the workers. Does not change once a worker has joined.
-  std::atomic<DType> compute_dtype = DType::kF32;
-  Placement placement;
-  std::vector<std::unique_ptr<Gate>> gates;  // those of spec, in order
-};
+// A checkpoint that the front knows.
+struct KnownModel {
+  enum class Change { kNone, kLoading, kUnloading };
+  struct Layer {
+    std::string name;
+    bool is_served = false;
+  };
 
-struct ServedModel {
   std::string name;
   std::string location;
-  ModelSpec spec;
-  int first_layer = 0;         // LayerId of its first layer; the others follow
-  uint64_t file_identity = 0;  // of its files when they were opened; 0 where workers read others
-  // Whether the compute type is known. An fp16 checkpoint's is fp16 where the workers have it, which the first of them
-  // tells.
-  bool is_dtype_settled = true;
+  std::shared_ptr<ServedModel> loaded;  // null while it is not
+  std::vector<Layer> layers;            // of `loaded`, or as they were when it was; empty when it never was
+  Change change = Change::kNone;        // under way
+  std::string reason;                   // why it is not loaded, or why the last change of a loaded one failed
+
+  // Takes `model` for the loaded one, and serves the layers for which `is_served` holds.
+  template <typename Fn>
+  void Serve(std::shared_ptr<ServedModel> model, Fn is_served) {
+    loaded = std::move(model);
+    layers.clear();
+    for (const auto& layer : loaded->layers) layers.push_back({layer->spec.name, is_served(layer->spec.name)});
+    reason.clear();
+  }
+  // The index of the layer called so, or -1.
+  int FindLayer(std::string_view layer) const;
+  bool serves(std::string_view layer) const {
+    const int found = FindLayer(layer);
+    return found >= 0 && layers[found].is_served;
+  }
+};
+
+// A layer that is served, as KServe clients know it.
+struct LayerEntry {
+  std::string name;  // NAME.LAYER
+  std::shared_ptr<const ServedModel> model;
+  std::shared_ptr<ServedLayer> layer;
 };
 
 class ModelTable {
  public:
-  // Opens and validates every model, reads and packs its routers, and places its experts on `num_ranks` ranks. Weights
-  // of experts are not read. Errors name the model.
-  static absl::StatusOr<std::unique_ptr<ModelTable>> Load(const ServerOptions& options, int num_ranks);
+  explicit ModelTable(std::vector<KnownModel> models = {});
 
-  ModelTable() = default;
-  // Layers are in LayerId order, model after model.
-  ModelTable(std::vector<ServedModel> models, std::vector<std::unique_ptr<ServedLayer>> layers)
-      : models_(std::move(models)), layers_(std::move(layers)) {}
+  const std::vector<KnownModel>& models() const { return models_; }
+  // Those that are served, model after model.
+  const std::vector<std::shared_ptr<const LayerEntry>>& layers() const { return layers_; }
 
-  const std::vector<ServedModel>& models() const { return models_; }
-  const std::vector<std::unique_ptr<ServedLayer>>& layers() const { return layers_; }
+  // NotFound lists the models, or the model's layers, that there are; Unavailable says why one that is known is not
+  // served.
+  absl::StatusOr<std::shared_ptr<ServedLayer>> Find(const std::string& model, const std::string& layer) const;
 
-  DType compute_dtype(const ServedModel& model) const { return layers_[model.first_layer]->compute_dtype; }
+  // By the name NAME.LAYER. Null unless it is served.
+  std::shared_ptr<const LayerEntry> FindEntry(std::string_view name) const;
 
-  // Told what the engines of a worker have before it joins. The first worker settles the compute types that were left
-  // to it. FAILED_PRECONDITION names the model that the worker cannot compute. One thread at a time.
-  absl::Status AgreeOnComputeDTypes(const std::vector<std::string>& available);
+  // What a change names: a known checkpoint, or one layer of it.
+  struct Target {
+    size_t model_idx = 0;
+    std::optional<std::string> layer;
+  };
+  // Of NAME or NAME.LAYER; a layer need not exist. A checkpoint's own name comes before a layer's.
+  std::optional<Target> Resolve(std::string_view name) const;
 
-  // NotFound lists the models, or the model's layers, that there are.
-  absl::StatusOr<ServedLayer*> Find(const std::string& model, const std::string& layer) const;
-
-  // What rank `rank` is told to load.
-  worker::Welcome WelcomeFor(int rank, int num_ranks, int64_t max_batch_rows) const;
-
-  // The widest row of any layer in its compute type, or the widest that may still become it, in bytes.
-  int64_t max_row_bytes() const;
+  // Why a layer, or a whole model, that is known is not served.
+  static absl::Status Unserved(const KnownModel& model, std::string_view shown_name);
 
  private:
-  absl::Status AddModel(const ModelOption& option, const ServerOptions& options, int num_ranks,
-                        const std::shared_ptr<LinearContext>& gate_context);
-  void Settle(ServedModel& model, DType compute_dtype);
-
-  std::vector<ServedModel> models_;
-  std::vector<std::unique_ptr<ServedLayer>> layers_;  // by LayerId
+  std::vector<KnownModel> models_;
+  std::vector<std::shared_ptr<const LayerEntry>> layers_;
+  std::map<std::string, std::shared_ptr<const LayerEntry>, std::less<>> by_name_;  // NAME.LAYER
 };
-
-struct ComputeDType {
-  DType dtype = DType::kF32;
-  bool is_settled = true;
-};
-
-// What to compute a checkpoint of a type in. CPU engines have no fp16, so "auto" widens it to fp32 where the workers
-// are known to be CPUs, and leaves it open where they are not.
-absl::StatusOr<ComputeDType> ChooseComputeDType(const ServerOptions& options, DType checkpoint);
 
 }  // namespace switchyard

@@ -3,61 +3,62 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "server/testing.h"
+
 namespace switchyard {
 namespace {
 
 using testing::AllOf;
 using testing::HasSubstr;
 
-ServerOptions Options(const std::string& device, const std::string& compute_dtype = "auto") {
-  ServerOptions options;
-  options.models = {{"half", "synthetic:dim=8,hidden=8,experts=4,topk=2,layers=2,dtype=fp16"},
-                    {"brain", "synthetic:dim=8,hidden=8,experts=4,topk=2,dtype=bf16"}};
-  options.local_workers = 2;
-  options.device = device;
-  options.compute_dtype = compute_dtype;
-  return options;
+const ModelOption kTwo = {"two", "synthetic:dim=8,hidden=8,experts=4,topk=2,layers=2"};
+const ModelOption kDotted = {"two.1", "synthetic:dim=8,hidden=8,experts=4,topk=2,layers=1"};
+
+TEST(ModelTable, LayersThatAreNotServedAreUnavailable) {
+  KnownModel two = Served(kTwo);
+  two.layers[0].is_served = false;
+  const ModelTable table({two, {.name = "later", .location = "", .reason = "not loaded"}});
+  ASSERT_EQ(table.layers().size(), 1u);
+  EXPECT_EQ(*table.Find("two", "1"), table.layers()[0]->layer);
+  EXPECT_EQ(table.Find("two", "0").status(), absl::UnavailableError("model 'two.0' is unloaded"));
+  EXPECT_EQ(table.Find("later", "0").status(), absl::UnavailableError("model 'later.0' is not loaded"));
+  const absl::Status layer = table.Find("two", "2").status(), model = table.Find("three", "0").status();
+  EXPECT_TRUE(absl::IsNotFound(layer) && absl::IsNotFound(model));
+  EXPECT_THAT(std::string(layer.message()), HasSubstr("it has: 0, 1"));
+  EXPECT_THAT(std::string(model.message()), HasSubstr("there are: two, later"));
 }
 
-const std::vector<std::string> kCpuHas = {"fp64", "fp32", "bf16"};
-const std::vector<std::string> kGpuHas = {"fp64", "fp32", "fp16", "bf16"};
-
-std::string WelcomeDType(const ModelTable& models, int model) {
-  return models.WelcomeFor(0, 2, 16).models(model).compute_dtype();
+TEST(ModelTable, ALayerKeepsItsModel) {
+  std::shared_ptr<ServedLayer> layer;
+  bool is_retired = false;
+  {
+    KnownModel two = Served(kTwo);
+    two.loaded->on_retired = [&](const ServedModel& model) {
+      EXPECT_EQ(model.name, "two");
+      is_retired = true;
+    };
+    layer = *ModelTable({std::move(two)}).Find("two", "1");
+  }
+  EXPECT_FALSE(is_retired);
+  EXPECT_EQ(layer->spec.name, "1");
+  layer = nullptr;
+  EXPECT_TRUE(is_retired);
 }
 
-TEST(ModelTableTest, Fp16IsWidenedForWorkersThatDoNotHaveIt) {
-  auto models = *ModelTable::Load(Options("auto"), 2);
-  EXPECT_EQ(models->max_row_bytes(), 8 * 4) << "room for either";
-  ASSERT_TRUE(models->AgreeOnComputeDTypes(kCpuHas).ok());
-  EXPECT_EQ(WelcomeDType(*models, 0), "fp32");
-  EXPECT_EQ(WelcomeDType(*models, 1), "bf16");
-  for (int layer = 0; layer < 2; ++layer) EXPECT_EQ(models->layers()[layer]->compute_dtype, DType::kF32);
-  EXPECT_EQ(models->layers()[2]->compute_dtype, DType::kBF16);
-}
-
-TEST(ModelTableTest, TheFirstWorkerSettlesItForAll) {
-  auto models = *ModelTable::Load(Options("cuda"), 2);
-  ASSERT_TRUE(models->AgreeOnComputeDTypes(kGpuHas).ok());
-  EXPECT_EQ(WelcomeDType(*models, 0), "fp16");
-  EXPECT_EQ(models->compute_dtype(models->models()[0]), DType::kF16);
-  const absl::Status refused = models->AgreeOnComputeDTypes(kCpuHas);
-  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(refused.message(), AllOf(HasSubstr("model half is computed in fp16"), HasSubstr("fp64, fp32, bf16")));
-  EXPECT_EQ(WelcomeDType(*models, 0), "fp16");
-  EXPECT_TRUE(models->AgreeOnComputeDTypes(kGpuHas).ok());
-}
-
-TEST(ModelTableTest, KnownCpuWorkersNeedNoAsking) {
-  EXPECT_EQ(WelcomeDType(**ModelTable::Load(Options("cpu"), 2), 0), "fp32");
-  EXPECT_THAT(ModelTable::Load(Options("cpu", "fp16"), 2).status().message(), HasSubstr("--compute_dtype=fp16"));
-}
-
-TEST(ModelTableTest, AnExplicitTypeIsNotWidened) {
-  auto models = *ModelTable::Load(Options("auto", "fp16"), 2);
-  EXPECT_EQ(models->max_row_bytes(), 8 * 2);
-  EXPECT_EQ(models->AgreeOnComputeDTypes(kCpuHas).code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(WelcomeDType(*models, 1), "fp16");
+TEST(ModelTable, NamesAreResolvedToCheckpointsFirst) {
+  const ModelTable table({Served(kTwo), Served(kDotted)});
+  const auto expect_target = [&](const std::string& name, size_t model_idx, std::optional<std::string> layer) {
+    const auto target = table.Resolve(name);
+    ASSERT_TRUE(target.has_value()) << name;
+    EXPECT_EQ(target->model_idx, model_idx) << name;
+    EXPECT_EQ(target->layer, layer) << name;
+  };
+  expect_target("two", 0, std::nullopt);
+  expect_target("two.0", 0, "0");
+  expect_target("two.1", 1, std::nullopt);
+  expect_target("two.1.0", 1, "0");
+  expect_target("two.9.9", 0, "9.9");
+  for (const char* name : {"", "tw", "two2", "../two", "/two"}) EXPECT_FALSE(table.Resolve(name).has_value()) << name;
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "server/options.h"
 
+#include <filesystem>
 #include <set>
 
 #include "rpc/loopback.h"
@@ -12,12 +13,19 @@ absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int6
   return absl::InvalidArgumentError(absl::StrCat(flag, "=", value, ": expected ", low, " to ", high));
 }
 
-absl::Status CheckModels(const std::vector<ModelOption>& models) {
-  if (models.empty()) {
-    return absl::InvalidArgumentError("--model=NAME=DIR is needed at least once: there is nothing to serve");
+absl::Status CheckModels(const ServerOptions& options) {
+  if (options.models.empty() && options.model_repository.empty()) {
+    return absl::InvalidArgumentError(
+        "--model=NAME=DIR is needed at least once, or --model_repository=DIR with models to load later: there is "
+        "nothing to serve");
+  }
+  std::error_code error;
+  if (!options.model_repository.empty() && !std::filesystem::is_directory(options.model_repository, error)) {
+    return absl::NotFoundError(absl::StrCat("--model_repository=", options.model_repository, ": expected a folder",
+                                            error ? ": " : "", error ? error.message() : ""));
   }
   std::set<std::string> names;
-  for (const ModelOption& model : models) {
+  for (const ModelOption& model : options.models) {
     if (!names.insert(model.name).second) {
       return absl::InvalidArgumentError(absl::StrCat("--model: the name ", model.name, " is given twice"));
     }
@@ -80,7 +88,7 @@ absl::StatusOr<ModelOption> ParseModelOption(const std::string& text) {
 }
 
 absl::Status ValidateOptions(const ServerOptions& options) {
-  SY_RETURN_IF_ERROR(CheckModels(options.models));
+  SY_RETURN_IF_ERROR(CheckModels(options));
   SY_RETURN_IF_ERROR(CheckWorkers(options));
   SY_RETURN_IF_ERROR(CheckSecurity(options));
   SY_RETURN_IF_ERROR(CheckConnections(options));

@@ -21,6 +21,8 @@ constexpr int64_t kLongestTimeoutUs = int64_t{86'400} * 1'000'000;
 
 struct ServerOptions {
   std::vector<ModelOption> models;
+  // A folder whose sub-folders with a config.json can be loaded at run time, by their names; empty for none.
+  std::string model_repository;
 
   // Where clients connect. Port 0 takes a free one.
   std::string host = "127.0.0.1";

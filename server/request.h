@@ -12,7 +12,7 @@
 #include "moe/base/clock.h"
 #include "moe/gating/routing.h"
 #include "moe/tensor/dtype.h"
-#include "server/model_table.h"
+#include "server/served_model.h"
 
 namespace switchyard {
 
@@ -75,8 +75,8 @@ constexpr int kNumPriorities = 3;
 // called exactly once, and nobody reads the results before.
 struct Request {
   // Constant once enqueued.
-  ServedLayer* layer = nullptr;
-  DType dtype = DType::kF32;  // of the rows, in and out
+  std::shared_ptr<ServedLayer> layer;  // and with it the model that it is of
+  DType dtype = DType::kF32;           // of the rows, in and out
   int64_t num_rows = 0;
   bool return_routing = false;
   bool return_balance_loss = false;
@@ -128,7 +128,7 @@ struct Piece {
 
 // Rows of one layer that go through one step together.
 struct Batch {
-  ServedLayer* layer = nullptr;
+  ServedLayer* layer = nullptr;  // its requests share it
   std::vector<Piece> pieces;
   int64_t num_rows = 0;
 };

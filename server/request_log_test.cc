@@ -19,7 +19,7 @@ class RequestLogTest : public testing::Test {
  protected:
   RequestLogTest() : layer_{.id = {0}, .model = "m", .spec = {}, .placement = Placement::Even(1, 1)} {
     layer_.spec.name = "3";
-    request_.layer = &layer_;
+    request_.layer = {std::shared_ptr<void>(), &layer_};  // this test's
     request_.num_rows = 5;
     request_.stats = {.num_steps = 2, .queue_us = 7, .gate_us = 3, .plan_us = 1, .step_us = 40, .replays = 1};
     identity_ = {.id = "call-1", .trace = std::nullopt, .peer = "ipv4:10.0.0.9:77"};

@@ -118,6 +118,21 @@ void Scheduler::GroupLost(Epoch epoch) {
   if (group_ != nullptr && group_->epoch <= epoch) old.swap(group_);
 }
 
+void Scheduler::DropLayers(const std::vector<LayerId>& layers) {
+  MutexLock lock(&mu_);
+  for (const LayerId layer : layers) failed_layers_.erase(layer);
+}
+
+void Scheduler::FailLayers(const std::vector<LayerId>& layers, const absl::Status& why) {
+  MutexLock lock(&mu_);
+  for (const LayerId layer : layers) failed_layers_[layer] = why;
+}
+
+absl::Status Scheduler::CheckLayer(const Step& step) const {
+  const auto failed = failed_layers_.find(step.batch.layer->id);
+  return failed == failed_layers_.end() ? absl::OkStatus() : failed->second;
+}
+
 Scheduler::Load Scheduler::load() const {
   MutexLock lock(&mu_);
   return {batcher_.num_rows(), batcher_.rows_by_priority(), static_cast<int>(steps_.size())};
@@ -193,7 +208,7 @@ std::shared_ptr<const Scheduler::Group> Scheduler::Register(const std::shared_pt
 
 Scheduler::Work Scheduler::WaitForWork() {
   Work work;
-  std::vector<std::shared_ptr<Step>> hopeless;
+  std::vector<std::pair<std::shared_ptr<Step>, absl::Status>> hopeless;
   {
     MutexLock lock(&mu_);
     while (true) {
@@ -222,9 +237,7 @@ Scheduler::Work Scheduler::WaitForWork() {
     }
     dispatching_ = true;
   }
-  for (const auto& step : hopeless) {
-    Fail(step, absl::InternalError(absl::StrCat("a step with these rows failed ", step->submissions - 1, " times")));
-  }
+  for (const auto& [step, why] : hopeless) Fail(step, why);
   return work;
 }
 
@@ -244,15 +257,20 @@ std::shared_ptr<Scheduler::Step> Scheduler::TakeStep() {
   return step;
 }
 
-std::vector<std::shared_ptr<Scheduler::Step>> Scheduler::TakeReplays(std::vector<std::shared_ptr<Step>>* hopeless) {
+std::vector<std::shared_ptr<Scheduler::Step>> Scheduler::TakeReplays(
+    std::vector<std::pair<std::shared_ptr<Step>, absl::Status>>* hopeless) {
   std::vector<std::shared_ptr<Step>> replays;
   for (auto it = steps_.begin(); it != steps_.end();) {
     Step& step = *it->second;
     step.epoch = group_->epoch;
     step.answered.assign(options_.num_ranks, false);
     step.num_unanswered = options_.num_ranks;
+    absl::Status why = CheckLayer(step);
     if (++step.submissions > options_.max_submissions) {
-      hopeless->push_back(it->second);
+      why.Update(absl::InternalError(absl::StrCat("a step with these rows failed ", step.submissions - 1, " times")));
+    }
+    if (!why.ok()) {
+      hopeless->emplace_back(it->second, why);
       it = steps_.erase(it);
     } else {
       replays.push_back(it->second);
@@ -288,6 +306,10 @@ void Scheduler::ExpireLoop() {
 
 absl::Status Scheduler::Prepare(Step& step) {
   step.started = clock_.Now();
+  {
+    MutexLock lock(&mu_);
+    SY_RETURN_IF_ERROR(CheckLayer(step));
+  }
   std::vector<int64_t> home_offsets = HomeOffsets(step.batch.num_rows, options_.num_ranks);
   for (const Piece& piece : step.batch.pieces) {
     Request& request = *piece.request;

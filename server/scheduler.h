@@ -70,6 +70,12 @@ class Scheduler {
   // Nothing is submitted until a group of a newer epoch forms.
   void GroupLost(Epoch epoch);
 
+  // Layers that no group will compute any more: their requests, also those of steps in flight, fail with `why` when the
+  // next group forms. Only while there is none.
+  void FailLayers(const std::vector<LayerId>& layers, const absl::Status& why);
+  // Of a model that nobody uses any more.
+  void DropLayers(const std::vector<LayerId>& layers);
+
   void OnResult(int rank, const ResultMessage& result, std::span<const std::byte> rows);
 
   struct Load {
@@ -135,8 +141,11 @@ class Scheduler {
   void DispatchInline(std::shared_ptr<Step> step);
   Work WaitForWork();
   std::shared_ptr<Step> TakeStep() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  std::vector<std::shared_ptr<Step>> TakeReplays(std::vector<std::shared_ptr<Step>>* hopeless)
+  // `hopeless` gets those that are not to be submitted again, and why.
+  std::vector<std::shared_ptr<Step>> TakeReplays(std::vector<std::pair<std::shared_ptr<Step>, absl::Status>>* hopeless)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Not OK for a step of a layer that was given up.
+  absl::Status CheckLayer(const Step& step) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   void ExpireLoop();
   void WakeExpirer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -196,6 +205,7 @@ class Scheduler {
   std::shared_ptr<const Group> group_ ABSL_GUARDED_BY(mu_);  // null while there is none
   bool replay_ ABSL_GUARDED_BY(mu_) = false;
   std::map<StepId, std::shared_ptr<Step>> steps_ ABSL_GUARDED_BY(mu_);  // in flight, oldest first
+  std::map<LayerId, absl::Status> failed_layers_ ABSL_GUARDED_BY(mu_);
   std::vector<int> free_slots_ ABSL_GUARDED_BY(mu_);
   int64_t next_step_id_ ABSL_GUARDED_BY(mu_) = 1;
 

@@ -257,10 +257,10 @@ class SchedulerTest : public testing::Test {
     spec.gate.top_k = kTopK;
     std::vector<std::unique_ptr<Gate>> gates;
     gates.push_back(std::make_unique<ModuloGate>(&gate_hold_));
-    std::vector<std::unique_ptr<ServedLayer>> layers;
-    layers.push_back(std::unique_ptr<ServedLayer>(
+    const auto model = std::make_shared<ServedModel>();
+    model->layers.push_back(std::unique_ptr<ServedLayer>(
         new ServedLayer{LayerId{0}, "m", spec, DType::kF32, Placement::Even(kExperts, num_ranks), std::move(gates)}));
-    layer_ = layers[0].get();
+    layer_ = ShareLayer(model, 0);
     const size_t row_bytes = kMaxBatchRows * kDim * sizeof(float);
     const LinkLayout layout = LinkLayout::For(
         2, row_bytes, MaxEncodedSize(num_ranks, kExperts, kTopK, kMaxBatchRows, kMaxBatchRows), row_bytes, kSpares);
@@ -268,8 +268,8 @@ class SchedulerTest : public testing::Test {
       owned_links_.push_back(*LinkBuffers::Create(layout));
       links_.push_back(owned_links_.back().get());
     }
-    models_ = std::make_unique<ModelTable>(std::vector<ServedModel>{}, std::move(layers));
-    metrics_ = std::make_unique<Metrics>(*models_);
+    metrics_ = std::make_unique<Metrics>();
+    metrics_->AddLayer(*layer_);
     scheduler_ = std::make_unique<Scheduler>(options, links_, metrics_.get(), *clock_,
                                              [this](Epoch epoch, int, const absl::Status&) {
                                                scheduler_->GroupLost(epoch);
@@ -344,8 +344,7 @@ class SchedulerTest : public testing::Test {
   size_t min_lent_bytes_ = 20 * kDim * sizeof(float);  // some answers are lent, some copied
   const Clock* clock_ = &Clock::Real();
   GateHold gate_hold_;
-  ServedLayer* layer_ = nullptr;
-  std::unique_ptr<ModelTable> models_;
+  std::shared_ptr<ServedLayer> layer_;
   std::unique_ptr<Metrics> metrics_;
   std::vector<std::unique_ptr<LinkBuffers>> owned_links_;
   std::vector<LinkBuffers*> links_;
@@ -467,6 +466,26 @@ TEST_F(SchedulerTest, AFailedStepBreaksTheGroupAndIsReplayed) {
   EXPECT_FALSE(call->answered.HasBeenNotified());
   const auto group = Form(2, FakeGroup::Mode::kServe);
   call->ExpectRightAnswer();
+}
+
+TEST_F(SchedulerTest, RequestsOfALayerThatNoGroupComputesAnyMoreFail) {
+  Start(2);
+  auto group = Form(1, FakeGroup::Mode::kSwallow);
+  const auto in_flight = Send(3);
+  group->WaitForSubmissions(1);
+  scheduler_->GroupLost(Epoch{1});
+  const auto queued = Send(2);
+  scheduler_->FailLayers({LayerId{0}, LayerId{9}}, absl::UnavailableError("lost"));
+  auto next = Form(2, FakeGroup::Mode::kServe);
+  for (const auto* call : {&in_flight, &queued}) {
+    (*call)->answered.WaitForNotification();
+    EXPECT_EQ((*call)->status, absl::UnavailableError("lost"));
+  }
+  scheduler_->DropLayers({LayerId{0}, LayerId{9}});
+  const auto later = Send(2);  // a number is not used again, but for the test
+  later->answered.WaitForNotification();
+  EXPECT_TRUE(later->status.ok()) << later->status;
+  EXPECT_EQ(next->num_submitted(), 1);
 }
 
 TEST_F(SchedulerTest, ResultsOfAnOlderEpochAreDropped) {

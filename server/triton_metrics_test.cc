@@ -19,7 +19,7 @@ std::string Text(const prometheus::Collectable& collectable) {
 }
 
 TEST(TritonMetrics, EveryLayerIsAModel) {
-  Metrics metrics((ModelTable()));
+  Metrics metrics;
   LayerSpec spec;
   spec.name = "3";
   spec.num_experts = 2;

@@ -50,7 +50,7 @@ HostBuffer RandomRows(int64_t num_elements, DType dtype) {
   return rows;
 }
 
-std::shared_ptr<Request> MakeRequest(ServedLayer* layer, int64_t num_rows) {
+std::shared_ptr<Request> MakeRequest(const std::shared_ptr<ServedLayer>& layer, int64_t num_rows) {
   const DType dtype = layer->compute_dtype;
   const auto rows = std::make_shared<const HostBuffer>(RandomRows(num_rows * layer->spec.hidden_dim, dtype));
   auto request = std::make_shared<Request>();
@@ -85,17 +85,18 @@ absl::Status RunStep(const std::shared_ptr<Request>& request, const WarmUpPort& 
 
 }  // namespace
 
-absl::Status WarmUp(const WarmUpOptions& options, const std::vector<ServedLayer*>& layers, const WarmUpPort& port) {
+absl::Status WarmUp(const WarmUpOptions& options, const std::vector<std::shared_ptr<ServedLayer>>& layers,
+                    const WarmUpPort& port) {
   const SteadyTime begin = Clock::Real().Now();
   size_t num_steps = 0;
   for (const int64_t num_rows : {int64_t{1}, options.full_rows}) {
-    for (ServedLayer* layer : layers) {
+    for (const std::shared_ptr<ServedLayer>& layer : layers) {
       if (Clock::Real().Now() - begin > options.time_limit) {
         spdlog::warn("warm-up: {} of {} steps in {} s; what is left is warmed up by the first requests", num_steps,
                      2 * layers.size(), options.time_limit.count() / 1000);
         return absl::OkStatus();
       }
-      SY_RETURN_IF_ERROR(RunStep(MakeRequest(layer, num_rows), port));
+      SY_RETURN_IF_ERROR(RunStep(MakeRequest(layer, std::min(num_rows, layer->max_batch_rows)), port));
       ++num_steps;
     }
   }

@@ -30,6 +30,7 @@ struct WarmUpPort {
 };
 
 // The layers can be served. Returns what should_stop says, or a step's failure, which names the layer.
-absl::Status WarmUp(const WarmUpOptions& options, const std::vector<ServedLayer*>& layers, const WarmUpPort& port);
+absl::Status WarmUp(const WarmUpOptions& options, const std::vector<std::shared_ptr<ServedLayer>>& layers,
+                    const WarmUpPort& port);
 
 }  // namespace switchyard

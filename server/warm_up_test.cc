@@ -17,14 +17,13 @@ class WarmUpTest : public ::testing::Test {
  protected:
   WarmUpTest() {
     for (const char* name : {"0", "1"}) {
-      auto layer = std::unique_ptr<ServedLayer>(new ServedLayer{.model = "m", .placement = Placement({0, 0, 0, 0}, 1)});
+      auto layer = std::shared_ptr<ServedLayer>(new ServedLayer{.model = "m", .placement = Placement({0, 0, 0, 0}, 1)});
       layer->spec.name = name;
       layer->spec.hidden_dim = kDim;
       layer->spec.num_experts = 4;
       layer->spec.gate.top_k = 2;
       layer->compute_dtype = DType::kBF16;
-      layers_.push_back(layer.get());
-      owned_.push_back(std::move(layer));
+      layers_.push_back(std::move(layer));
     }
   }
 
@@ -43,8 +42,7 @@ class WarmUpTest : public ::testing::Test {
             .should_stop = [this] { return stop_; }};
   }
 
-  std::vector<std::unique_ptr<ServedLayer>> owned_;
-  std::vector<ServedLayer*> layers_;
+  std::vector<std::shared_ptr<ServedLayer>> layers_;
   std::vector<std::shared_ptr<Request>> seen_;
   int num_cancelled_ = 0;
   absl::Status stop_;

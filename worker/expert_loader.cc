@@ -27,7 +27,7 @@ std::vector<ExpertToLoad> InStorageOrder(const WeightSource& source, const std::
 class Loader {
  public:
   Loader(WeightSource& source, ExpertEngine& engine, const std::vector<ExpertToLoad>& experts,
-         const std::function<void(const ExpertToLoad&)>& loaded)
+         const std::function<absl::Status(const ExpertToLoad&)>& loaded)
       : source_(source),
         engine_(engine),
         experts_(InStorageOrder(source, experts)),
@@ -61,16 +61,16 @@ class Loader {
   void LoadAll() {
     for (size_t index; (index = NextToLoad()) < experts_.size();) {
       const ExpertToLoad& expert = experts_[index];
-      const absl::Status loaded = Load(index);
+      absl::Status loaded = Load(index);
       MutexLock lock(&mu_);
       --num_held_;
       bytes_held_ -= BytesOf(expert);
+      if (loaded.ok()) loaded = loaded_(expert);
       // Others are at work on experts before and after this one.
       if (!loaded.ok() && index < failed_) {
         failed_ = index;
         status_ = Annotate(loaded, NameOf(expert));
       }
-      if (loaded.ok()) loaded_(expert);
       changed_.SignalAll();
     }
   }
@@ -127,7 +127,7 @@ class Loader {
   WeightSource& source_;
   ExpertEngine& engine_;
   const std::vector<ExpertToLoad> experts_;
-  const std::function<void(const ExpertToLoad&)>& loaded_;
+  const std::function<absl::Status(const ExpertToLoad&)>& loaded_;
   const size_t num_loaders_;
 
   // Held for bookkeeping only, never while weights are read or loaded.
@@ -146,7 +146,7 @@ class Loader {
 }  // namespace
 
 absl::Status LoadExperts(WeightSource& source, ExpertEngine& engine, const std::vector<ExpertToLoad>& experts,
-                         const std::function<void(const ExpertToLoad&)>& loaded) {
+                         const std::function<absl::Status(const ExpertToLoad&)>& loaded) {
   return Loader(source, engine, experts, loaded).Run();
 }
 

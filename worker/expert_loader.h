@@ -29,8 +29,9 @@ inline constexpr int kNumReaders = 2;
 inline constexpr int64_t kReadAheadBytes = 64 << 20;
 
 // Returns when all are loaded or, after an error, when every thread has stopped: the error of the first expert that has
-// one, which names layer and expert. `loaded` is called after each expert, by one thread at a time.
+// one, which names layer and expert. `loaded` is called after each expert, by one thread at a time; its error ends the
+// loading like one of the expert.
 absl::Status LoadExperts(WeightSource& source, ExpertEngine& engine, const std::vector<ExpertToLoad>& experts,
-                         const std::function<void(const ExpertToLoad&)>& loaded);
+                         const std::function<absl::Status(const ExpertToLoad&)>& loaded);
 
 }  // namespace switchyard

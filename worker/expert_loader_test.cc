@@ -94,8 +94,10 @@ TEST(ExpertLoaderTest, EveryExpertReachesItsSlotWithHoweverManyThreads) {
     const auto source = Source();
     RecordingEngine engine(num_threads);
     std::set<int> told;
-    const absl::Status loaded =
-        LoadExperts(*source, engine, AllExperts(), [&](const ExpertToLoad& expert) { told.insert(expert.slot); });
+    const absl::Status loaded = LoadExperts(*source, engine, AllExperts(), [&](const ExpertToLoad& expert) {
+      told.insert(expert.slot);
+      return absl::OkStatus();
+    });
     ASSERT_TRUE(loaded.ok()) << loaded;
     EXPECT_EQ(engine.num_loads(), kNumExperts);
     EXPECT_EQ(static_cast<int>(engine.num_threads()), num_threads);
@@ -110,7 +112,8 @@ TEST(ExpertLoaderTest, EveryExpertReachesItsSlotWithHoweverManyThreads) {
 TEST(ExpertLoaderTest, TheFirstErrorStopsEveryThread) {
   const auto source = Source();
   RecordingEngine engine(/*load_threads=*/1, /*failing_slot=*/5);
-  const absl::Status loaded = LoadExperts(*source, engine, AllExperts(), [](const ExpertToLoad&) {});
+  const absl::Status loaded =
+      LoadExperts(*source, engine, AllExperts(), [](const ExpertToLoad&) { return absl::OkStatus(); });
   EXPECT_EQ(loaded.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(loaded.message(), HasSubstr("layer 0, expert 34: full"));
   EXPECT_EQ(engine.num_loads(), 5);
@@ -119,7 +122,7 @@ TEST(ExpertLoaderTest, TheFirstErrorStopsEveryThread) {
 TEST(ExpertLoaderTest, NothingToLoadIsFine) {
   const auto source = Source();
   RecordingEngine engine(4);
-  EXPECT_TRUE(LoadExperts(*source, engine, {}, [](const ExpertToLoad&) {}).ok());
+  EXPECT_TRUE(LoadExperts(*source, engine, {}, [](const ExpertToLoad&) { return absl::OkStatus(); }).ok());
 }
 
 // Eleven layers of four experts; their experts' order in the file is that of the names, so layer 10 comes before
@@ -149,7 +152,7 @@ TEST(ExpertLoaderTest, FilesAreReadFromFrontToBack) {
     (*source)->ReleaseExpert(i / 4, i % 4);
   }
   RecordingEngine engine(/*load_threads=*/1);
-  ASSERT_TRUE(LoadExperts(**source, engine, backwards, [](const ExpertToLoad&) {}).ok());
+  ASSERT_TRUE(LoadExperts(**source, engine, backwards, [](const ExpertToLoad&) { return absl::OkStatus(); }).ok());
   const std::vector<int> slots = engine.slots();
   ASSERT_EQ(slots.size(), kNumExperts);
   for (size_t i = 1; i < slots.size(); ++i) EXPECT_LT(addresses[slots[i - 1]], addresses[slots[i]]) << i;
@@ -163,10 +166,22 @@ TEST(ExpertLoaderTest, AFileCutShortWhileItIsServedIsAnErrorOfItsExpert) {
   std::vector<ExpertToLoad> experts;
   for (int i = 0; i < kNumExperts; ++i) experts.push_back({i / 4, i, i % 4});
   RecordingEngine engine(/*load_threads=*/1);
-  const absl::Status loaded = LoadExperts(**source, engine, experts, [](const ExpertToLoad&) {});
+  const absl::Status loaded =
+      LoadExperts(**source, engine, experts, [](const ExpertToLoad&) { return absl::OkStatus(); });
   EXPECT_EQ(loaded.code(), absl::StatusCode::kDataLoss) << loaded;
   EXPECT_THAT(loaded.message(), HasSubstr("model.safetensors: bytes "));
   EXPECT_THAT(loaded.message(), HasSubstr("layer "));
+}
+
+TEST(ExpertLoaderTest, WhoeverIsToldMayEndIt) {
+  const auto source = Source();
+  RecordingEngine engine(/*load_threads=*/1);
+  int told = 0;
+  const absl::Status loaded = LoadExperts(*source, engine, AllExperts(), [&](const ExpertToLoad&) {
+    return ++told == 3 ? absl::CancelledError("enough") : absl::OkStatus();
+  });
+  EXPECT_TRUE(absl::IsCancelled(loaded)) << loaded;
+  EXPECT_EQ(engine.num_loads(), 3);
 }
 
 }  // namespace

@@ -14,11 +14,11 @@ absl::StatusOr<std::unique_ptr<Inbox>> Inbox::Create() {
   return std::unique_ptr<Inbox>(new Inbox(std::move(wake_fd)));
 }
 
-void Inbox::Push(worker::FrontMessage message) {
+void Inbox::Push(Item item) {
   {
     MutexLock lock(&mu_);
     if (closed_.has_value()) return;
-    messages_.push_back(std::move(message));
+    items_.push_back(std::move(item));
   }
   eventfd_write(wake_fd_.get(), 1);
 }
@@ -32,19 +32,19 @@ void Inbox::Close(absl::Status status) {
   eventfd_write(wake_fd_.get(), 1);
 }
 
-std::optional<worker::FrontMessage> Inbox::Pop() {
+std::optional<Inbox::Item> Inbox::Pop() {
   MutexLock lock(&mu_);
-  if (messages_.empty()) return std::nullopt;
+  if (items_.empty()) return std::nullopt;
   eventfd_t count;
   eventfd_read(wake_fd_.get(), &count);
-  worker::FrontMessage message = std::move(messages_.front());
-  messages_.pop_front();
-  return message;
+  Item item = std::move(items_.front());
+  items_.pop_front();
+  return item;
 }
 
 std::optional<absl::Status> Inbox::closed() const {
   MutexLock lock(&mu_);
-  return messages_.empty() ? closed_ : std::nullopt;
+  return items_.empty() ? closed_ : std::nullopt;
 }
 
 }  // namespace switchyard

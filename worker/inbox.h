@@ -1,11 +1,13 @@
-// The step thread's inbox: control messages from the front, woken through a descriptor that can be polled together with
-// the link's socket.
+// The step thread's inbox: control messages from the front and tasks of the worker's other threads, woken through a
+// descriptor that can be polled together with the link's socket.
 //
 // Thread-safe: any thread pushes, the step thread pops.
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <optional>
+#include <variant>
 
 #include "moe/base/mutex.h"
 #include "moe/base/unique_fd.h"
@@ -17,11 +19,15 @@ class Inbox {
  public:
   static absl::StatusOr<std::unique_ptr<Inbox>> Create();
 
-  void Push(worker::FrontMessage message);
-  // Marks that nothing will come any more: `status` says why. Messages already there are still popped first.
+  using Task = std::function<void()>;
+  using Item = std::variant<worker::FrontMessage, Task>;
+
+  // Dropped once closed.
+  void Push(Item item);
+  // Marks that nothing will come any more: `status` says why. What is there already is still popped first.
   void Close(absl::Status status);
 
-  std::optional<worker::FrontMessage> Pop();
+  std::optional<Item> Pop();
   // Set once closed.
   std::optional<absl::Status> closed() const;
 
@@ -31,9 +37,9 @@ class Inbox {
  private:
   explicit Inbox(UniqueFd wake_fd) : wake_fd_(std::move(wake_fd)) {}
 
-  const UniqueFd wake_fd_;  // an eventfd that counts messages, plus one for the closing
+  const UniqueFd wake_fd_;  // an eventfd that counts items, plus one for the closing
   mutable Mutex mu_;
-  std::deque<worker::FrontMessage> messages_ ABSL_GUARDED_BY(mu_);
+  std::deque<Item> items_ ABSL_GUARDED_BY(mu_);
   std::optional<absl::Status> closed_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -10,7 +10,6 @@
 
 #include "moe/base/clock.h"
 #include "moe/base/logging.h"
-#include "moe/base/progress.h"
 #include "moe/base/version.h"
 #include "moe/link/spin_wait.h"
 #include "moe/plan/plan_codec.h"
@@ -21,8 +20,6 @@
 namespace switchyard {
 namespace {
 
-constexpr auto kReportPeriod = std::chrono::milliseconds(500);
-constexpr auto kProgressLogPeriod = std::chrono::seconds(5);
 // The front's own port refuses larger step messages first; this only keeps gRPC's 4 MB default out of the way.
 constexpr int kUnlimitedMessage = -1;
 
@@ -38,44 +35,6 @@ absl::StatusOr<std::string> TokenForFront(const std::string& path) {
   }
   return ReadToken({"--worker_token_file", path});
 }
-
-worker::WorkerMessage MakeReport(const LoadProgress& so_far) {
-  worker::WorkerMessage message;
-  worker::LoadProgress& report = *message.mutable_load_progress();
-  report.set_experts_done(so_far.experts_done);
-  report.set_experts_total(so_far.experts_total);
-  for (const LoadProgress::Model& model : so_far.models) {
-    worker::ModelProgress& added = *report.add_models();
-    added.set_bytes_done(model.bytes_done);
-    added.set_bytes_total(model.bytes_total);
-  }
-  return message;
-}
-
-// Lines in the log of a worker whose front logs elsewhere.
-class ProgressLog {
- public:
-  explicit ProgressLog(int rank) : rank_(rank), meter_(Clock::Real().Now()), last_line_(Clock::Real().Now()) {}
-
-  void Update(const LoadProgress& so_far) {
-    int64_t bytes_done = 0, bytes_total = 0;
-    for (const LoadProgress::Model& model : so_far.models) {
-      bytes_done += model.bytes_done;
-      bytes_total += model.bytes_total;
-    }
-    const SteadyTime now = Clock::Real().Now();
-    const Progress progress = meter_.Update(now, bytes_done, bytes_total);
-    if (progress.is_done() || now - last_line_ < kProgressLogPeriod) return;
-    last_line_ = now;
-    spdlog::info("rank {}: {} of {} experts, {}", rank_, so_far.experts_done, so_far.experts_total,
-                 ProgressText(progress));
-  }
-
- private:
-  const int rank_;
-  ProgressMeter meter_;
-  SteadyTime last_line_;
-};
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectToFront(const std::string& front, const TlsFiles& tls) {
   grpc::ChannelArguments args;
@@ -111,6 +70,7 @@ Worker::Worker(const WorkerOptions& options, std::unique_ptr<Device> device)
     : options_(options), device_(std::move(device)), group_(device_->MakeExchange()) {}
 
 Worker::~Worker() {
+  loader_.reset();  // nothing is taken up any more
   // Steps that wait for a peer end, and are reported while there still is a stream to report them on.
   group_.Announce(Epoch{std::numeric_limits<int64_t>::max()});
   steps_.reset();
@@ -175,6 +135,24 @@ absl::Status Worker::JoinFront() {
   stub_ = worker::WorkerHub::NewStub(channel);
   control_ = std::make_unique<ControlStream>(stub_.get(), std::move(hello), inbox_.get(),
                                              [this](Epoch epoch) { group_.Announce(epoch); });
+  load_report_ = std::make_unique<LoadReport>(
+      [this](worker::WorkerMessage message) { control_->Send(std::move(message)); }, options_.local_index < 0);
+  loader_ = std::make_unique<ModelLoader>(
+      ModelLoaderOptions{.make_engine = [this](DType dtype) { return device_->MakeEngine(dtype); },
+                         .on_step_thread =
+                             [this](Inbox::Task task) {
+                               inbox_->Push([this, task = std::move(task)] {
+                                 if (steps_ != nullptr) steps_->Drain();
+                                 task();
+                               });
+                             },
+                         .progress = [this](const LoadProgress& so_far) { load_report_->Update(so_far); },
+                         .done =
+                             [this](LoadOutcome outcome) {
+                               inbox_->Push([this, shared = std::make_shared<LoadOutcome>(std::move(outcome))] {
+                                 OnLoadEnded(std::move(*shared));
+                               });
+                             }});
   return absl::OkStatus();
 }
 
@@ -194,8 +172,12 @@ absl::Status Worker::Serve(int stop_fd) {
     if (!is_ready && poll(polled, 3, -1) < 0 && errno != EINTR) return ErrnoStatus(errno, "poll");
     SY_RETURN_IF_ERROR(DeviceStatus());
     if ((polled[1].revents & POLLIN) != 0) break;
-    if (auto message = inbox_->Pop(); message.has_value()) {
-      SY_RETURN_IF_ERROR(Handle(*std::move(message)));
+    if (auto item = inbox_->Pop(); item.has_value()) {
+      if (auto* const task = std::get_if<Inbox::Task>(&*item)) {
+        (*task)();
+      } else {
+        SY_RETURN_IF_ERROR(Handle(std::get<worker::FrontMessage>(*std::move(item))));
+      }
     } else if (auto closed = inbox_->closed(); closed.has_value()) {
       return Annotate(*closed, absl::StrCat("front at ", options_.front));
     } else if (polled[2].revents != 0) {
@@ -208,7 +190,17 @@ absl::Status Worker::Serve(int stop_fd) {
 absl::Status Worker::Handle(worker::FrontMessage message) {
   switch (message.message_case()) {
     case worker::FrontMessage::kWelcome:
-      return Load(message.welcome());
+      rank_ = message.welcome().rank();
+      num_ranks_ = message.welcome().num_ranks();
+      spdlog::info("rank {} of {}: {} models to load", rank_, num_ranks_, message.welcome().models_size());
+      Load({message.welcome().models().begin(), message.welcome().models().end()});
+      return absl::OkStatus();
+    case worker::FrontMessage::kLoadModel:
+      Load({message.load_model().model()});
+      return absl::OkStatus();
+    case worker::FrontMessage::kUnloadModel:
+      Unload(ModelId{message.unload_model().model_id()});
+      return absl::OkStatus();
     case worker::FrontMessage::kPrepareGroup:
       return PrepareGroup(Epoch{message.prepare_group().epoch()});
     case worker::FrontMessage::kConnectGroup:
@@ -224,47 +216,75 @@ absl::Status Worker::Handle(worker::FrontMessage message) {
   }
 }
 
-absl::Status Worker::Load(const worker::Welcome& welcome) {
-  rank_ = welcome.rank();
-  num_ranks_ = welcome.num_ranks();
-  max_batch_rows_ = welcome.max_batch_rows();
-  spdlog::info("rank {} of {}: loading", rank_, num_ranks_);
-  const SteadyTime begin = Clock::Real().Now();
-  SteadyTime last_report = begin;
-  ProgressLog log(rank_);
-  auto progress = [&](const LoadProgress& so_far) {
-    const SteadyTime now = Clock::Real().Now();
-    // The first one tells how much there is.
-    const bool is_edge = so_far.experts_done == 0 || so_far.experts_done == so_far.experts_total;
-    if (!is_edge && now - last_report < kReportPeriod) return;
-    last_report = now;
-    if (options_.local_index < 0) log.Update(so_far);
-    control_->Send(MakeReport(so_far));
-  };
-  auto shard = Shard::Load(
-      welcome, [this](DType dtype) { return device_->MakeEngine(dtype); }, progress);
-  worker::WorkerMessage answer;
-  if (!shard.ok()) {
-    answer.mutable_load_failed()->set_code(static_cast<int>(shard.status().code()));
-    answer.mutable_load_failed()->set_message(std::string(shard.status().message()));
-    control_->Send(std::move(answer));
-    control_->Finish();
-    return Annotate(shard.status(), absl::StrCat("rank ", rank_, " cannot load"));
-  }
-  shard_ = *std::move(shard);
-  steps_ = std::make_unique<StepPipeline>(shard_->num_lanes(), [this](const absl::Status& why) { OnDeviceLost(why); });
-  answer.mutable_loaded()->set_weight_bytes(shard_->weight_bytes());
-  metrics_.SetWeightBytes(shard_->weight_bytes());
-  control_->Send(std::move(answer));
-  spdlog::info("rank {}: {:.1f} MiB of weights in {:.2f} s", rank_, shard_->weight_bytes() / 1048576.0,
-               MicrosBetween(begin, Clock::Real().Now()) / 1e6);
-  return absl::OkStatus();
+// ---- Models ---------------------------------------------------------------------------------------------------------
+
+void Worker::Load(std::vector<worker::ModelShare> models) {
+  if (models.empty()) return;
+  for (const worker::ModelShare& model : models) loading_[ModelId{model.model_id()}] = Clock::Real().Now();
+  loader_->Load(std::move(models));
 }
+
+void Worker::Unload(ModelId id) {
+  if (loading_.contains(id)) {
+    unwanted_.insert(id);
+    return loader_->Cancel(id);
+  }
+  worker::WorkerMessage answer;
+  answer.mutable_model_unloaded()->set_model_id(id.value);
+  std::unique_ptr<ModelPart> part = shard_.Remove(id);
+  metrics_.SetWeightBytes(shard_.weight_bytes());
+  GiveUp(std::move(part), answer);
+}
+
+void Worker::OnLoadEnded(LoadOutcome outcome) {
+  const bool is_unwanted = unwanted_.erase(outcome.id) > 0;
+  if (outcome.status.ok() && !is_unwanted) return TakeUp(std::move(outcome.part));
+  loading_.erase(outcome.id);
+  worker::WorkerMessage answer;
+  if (is_unwanted) {
+    answer.mutable_model_unloaded()->set_model_id(outcome.id.value);
+  } else {
+    spdlog::error("rank {} cannot load: {}", rank_, outcome.status.message());
+    answer.mutable_model_failed()->set_model_id(outcome.id.value);
+    answer.mutable_model_failed()->set_code(static_cast<int>(outcome.status.code()));
+    answer.mutable_model_failed()->set_message(std::string(outcome.status.message()));
+  }
+  GiveUp(std::move(outcome.part), answer);
+}
+
+void Worker::TakeUp(std::unique_ptr<ModelPart> part) {
+  const ExpertEngine& engine = *part->engine;
+  if (steps_ == nullptr) {
+    const int num_lanes = engine.stream() == nullptr ? 0 : engine.num_lanes();
+    steps_ = std::make_unique<StepPipeline>(num_lanes, [this](const absl::Status& why) { OnDeviceLost(why); });
+  }
+  spdlog::info("rank {}: model {}: {:.1f} MiB of weights in {:.2f} s", rank_, part->name,
+               engine.weight_bytes() / 1048576.0, MicrosBetween(loading_[part->id], Clock::Real().Now()) / 1e6);
+  loading_.erase(part->id);
+  worker::WorkerMessage answer;
+  answer.mutable_model_loaded()->set_model_id(part->id.value);
+  answer.mutable_model_loaded()->set_weight_bytes(engine.weight_bytes());
+  shard_.Add(std::move(part));
+  metrics_.SetWeightBytes(shard_.weight_bytes());
+  control_->Send(std::move(answer));
+}
+
+void Worker::GiveUp(std::unique_ptr<ModelPart> part, const worker::WorkerMessage& answer) {
+  if (part != nullptr && part->engine != nullptr && part->engine->stream() == nullptr) {
+    return loader_->Free(std::move(part), [this, answer] { control_->Send(answer); });
+  }
+  // Memory of a device is freed between steps, like it is reserved.
+  if (steps_ != nullptr) steps_->Drain();
+  part.reset();
+  control_->Send(answer);
+}
+
+// ---- The group ------------------------------------------------------------------------------------------------------
 
 absl::Status Worker::PrepareGroup(Epoch epoch) {
   // Steps of the epoch before end with errors where they have not ended: its communicator was aborted when this one was
   // announced.
-  steps_->Drain();
+  if (steps_ != nullptr) steps_->Drain();
   metrics_.SetGroup(Epoch{}, rank_);
   worker::WorkerMessage answer;
   const auto address = group_.Prepare(epoch, rank_, num_ranks_);
@@ -298,7 +318,7 @@ absl::Status Worker::ConnectGroup(const worker::ConnectGroup& message) {
 
 // Not OK when trying again is in vain.
 absl::Status Worker::CheckDevice() const {
-  return Annotate(shard_->CheckDevice(), absl::StrCat("device ", device_->name()));
+  return Annotate(shard_.CheckDevice(), absl::StrCat("device ", device_->name()));
 }
 
 bool Worker::IsCurrent(Epoch epoch) const { return group_.communicator() != nullptr && group_.epoch() == epoch; }
@@ -327,15 +347,15 @@ absl::Status Worker::HandleLinkStep() {
   auto done = [this, epoch = step.epoch, id = step.step_id](const absl::Status& status, const StepTimes& times) {
     SendLinkResult({epoch, id, times, status});
   };
-  const Shard::Layer* layer = shard_->FindLayer(step.layer);
-  const size_t row_bytes = layer == nullptr ? 0 : layer->hidden_dim * SizeOf(layer->engine->compute_dtype());
-  if (layer == nullptr || step.slot < 0 || step.slot >= layout_.num_slots || step.output < 0 ||
+  const Shard::Place place = shard_.Find(step.layer);
+  const size_t row_bytes =
+      place.part == nullptr ? 0 : place.layer().hidden_dim * SizeOf(place.engine().compute_dtype());
+  if (place.part == nullptr || step.slot < 0 || step.slot >= layout_.num_slots || step.output < 0 ||
       step.output >= layout_.num_outputs || step.num_home_rows < 0 || step.plan_bytes < 0 ||
       static_cast<uint64_t>(step.plan_bytes) > layout_.plan_bytes ||
       static_cast<uint64_t>(step.num_home_rows) > std::min(layout_.input_bytes, layout_.output_bytes) / row_bytes) {
-    group_.communicator()->Abort();
-    steps_->Refuse(absl::InternalError(absl::StrCat("step ", step.step_id.value, " does not fit the link's layout")),
-                   std::move(done));
+    RefuseStep(absl::InternalError(absl::StrCat("step ", step.step_id.value, " does not fit the link's layout")),
+               std::move(done));
     return absl::OkStatus();
   }
   std::byte* const memory = link_memory_->data();
@@ -375,33 +395,39 @@ void Worker::RunStep(LayerId layer, std::span<const std::byte> plan, std::span<c
                      std::span<std::byte> output, StepDoneFn done) {
   const auto step = MakeStep(layer, plan, rows, output);
   if (step.ok()) return steps_->Submit(*step, metrics_.Watch(*step, std::move(done)));
-  // The peers are already waiting for this rank's rows.
+  RefuseStep(step.status(), std::move(done));
+}
+
+void Worker::RefuseStep(const absl::Status& why, StepDoneFn done) {
   group_.communicator()->Abort();
-  steps_->Refuse(step.status(), std::move(done));
+  if (steps_ == nullptr) return done(why, StepTimes{});
+  steps_->Refuse(why, std::move(done));
 }
 
 absl::StatusOr<Step> Worker::MakeStep(LayerId layer_id, std::span<const std::byte> plan_bytes,
                                       std::span<const std::byte> rows, std::span<std::byte> output) const {
-  const Shard::Layer* layer = shard_->FindLayer(layer_id);
-  if (layer == nullptr) return absl::InternalError(absl::StrCat("no layer number ", layer_id.value));
-  const DType dtype = layer->engine->compute_dtype();
-  const int64_t row_bytes = layer->hidden_dim * static_cast<int64_t>(SizeOf(dtype));
+  const Shard::Place place = shard_.Find(layer_id);
+  if (place.part == nullptr) return absl::InternalError(absl::StrCat("no layer number ", layer_id.value));
+  const ModelPart::Layer& layer = place.layer();
+  const DType dtype = place.engine().compute_dtype();
+  const int64_t row_bytes = layer.hidden_dim * static_cast<int64_t>(SizeOf(dtype));
   const int64_t num_rows = static_cast<int64_t>(rows.size()) / row_bytes;
-  auto plan = DecodeRankPlan(
-      plan_bytes,
-      {.num_ranks = num_ranks_, .num_slots = layer->num_slots, .max_home_rows = num_rows, .max_rows = max_batch_rows_});
+  auto plan = DecodeRankPlan(plan_bytes, {.num_ranks = num_ranks_,
+                                          .num_slots = layer.num_slots,
+                                          .max_home_rows = num_rows,
+                                          .max_rows = place.part->max_batch_rows});
   if (!plan.ok()) return Annotate(plan.status(), "plan");
   if (plan->num_home_rows != num_rows || num_rows * row_bytes != static_cast<int64_t>(rows.size())) {
     return absl::InternalError(
         absl::StrCat("the plan has ", plan->num_home_rows, " home rows, ", rows.size(), " bytes of rows came"));
   }
-  return Step{.engine = layer->engine,
+  return Step{.engine = &place.engine(),
               .communicator = group_.communicator(),
-              .layer = layer->engine_layer,
-              .hidden_dim = layer->hidden_dim,
+              .layer = place.engine_layer,
+              .hidden_dim = layer.hidden_dim,
               .plan = *plan,
-              .home_rows = {rows.data(), dtype, num_rows, layer->hidden_dim},
-              .output = {output.data(), dtype, num_rows, layer->hidden_dim}};
+              .home_rows = {rows.data(), dtype, num_rows, layer.hidden_dim},
+              .output = {output.data(), dtype, num_rows, layer.hidden_dim}};
 }
 
 }  // namespace switchyard

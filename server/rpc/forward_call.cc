@@ -63,15 +63,15 @@ void FillRouting(const Request& request, v1::Routing* routing) {
 v1::DataType ToWire(DType dtype) { return static_cast<v1::DataType>(dtype); }
 
 void ForwardCall::Start() {
-  ServedLayer* layer = nullptr;
+  std::shared_ptr<ServedLayer> layer;
   absl::StatusOr<std::shared_ptr<Request>> request = MakeRequest(&layer);
-  Submit(std::move(request), layer);
+  Submit(std::move(request), layer.get());
 }
 
-absl::StatusOr<std::shared_ptr<Request>> ForwardCall::MakeRequest(ServedLayer** layer) {
+absl::StatusOr<std::shared_ptr<Request>> ForwardCall::MakeRequest(std::shared_ptr<ServedLayer>* layer) {
   SY_RETURN_IF_ERROR(decoded_.status());
   const ServerOptions& options = front().options();
-  SY_ASSIGN_OR_RETURN(*layer, front().models().Find(decoded_->model, decoded_->layer));
+  SY_ASSIGN_OR_RETURN(*layer, front().models()->Find(decoded_->model, decoded_->layer));
   SY_ASSIGN_OR_RETURN(const DType dtype, FromWire(decoded_->dtype));
   SY_RETURN_IF_ERROR(CheckRows(*decoded_, **layer, dtype, options.max_request_bytes));
   if (decoded_->timeout_us < 0) {

@@ -40,7 +40,7 @@ class ForwardCall final : public LayerCall {
   void Start() override;
 
  private:
-  absl::StatusOr<std::shared_ptr<Request>> MakeRequest(ServedLayer** layer);
+  absl::StatusOr<std::shared_ptr<Request>> MakeRequest(std::shared_ptr<ServedLayer>* layer);
   void Answer(const absl::Status& status, const std::shared_ptr<Request>& request) override;
   void Refuse(const absl::Status& status) override;
 

@@ -74,9 +74,10 @@ absl::Status ChooseGate(const GateWish& wish, int64_t max_batch_rows, Request* r
   }
   const int usual = spec.num_choices();
   request->row_cost = (request->num_choices() + usual - 1) / usual;
-  if (request->row_cost <= max_batch_rows) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "top_k: ", request->top_k, " is more than steps of --max_batch_rows=", max_batch_rows, " have room for"));
+  const int64_t most = std::min(max_batch_rows, request->layer->max_batch_rows);
+  if (request->row_cost <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("top_k: ", request->top_k, " is more than steps of ", most,
+                                                 " rows have room for (--max_batch_rows=", max_batch_rows, ")"));
 }
 
 absl::Status ChooseQueueing(const QueueWish& wish, const char* timeout_name, Request* request) {

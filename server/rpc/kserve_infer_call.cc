@@ -59,13 +59,14 @@ void InferCall::ReadRows() {
 }
 
 void InferCall::SubmitOrRefuse(absl::Status status) {
-  const ServedLayer* layer = entry_ == nullptr ? nullptr : entry_->layer;
+  const ServedLayer* layer = entry_ == nullptr ? nullptr : entry_->layer.get();
   if (!status.ok()) return Submit(std::move(status), layer);
   Submit(std::move(infer_.request), layer);
 }
 
 void InferCall::Refuse(const absl::Status& status) {
   result_.status = status;
+  entry_ = nullptr;
   answer_(result_);
 }
 
@@ -100,6 +101,7 @@ void InferCall::Deliver(const Request& request, const absl::Status& written) {
     result_.head.set_id(id);
   }
   Record(request, result_.status);
+  entry_ = nullptr;  // a model ends with its last answer, not when that has been sent
   answer_(result_);
 }
 

@@ -56,8 +56,8 @@ class InferCall final : public LayerCall {
   const AnswerFn answer_;
 
   // Written by Start and its parts; by Answer and its parts, once, after that.
-  const KserveModels::Entry* entry_ = nullptr;
-  InferRequest infer_;  // its request is moved out
+  std::shared_ptr<const KserveModels::Entry> entry_;  // until it is answered
+  InferRequest infer_;                                // its request is moved out
   InferAnswer result_;
 };
 

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "server/testing.h"
+
 namespace switchyard {
 namespace {
 
@@ -25,12 +27,8 @@ std::vector<InferOutput> OutputsOf(const InferRequest& infer) {
 class InferRequestTest : public testing::Test {
  protected:
   void SetUp() override {
-    ServerOptions options;
-    options.models = {{"m", "synthetic:dim=8,hidden=8,experts=6,topk=2,layers=1"}};
-    options.local_workers = 1;
-    options.device = "cpu";
-    table_ = *ModelTable::Load(options, 1);
-    models_ = std::make_unique<KserveModels>(*table_);
+    table_ = TableOf({{"m", "synthetic:dim=8,hidden=8,experts=6,topk=2,layers=1"}});
+    models_ = std::make_unique<KserveModels>([this] { return table_; });
     request_.set_model_name("m.0");
     auto& input = *request_.add_inputs();
     input.set_name("hidden_states");
@@ -52,7 +50,7 @@ class InferRequestTest : public testing::Test {
     const grpc::Slice slice(request_.SerializeAsString());
     auto decoded = DecodeInfer(grpc::ByteBuffer(&slice, 1));
     EXPECT_TRUE(decoded.ok()) << decoded.status();
-    return MakeInferRequest(*std::move(decoded), models_->entries()[0], limits, access_);
+    return MakeInferRequest(*std::move(decoded), *models_->entries()[0], limits, access_);
   }
   void ExpectError(absl::StatusCode code, const std::string& text, const InferLimits& limits = kLimits) {
     const auto infer = Make(limits);
@@ -61,7 +59,7 @@ class InferRequestTest : public testing::Test {
   }
   void ExpectInvalid(const std::string& text) { ExpectError(absl::StatusCode::kInvalidArgument, text); }
 
-  std::unique_ptr<ModelTable> table_;
+  std::shared_ptr<const ModelTable> table_;
   std::unique_ptr<KserveModels> models_;
   ModelInferRequest request_;
   MemoryAccess access_;
@@ -77,7 +75,7 @@ TEST_F(InferRequestTest, EveryTypeOfRows) {
     EXPECT_EQ(infer->request->dtype, dtype);
     EXPECT_EQ(infer->request->num_rows, 5);
     EXPECT_EQ(infer->num_bytes, num_bytes);
-    EXPECT_EQ(infer->request->layer, table_->layers()[0].get());
+    EXPECT_EQ(infer->request->layer, table_->layers()[0]->layer);
     EXPECT_THAT(OutputsOf(*infer), ElementsAre(InferOutput::kRows));
     EXPECT_FALSE(infer->request->return_routing);
   }

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 
-#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "moe/base/logging.h"
 
@@ -71,12 +70,12 @@ void AddConfig(const Tensor& tensor, Repeated* tensors) {
 }
 
 // Of the models whose names begin with `prefix`.
-std::string ListNames(const std::vector<KserveModels::Entry>& entries, std::string_view prefix) {
+std::string ListNames(const ModelTable& table, std::string_view prefix) {
   std::string list;
   size_t count = 0;
-  for (const auto& entry : entries) {
-    if (entry.name.compare(0, prefix.size(), prefix) != 0) continue;
-    if (++count <= kMaxNamesListed) absl::StrAppend(&list, count == 1 ? "" : ", ", entry.name);
+  for (const auto& entry : table.layers()) {
+    if (entry->name.compare(0, prefix.size(), prefix) != 0) continue;
+    if (++count <= kMaxNamesListed) absl::StrAppend(&list, count == 1 ? "" : ", ", entry->name);
   }
   if (count > kMaxNamesListed) absl::StrAppend(&list, " and ", count - kMaxNamesListed, " more");
   return list;
@@ -101,36 +100,29 @@ std::string Quoted(std::string_view text) {
   return absl::StrCat("'", std::string(text.substr(0, end)), "…'");
 }
 
-KserveModels::KserveModels(const ModelTable& table) {
-  for (const ServedModel& model : table.models()) {
-    for (size_t i = 0; i < model.spec.layers.size(); ++i) {
-      ServedLayer* const layer = table.layers()[model.first_layer + i].get();
-      const std::string name = absl::StrCat(model.name, ".", layer->spec.name);
-      if (!by_name_.emplace(name, entries_.size()).second) {
-        spdlog::warn("two layers are called {}: KServe clients reach the first one only", name);
-        continue;
-      }
-      entries_.push_back({name, &model, layer});
-    }
+namespace {
+
+// Why a name is not that of a model that is served.
+absl::Status NotServed(const ModelTable& table, const std::string& name) {
+  std::string there;
+  if (const auto target = table.Resolve(name)) {
+    const KnownModel& model = table.models()[target->model_idx];
+    const bool is_known = !target->layer.has_value() || model.layers.empty() || model.FindLayer(*target->layer) >= 0;
+    if (is_known && (target->layer.has_value() || model.loaded == nullptr)) return ModelTable::Unserved(model, name);
+    there = ListNames(table, absl::StrCat(model.name, "."));  // of a model that is known, only its layers
   }
+  return absl::NotFoundError(absl::StrCat("Request for unknown model: ", Quoted(name),
+                                          " is not found; there are: ", there.empty() ? ListNames(table, "") : there));
 }
 
-absl::StatusOr<const KserveModels::Entry*> KserveModels::Find(const std::string& name,
-                                                              const std::string& version) const {
-  const auto it = by_name_.find(name);
-  if (it == by_name_.end()) {
-    // Of a model that is known, only its layers.
-    std::string there;
-    for (const Entry& entry : entries_) {
-      if (name == entry.model->name || absl::StartsWith(name, absl::StrCat(entry.model->name, "."))) {
-        there = ListNames(entries_, absl::StrCat(entry.model->name, "."));
-        break;
-      }
-    }
-    return absl::NotFoundError(absl::StrCat("Request for unknown model: ", Quoted(name), " is not found; there are: ",
-                                            there.empty() ? ListNames(entries_, "") : there));
-  }
-  if (version.empty() || version == kKserveVersion) return &entries_[it->second];
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<const KserveModels::Entry>> KserveModels::Find(const std::string& name,
+                                                                              const std::string& version) const {
+  const std::shared_ptr<const ModelTable> table = table_();
+  std::shared_ptr<const Entry> entry = table->FindEntry(name);
+  if (entry == nullptr) return NotServed(*table, name);
+  if (version.empty() || version == kKserveVersion) return entry;
   int64_t number = 0;
   if (!absl::SimpleAtoi(version, &number)) {
     return absl::InvalidArgumentError(absl::StrCat("version: expected a number, or none for the only one, ",

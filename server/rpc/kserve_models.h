@@ -6,7 +6,8 @@
 //           expert_weights  [-1, k]   FP32, when asked for
 #pragma once
 
-#include <map>
+#include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,27 +31,24 @@ absl::StatusOr<DType> ParseKserveDType(const std::string& name);
 // `text` in quotes, cut when long: whatever a caller sent can be shown in an error.
 std::string Quoted(std::string_view text);
 
-// Constant after construction.
+// Thread-safe. Whoever holds an entry keeps its model.
 class KserveModels {
  public:
-  struct Entry {
-    std::string name;  // NAME.LAYER
-    const ServedModel* model = nullptr;
-    ServedLayer* layer = nullptr;
-  };
+  using Entry = LayerEntry;
+  using TableFn = std::function<std::shared_ptr<const ModelTable>()>;
 
-  // `table` outlives this.
-  explicit KserveModels(const ModelTable& table);
+  // `table` gives the table of the moment.
+  explicit KserveModels(TableFn table) : table_(std::move(table)) {}
 
-  const std::vector<Entry>& entries() const { return entries_; }
+  // Those that are served, model after model.
+  std::vector<std::shared_ptr<const Entry>> entries() const { return table_()->layers(); }
 
-  // `version` is empty or "1". NotFound names the models that there are; InvalidArgument for a version that is not a
-  // number.
-  absl::StatusOr<const Entry*> Find(const std::string& name, const std::string& version) const;
+  // `version` is empty or "1". NotFound names the models that there are, Unavailable says why one that is known is not
+  // served; InvalidArgument for a version that is not a number.
+  absl::StatusOr<std::shared_ptr<const Entry>> Find(const std::string& name, const std::string& version) const;
 
  private:
-  std::vector<Entry> entries_;  // in LayerId order
-  std::map<std::string, size_t, std::less<>> by_name_;
+  const TableFn table_;
 };
 
 inference::ModelMetadataResponse MetadataOf(const KserveModels::Entry& entry);

@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 
 #include "server/rpc/kserve_config.h"
+#include "server/rpc/kserve_repository.h"
 #include "server/rpc/kserve_statistics.h"
+#include "server/testing.h"
 
 namespace switchyard {
 namespace {
@@ -15,12 +17,8 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::Not;
 
-std::unique_ptr<ModelTable> Table(std::vector<ModelOption> models) {
-  ServerOptions options;
-  options.models = std::move(models);
-  options.local_workers = 1;
-  options.device = "cpu";
-  return *ModelTable::Load(options, 1);
+KserveModels ModelsOf(const std::vector<ModelOption>& options) {
+  return KserveModels([table = TableOf(options)] { return table; });
 }
 
 const ModelOption kSmall = {"small", "synthetic:dim=8,hidden=16,experts=6,topk=2,layers=2,dtype=bf16"};
@@ -28,24 +26,22 @@ const ModelOption kDeep = {"deep.one", "synthetic:dim=8,hidden=8,experts=4,topk=
 
 std::vector<std::string> NamesOf(const KserveModels& models) {
   std::vector<std::string> names;
-  for (const auto& entry : models.entries()) names.push_back(entry.name);
+  for (const auto& entry : models.entries()) names.push_back(entry->name);
   return names;
 }
 
 TEST(KserveModels, EveryLayerIsAModel) {
-  const auto table = Table({kSmall});
-  const KserveModels models(*table);
+  const KserveModels models = ModelsOf({kSmall});
   EXPECT_THAT(NamesOf(models), ElementsAre("small.0", "small.1"));
   for (const char* version : {"", "1"}) {
     const auto found = models.Find("small.1", version);
     ASSERT_TRUE(found.ok()) << found.status();
-    EXPECT_EQ((*found)->layer, table->layers()[1].get());
+    EXPECT_EQ((*found)->layer, models.entries()[1]->layer);
   }
 }
 
 TEST(KserveModels, UnknownNamesAndVersionsAreToldWhatThereIs) {
-  const auto table = Table({kSmall, kDeep});
-  const KserveModels models(*table);
+  const KserveModels models = ModelsOf({kSmall, kDeep});
   const absl::Status layer = models.Find("small.2", "").status();
   EXPECT_TRUE(absl::IsNotFound(layer));
   EXPECT_THAT(std::string(layer.message()), AllOf(HasSubstr("'small.2'"), HasSubstr("there are: small.0, small.1")));
@@ -59,8 +55,7 @@ TEST(KserveModels, UnknownNamesAndVersionsAreToldWhatThereIs) {
 }
 
 TEST(KserveModels, WhatACallerSentIsShownCut) {
-  const auto table = Table({kSmall});
-  const absl::Status status = KserveModels(*table).Find(std::string(100'000, 'x'), "").status();
+  const absl::Status status = ModelsOf({kSmall}).Find(std::string(100'000, 'x'), "").status();
   EXPECT_LT(status.message().size(), 300);
   for (size_t num_before = 95; num_before <= 101; ++num_before) {
     std::string text(num_before, 'x');
@@ -70,17 +65,83 @@ TEST(KserveModels, WhatACallerSentIsShownCut) {
 }
 
 TEST(KserveModels, NamesMayHaveDots) {
-  const auto table = Table({kSmall, {"small.1", "synthetic:dim=8,hidden=8,experts=4,topk=1,layers=1"}});
-  const KserveModels models(*table);
+  const KserveModels models = ModelsOf({kSmall, {"small.1", "synthetic:dim=8,hidden=8,experts=4,topk=1,layers=1"}});
   EXPECT_THAT(NamesOf(models), ElementsAre("small.0", "small.1", "small.1.0"));
   EXPECT_EQ((*models.Find("small.1.0", ""))->layer->spec.hidden_dim, 8);
   EXPECT_EQ((*models.Find("small.1.0", ""))->model->name, "small.1");
 }
 
+TEST(KserveModels, WhatIsKnownAndNotServedIsUnavailable) {
+  KnownModel small = Served(kSmall);
+  small.layers[1].is_served = false;
+  const KnownModel later = {.name = "later", .location = "/models/later", .reason = "not loaded"};
+  const auto table = std::make_shared<const ModelTable>(std::vector<KnownModel>{small, later});
+  const KserveModels models([table] { return table; });
+  EXPECT_THAT(NamesOf(models), ElementsAre("small.0"));
+  const auto expect_unavailable = [&](const std::string& name, const std::string& text) {
+    const absl::Status status = models.Find(name, "").status();
+    EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+    EXPECT_EQ(std::string(status.message()), text);
+  };
+  expect_unavailable("small.1", "model 'small.1' is unloaded");
+  expect_unavailable("later", "model 'later' is not loaded");
+  expect_unavailable("later.0", "model 'later.0' is not loaded");
+  EXPECT_TRUE(absl::IsNotFound(models.Find("small.2", "").status()));
+  EXPECT_TRUE(absl::IsNotFound(models.Find("small", "").status()));
+}
+
+std::vector<std::string> Shown(const inference::RepositoryIndexResponse& index) {
+  std::vector<std::string> lines;
+  for (const auto& model : index.models()) {
+    lines.push_back(absl::StrCat(model.name(), " ", model.state(), model.reason().empty() ? "" : ": ", model.reason()));
+  }
+  return lines;
+}
+
+TEST(KserveRepository, TheIndexTellsStatesAndReasons) {
+  KnownModel small = Served(kSmall);
+  small.layers[1].is_served = false;
+  KnownModel leaving = small;
+  leaving.name = "leaving";
+  leaving.loaded = nullptr;
+  leaving.layers[0].is_served = false;
+  leaving.change = KnownModel::Change::kUnloading;
+  KnownModel coming = {.name = "coming", .location = "/models/coming", .reason = "not loaded"};
+  coming.change = KnownModel::Change::kLoading;
+  const KnownModel broken = {.name = "broken", .location = "/models/broken", .reason = "not loaded: no tensor x"};
+  small.reason = "not reloaded: no tensor y";
+  const ModelTable table({small, leaving, coming, broken});
+  EXPECT_THAT(
+      Shown(IndexOf(table, "serving", false)),
+      ElementsAre("small.0 READY: not reloaded: no tensor y", "small.1 UNAVAILABLE: unloaded", "leaving.0 UNLOADING",
+                  "leaving.1 UNLOADING", "coming LOADING", "broken UNAVAILABLE: not loaded: no tensor x"));
+  EXPECT_THAT(Shown(IndexOf(table, "serving", true)), ElementsAre("small.0 READY: not reloaded: no tensor y"));
+  EXPECT_THAT(Shown(IndexOf(table, "recovering", true)), ElementsAre());
+  EXPECT_EQ(Shown(IndexOf(table, "recovering", false))[0], "small.0 UNAVAILABLE: recovering");
+  EXPECT_EQ(Shown(IndexOf(table, "starting", false))[0], "small.0 LOADING: starting");
+}
+
+TEST(KserveRepository, ParametersThatAreNotTakenAreNamed) {
+  inference::RepositoryModelLoadRequest load;
+  EXPECT_THAT(std::string(CheckLoad(load).message()), HasSubstr("model_name"));
+  load.set_model_name("m");
+  EXPECT_TRUE(CheckLoad(load).ok());
+  (*load.mutable_parameters())["file:1/model.onnx"].set_bytes_param("x");
+  EXPECT_TRUE(absl::IsInvalidArgument(CheckLoad(load)));
+  EXPECT_THAT(std::string(CheckLoad(load).message()), HasSubstr("'file:1/model.onnx'"));
+  inference::RepositoryModelUnloadRequest unload;
+  unload.set_model_name("m");
+  (*unload.mutable_parameters())["unload_dependents"].set_bool_param(true);
+  EXPECT_TRUE(CheckUnload(unload).ok());
+  (*unload.mutable_parameters())["now"].set_bool_param(true);
+  EXPECT_THAT(std::string(CheckUnload(unload).message()), HasSubstr("'now'"));
+  unload.set_repository_name("r");
+  EXPECT_THAT(std::string(CheckUnload(unload).message()), HasSubstr("repository_name"));
+}
+
 TEST(KserveMetadata, TensorsHaveTheLayersShapesAndComputeType) {
-  const auto table = Table({kSmall});
-  const KserveModels models(*table);
-  const auto metadata = MetadataOf(models.entries()[0]);
+  const KserveModels models = ModelsOf({kSmall});
+  const auto metadata = MetadataOf(*models.entries()[0]);
   EXPECT_EQ(metadata.name(), "small.0");
   EXPECT_THAT(metadata.versions(), ElementsAre("1"));
   ASSERT_EQ(metadata.inputs_size(), 1);
@@ -89,7 +150,7 @@ TEST(KserveMetadata, TensorsHaveTheLayersShapesAndComputeType) {
   ASSERT_EQ(metadata.outputs_size(), 3);
   EXPECT_EQ(metadata.outputs(1).datatype(), "INT32");
   EXPECT_THAT(metadata.outputs(2).shape(), ElementsAre(-1, 2));
-  const auto config = ConfigOf(models.entries()[0]);
+  const auto config = ConfigOf(*models.entries()[0]);
   EXPECT_EQ(config.max_batch_size(), 0);
   EXPECT_TRUE(config.has_model_transaction_policy());
   EXPECT_EQ(config.input(0).data_type(), inference::TYPE_BF16);

@@ -8,6 +8,7 @@
 #include "server/rpc/forward_request.h"
 #include "server/rpc/kserve_config.h"
 #include "server/rpc/kserve_infer_call.h"
+#include "server/rpc/kserve_repository.h"
 #include "server/rpc/kserve_statistics.h"
 #include "server/rpc/kserve_stream.h"
 #include "server/rpc/log_settings.h"
@@ -18,17 +19,19 @@ namespace switchyard {
 namespace {
 
 // Parts of the protocol beyond its core that are here, by the names that Triton gives them.
-constexpr const char* kExtensions[] = {"model_configuration", "parameters", "statistics", "trace", "logging"};
+constexpr const char* kExtensions[] = {"model_configuration",
+                                       "parameters",
+                                       "statistics",
+                                       "trace",
+                                       "logging",
+                                       "model_repository",
+                                       "model_repository(unload_dependents)"};
 constexpr const char* kMemoryExtensions[] = {"system_shared_memory", "cuda_shared_memory"};
 
 grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const absl::Status& status) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(ToGrpcStatus(status));
   return reactor;
-}
-
-grpc::ServerUnaryReactor* NotHere(grpc::CallbackServerContext* context, absl::string_view what) {
-  return FinishNow(context, absl::UnimplementedError(absl::StrCat(what, ": not offered by this server")));
 }
 
 // CUDA takes its time to start: other calls need not wait for it.
@@ -105,8 +108,9 @@ KserveService::Reactor* KserveService::ModelReady(Context* context, const infere
                                                   inference::ModelReadyResponse* response) {
   const auto entry = models_->Find(request->name(), request->version());
   response->set_ready(entry.ok() && front_->ready());
-  // A model that is not there is not ready; anything else that is wrong is the caller's mistake.
-  return FinishNow(context, absl::IsNotFound(entry.status()) ? absl::OkStatus() : entry.status());
+  // A model that is not there, or not served, is not ready; anything else that is wrong is the caller's mistake.
+  const bool is_mistake = absl::IsInvalidArgument(entry.status());
+  return FinishNow(context, is_mistake ? entry.status() : absl::OkStatus());
 }
 
 KserveService::Reactor* KserveService::ServerMetadata(Context* context, const inference::ServerMetadataRequest*,
@@ -137,24 +141,38 @@ KserveService::Reactor* KserveService::ModelConfig(Context* context, const infer
   return FinishNow(context, entry.status());
 }
 
+// ---- Repository -----------------------------------------------------------------------------------------------------
+
 KserveService::Reactor* KserveService::RepositoryIndex(Context* context,
                                                        const inference::RepositoryIndexRequest* request,
                                                        inference::RepositoryIndexResponse* response) {
-  if (!request->repository_name().empty()) {
-    return FinishNow(context, absl::InvalidArgumentError(absl::StrCat("repository_name: expected none, found ",
-                                                                      Quoted(request->repository_name()))));
-  }
-  const std::string state = front_->state();
-  const bool ready = state == "serving";
-  if (request->ready() && !ready) return FinishNow(context, absl::OkStatus());
-  for (const KserveModels::Entry& entry : models_->entries()) {
-    auto& model = *response->add_models();
-    model.set_name(entry.name);
-    model.set_version(kKserveVersion);
-    model.set_state(ready ? "READY" : state == "starting" ? "LOADING" : "UNAVAILABLE");
-    if (!ready) model.set_reason(state);
-  }
-  return FinishNow(context, absl::OkStatus());
+  const absl::Status status = CheckRepositoryName(request->repository_name());
+  if (status.ok()) *response = IndexOf(*front_->models(), front_->state(), request->ready());
+  return FinishNow(context, status);
+}
+
+KserveService::Reactor* KserveService::RepositoryModelLoad(Context* context,
+                                                           const inference::RepositoryModelLoadRequest* request,
+                                                           inference::RepositoryModelLoadResponse*) {
+  absl::Status status = access_->CheckAdmin(*context, "RepositoryModelLoad");
+  status.Update(CheckLoad(*request));
+  if (!status.ok()) return FinishNow(context, status);
+  Reactor* const reactor = context->DefaultReactor();
+  front_->repository().Load(request->model_name(),
+                            [reactor](const absl::Status& done) { reactor->Finish(ToGrpcStatus(done)); });
+  return reactor;
+}
+
+KserveService::Reactor* KserveService::RepositoryModelUnload(Context* context,
+                                                             const inference::RepositoryModelUnloadRequest* request,
+                                                             inference::RepositoryModelUnloadResponse*) {
+  absl::Status status = access_->CheckAdmin(*context, "RepositoryModelUnload");
+  status.Update(CheckUnload(*request));
+  if (!status.ok()) return FinishNow(context, status);
+  Reactor* const reactor = context->DefaultReactor();
+  front_->repository().Unload(request->model_name(),
+                              [reactor](const absl::Status& done) { reactor->Finish(ToGrpcStatus(done)); });
+  return reactor;
 }
 
 // ---- Inference ------------------------------------------------------------------------------------------------------
@@ -180,7 +198,7 @@ KserveService::Reactor* KserveService::ModelStatistics(Context* context,
     *response->add_model_stats() = StatisticsOf(entry.name, front_->metrics().Statistics(entry.layer->id));
   };
   if (request->name().empty()) {
-    for (const KserveModels::Entry& entry : models_->entries()) add(entry);
+    for (const auto& entry : models_->entries()) add(*entry);
     return FinishNow(context, absl::OkStatus());
   }
   const auto entry = models_->Find(request->name(), request->version());
@@ -249,20 +267,6 @@ KserveService::Reactor* KserveService::CudaSharedMemoryUnregister(
     Context* context, const inference::CudaSharedMemoryUnregisterRequest* request,
     inference::CudaSharedMemoryUnregisterResponse*) {
   return FinishNow(context, UnregisterMemory(AccessOf(*context), *request));
-}
-
-// ---- What is not here -----------------------------------------------------------------------------------------------
-
-KserveService::Reactor* KserveService::RepositoryModelLoad(Context* context,
-                                                           const inference::RepositoryModelLoadRequest*,
-                                                           inference::RepositoryModelLoadResponse*) {
-  return NotHere(context, "RepositoryModelLoad: models are loaded at the start");
-}
-
-KserveService::Reactor* KserveService::RepositoryModelUnload(Context* context,
-                                                             const inference::RepositoryModelUnloadRequest*,
-                                                             inference::RepositoryModelUnloadResponse*) {
-  return NotHere(context, "RepositoryModelUnload: models stay until the end");
 }
 
 }  // namespace switchyard

@@ -64,7 +64,10 @@ void FillRank(int index, const RankInfo& info, int num_experts, v1::Rank* rank) 
 
 int ExpertsOfRank(const ModelTable& models, int rank) {
   size_t total = 0;
-  for (const auto& layer : models.layers()) total += layer->placement.experts_of(rank).size();
+  for (const auto& model : models.models()) {
+    if (model.loaded == nullptr) continue;
+    for (const auto& layer : model.loaded->layers) total += layer->placement.experts_of(rank).size();
+  }
   return static_cast<int>(total);
 }
 
@@ -86,13 +89,17 @@ grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* SwitchyardService::
 grpc::ServerUnaryReactor* SwitchyardService::ListModels(grpc::CallbackServerContext* context,
                                                         const v1::ListModelsRequest*,
                                                         v1::ListModelsResponse* response) {
-  for (const ServedModel& served : front_->models().models()) {
+  const std::shared_ptr<const ModelTable> models = front_->models();
+  for (const KnownModel& known : models->models()) {
+    if (known.loaded == nullptr) continue;
+    const ServedModel& served = *known.loaded;
     v1::Model& model = *response->add_models();
     model.set_name(served.name);
     model.set_family(served.spec.family);
     model.set_checkpoint_dtype(ToWire(served.spec.dtype));
-    model.set_compute_dtype(ToWire(front_->models().compute_dtype(served)));
+    model.set_compute_dtype(ToWire(served.compute_dtype()));
     for (const LayerSpec& spec : served.spec.layers) {
+      if (!known.serves(spec.name)) continue;
       v1::Layer& layer = *model.add_layers();
       layer.set_name(spec.name);
       layer.set_hidden_dim(spec.hidden_dim);
@@ -111,6 +118,7 @@ grpc::ServerUnaryReactor* SwitchyardService::ListModels(grpc::CallbackServerCont
 
 grpc::ServerUnaryReactor* SwitchyardService::GetStatus(grpc::CallbackServerContext* context,
                                                        const v1::GetStatusRequest*, v1::GetStatusResponse* response) {
+  const std::shared_ptr<const ModelTable> models = front_->models();
   const GroupInfo group = front_->group_info();
   const Admission::Held held = front_->held();
   response->set_version(std::string(kVersion));
@@ -121,10 +129,11 @@ grpc::ServerUnaryReactor* SwitchyardService::GetStatus(grpc::CallbackServerConte
   response->set_queued_bytes(held.bytes);
   response->set_steps_in_flight(front_->load().steps_in_flight);
   for (size_t rank = 0; rank < group.ranks.size(); ++rank) {
-    FillRank(static_cast<int>(rank), group.ranks[rank], ExpertsOfRank(front_->models(), static_cast<int>(rank)),
+    FillRank(static_cast<int>(rank), group.ranks[rank], ExpertsOfRank(*models, static_cast<int>(rank)),
              response->add_ranks());
   }
-  for (const auto& layer : front_->models().layers()) {
+  for (const auto& entry : models->layers()) {
+    const ServedLayer* const layer = entry->layer.get();
     v1::LayerLoad& load = *response->add_layers();
     load.set_model(layer->model);
     load.set_layer(layer->spec.name);

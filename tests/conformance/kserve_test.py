@@ -66,7 +66,8 @@ def test_server_metadata_names_what_is_there(client):
     metadata = client.get_server_metadata()
     assert metadata.name == "switchyard"
     assert metadata.version
-    assert set(metadata.extensions) == {"model_configuration", "parameters", "statistics", "trace", "logging"}
+    assert {"model_configuration", "parameters", "statistics", "trace", "logging", "model_repository",
+            "model_repository(unload_dependents)"} <= set(metadata.extensions)
 
 
 def test_model_metadata(client):
@@ -384,11 +385,11 @@ def test_unknown_models_are_not_found(client, call):
 
 
 @pytest.mark.parametrize("call", [
-    lambda c: c.load_model("x"), lambda c: c.unload_model("x"), lambda c: c.get_system_shared_memory_status(),
+    lambda c: c.get_system_shared_memory_status(),
     lambda c: c.register_system_shared_memory("x", "/x", 1), lambda c: c.unregister_system_shared_memory(),
     lambda c: c.get_cuda_shared_memory_status(), lambda c: c.register_cuda_shared_memory("x", b"eA==", 0, 1),
     lambda c: c.unregister_cuda_shared_memory()],
-    ids=["load", "unload", "system status", "system register", "system unregister", "cuda status", "cuda register",
+    ids=["system status", "system register", "system unregister", "cuda status", "cuda register",
          "cuda unregister"])
 def test_what_is_not_offered_says_so(client, call):
     with pytest.raises(InferenceServerException) as caught:

@@ -6,6 +6,7 @@
 
 #include "proto/inference.pb.h"
 #include "server/rpc/kserve_infer_request.h"
+#include "server/testing.h"
 #include "tests/fuzz/messages.h"
 #include "tests/fuzz/mutator.h"
 
@@ -67,12 +68,8 @@ class InferFuzz : public testing::Test {
 
   void SetUp() override {
     google::protobuf::SetLogHandler(nullptr);
-    ServerOptions options;
-    options.models = {{"m", "synthetic:dim=8,hidden=8,experts=6,topk=2,layers=1"}};
-    options.local_workers = 1;
-    options.device = "cpu";
-    table_ = *ModelTable::Load(options, 1);
-    models_ = std::make_unique<KserveModels>(*table_);
+    const auto table = TableOf({{"m", "synthetic:dim=8,hidden=8,experts=6,topk=2,layers=1"}});
+    models_ = std::make_unique<KserveModels>([table] { return table; });
     ASSERT_TRUE(memory_.registry().Add("me", "rows", std::make_shared<FakeRegion>()).ok());
   }
 
@@ -123,7 +120,6 @@ class InferFuzz : public testing::Test {
   }
 
   ClientMemory memory_{1 << 20};
-  std::unique_ptr<ModelTable> table_;
   std::unique_ptr<KserveModels> models_;
 };
 

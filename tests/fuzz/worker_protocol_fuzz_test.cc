@@ -102,17 +102,23 @@ worker::Hello GoodHello() {
 std::vector<std::string> ControlCorpus() {
   const auto model_progress = [](worker::WorkerMessage* message) {
     auto& progress = *message->mutable_load_progress();
-    progress.set_experts_done(3);
-    progress.set_experts_total(8);
     for (int i = 0; i < 2; ++i) {
       progress.add_models()->set_bytes_done(30);
       progress.mutable_models(i)->set_bytes_total(80);
+      progress.mutable_models(i)->set_model_id(i + 1);
     }
   };
   return {Serialized([](auto* message) { *message->mutable_hello() = GoodHello(); }),
           Serialized(model_progress),
-          Serialized([](auto* message) { message->mutable_loaded()->set_weight_bytes(80); }),
-          Serialized([](auto* message) { message->mutable_load_failed()->set_code(5); }),
+          Serialized([](auto* message) {
+            message->mutable_model_loaded()->set_weight_bytes(80);
+            message->mutable_model_loaded()->set_model_id(1);
+          }),
+          Serialized([](auto* message) {
+            message->mutable_model_failed()->set_code(5);
+            message->mutable_model_failed()->set_model_id(2);
+          }),
+          Serialized([](auto* message) { message->mutable_model_unloaded()->set_model_id(2); }),
           Serialized([](auto* message) {
             message->mutable_group_address()->set_epoch(1);
             message->mutable_group_address()->set_address("address");
@@ -135,9 +141,16 @@ class ControlFuzz : public testing::Test, public MembershipListener {
     options.token = "secret";
     options.version = "1";
     options.build = "b";
-    options.make_welcome = [](int) { return worker::Welcome(); };
-    options.show_load = [this](const std::vector<RankLoad>& ranks, SteadyTime now) { display_.Update(ranks, now); };
+    options.show_load = [this](const std::vector<ModelLoad>& models, SteadyTime now) { display_.Update(models, now); };
     membership_ = std::make_unique<Membership>(options, this);
+    Add(1, /*is_needed=*/true);
+    Add(2, /*is_needed=*/false);
+  }
+  void Add(int64_t id, bool is_needed) {
+    GroupModel model = {ModelId{id}, "model", std::vector<worker::ModelShare>(kNumRanks), nullptr};
+    for (worker::ModelShare& share : model.shares) share.set_model_id(id);
+    model.choose_compute_dtype = [](const std::vector<std::string>&) { return "fp32"; };
+    membership_->AddModel(std::move(model), is_needed, clock_.Now());
   }
   void TearDown() override { spdlog::set_level(level_); }
 
@@ -145,6 +158,16 @@ class ControlFuzz : public testing::Test, public MembershipListener {
   void OnGroupLost(Epoch, const std::string&) override {}
   void OnWorkerGivenUp(int rank, int) override { EXPECT_LT(rank, kNumRanks); }
   void OnLoadFailed(int, const absl::Status& why) override { EXPECT_FALSE(why.ok()); }
+  void OnModelLoaded(ModelId id) override { EXPECT_EQ(id, ModelId{2}); }
+  void OnModelFailed(ModelId id, const absl::Status& why) override {
+    EXPECT_EQ(id, ModelId{2});
+    EXPECT_FALSE(why.ok());
+  }
+  void OnModelAbandoned(ModelId id, const absl::Status& why) override {
+    EXPECT_EQ(id, ModelId{1});
+    EXPECT_FALSE(why.ok());
+  }
+  void OnModelGone(ModelId) override {}
 
   // What the service does with a message, joined or not.
   void Receive(const std::shared_ptr<MutedChannel>& channel, const worker::WorkerMessage& message) {
@@ -164,7 +187,8 @@ class ControlFuzz : public testing::Test, public MembershipListener {
     for (int i = 0; i < kNumRanks; ++i) {
       workers.push_back(std::make_shared<MutedChannel>());
       ASSERT_TRUE(membership_->Join(workers.back(), GoodHello(), clock_.Now()).ok());
-      SayTo(workers.back(), [](auto* message) { message->mutable_loaded(); });
+      SayTo(workers.back(), [](auto* message) { message->mutable_model_loaded()->set_model_id(1); });
+      SayTo(workers.back(), [](auto* message) { message->mutable_model_loaded()->set_model_id(2); });
     }
     clock_.Advance(std::chrono::seconds(1));
     membership_->Tick(clock_.Now());
@@ -182,7 +206,7 @@ class ControlFuzz : public testing::Test, public MembershipListener {
   }
 
   FakeClock clock_;
-  LoadDisplay display_{{"one", "two"}, {.draw = nullptr, .log = [](const std::string&) {}}};
+  LoadDisplay display_{{.draw = nullptr, .log = [](const std::string&) {}}};
   std::unique_ptr<Membership> membership_;
   int64_t num_joined_ = 0;
   spdlog::level::level_enum level_ = spdlog::level::info;

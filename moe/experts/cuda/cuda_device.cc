@@ -3,6 +3,7 @@
 #include <cublas_v2.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "moe/base/logging.h"
 #include "moe/cuda/cuda_status.h"
@@ -38,8 +39,15 @@ int64_t Growth(size_t size, int64_t needed) { return std::max<int64_t>(0, needed
 template <typename Buffer>
 absl::Status Grow(Buffer& buffer, int64_t num_bytes) {
   if (static_cast<int64_t>(buffer.size()) >= num_bytes) return absl::OkStatus();
+  const size_t old_bytes = buffer.size();
   buffer = Buffer();  // first: both may not fit
-  SY_ASSIGN_OR_RETURN(buffer, Buffer::Allocate(num_bytes));
+  auto grown = Buffer::Allocate(num_bytes);
+  if (!grown.ok()) {
+    // Other engines go on with what they had.
+    SY_ASSIGN_OR_RETURN(buffer, Buffer::Allocate(old_bytes));
+    return grown.status();
+  }
+  buffer = *std::move(grown);
   return absl::OkStatus();
 }
 

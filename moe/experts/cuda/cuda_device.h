@@ -75,6 +75,8 @@ class CudaDevice {
   // Makes sure that the needs of one more engine fit and grows workspace and lanes; the weights are the caller's to
   // allocate. RESOURCE_EXHAUSTED names what is needed and what is free. Only while no step is in flight.
   absl::Status Reserve(const DeviceNeeds& needs);
+  // An engine has freed its weights, of which it had reserved so many bytes. Workspace and lanes stay.
+  void Release(int64_t weight_bytes) { used_bytes_ -= weight_bytes; }
 
   // The first `num_bytes` of a workspace; INVALID_ARGUMENT beyond what was reserved.
   absl::StatusOr<std::byte*> Get(Workspace purpose, size_t num_bytes) const;

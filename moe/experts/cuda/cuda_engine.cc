@@ -53,6 +53,7 @@ class CudaEngine final : public ExpertEngine {
 
   ~CudaEngine() override {
     if (device_->MakeCurrent().ok()) (void)cudaDeviceSynchronize();
+    device_->Release(reserved_bytes_);
   }
 
   DType compute_dtype() const override { return dtype_; }
@@ -111,6 +112,7 @@ class CudaEngine final : public ExpertEngine {
   const DType dtype_;
   const std::unique_ptr<ExpertFfn> ffn_;
   std::vector<std::unique_ptr<CudaLayer>> layers_;
+  int64_t reserved_bytes_ = 0;            // for weights
   std::unique_ptr<WeightLoader> loader_;  // made by Reserve
 };
 
@@ -170,6 +172,7 @@ absl::Status CudaEngine::Reserve(int64_t max_rows) {
     }
   }
   SY_RETURN_IF_ERROR(device_->Reserve(total));
+  reserved_bytes_ += total.weight_bytes;
   for (const auto& layer : layers_) {
     SY_RETURN_IF_ERROR(Annotate(AllocateWeights(*layer), absl::StrCat("layer ", layer->spec.name)));
   }
