@@ -199,7 +199,7 @@ class Simulation {
       const auto it = live_.find(numbers_[piece.request.get()]);
       ASSERT_NE(it, live_.end()) << "its rows had left, or it had ended";
       EXPECT_EQ(piece.begin_row, it->second.next_row);
-      EXPECT_EQ(piece.request->layer, batch.layer);
+      EXPECT_EQ(piece.request->layer.get(), batch.layer);
       EXPECT_GT(piece.num_rows, 0);
       lowest = std::max(lowest, LevelOf(*piece.request));
       cost += piece.num_rows * piece.request->row_cost;
@@ -212,7 +212,7 @@ class Simulation {
     }
     int64_t largest_left = 0;
     for (const auto& [number, live] : live_) {
-      if (live.request->layer != batch.layer) continue;
+      if (live.request->layer.get() != batch.layer) continue;
       EXPECT_GE(LevelOf(*live.request), lowest) << "a less urgent row left before";
       largest_left = std::max(largest_left, live.request->row_cost);
     }
