@@ -56,6 +56,7 @@ struct RequestStats {
   int64_t step_us = 0;
   int64_t rows_crossed = 0;
   int replays = 0;
+  int64_t upload_us = 0;  // of gate_us: rows to the links
   // When its first step was begun and planned, and its last one computed; set once it has been in a step.
   SteadyTime first_started, first_planned, last_computed;
 };

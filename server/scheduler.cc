@@ -316,6 +316,7 @@ absl::Status Scheduler::Prepare(Step& step) {
     if (request.IsRoutedWhole() && !request.is_routed) SY_RETURN_IF_ERROR(router_.Route(request));
   }
   UploadRows(step, home_offsets);
+  step.uploaded = clock_.Now();
   SY_RETURN_IF_ERROR(GateRows(step, home_offsets));
   step.gated = clock_.Now();
   step.plan = PlanStep(step.routing, step.batch.layer->placement, std::move(home_offsets));
@@ -573,6 +574,7 @@ void Scheduler::CompletePieces(const Step& step, std::vector<std::vector<OutputP
       stats.last_computed = step.finished;
       stats.queue_us += MicrosBetween(request.arrival, step.started);
       stats.gate_us += MicrosBetween(step.started, step.gated);
+      stats.upload_us += MicrosBetween(step.started, step.uploaded);
       stats.plan_us += MicrosBetween(step.gated, step.planned);
       stats.step_us += MicrosBetween(step.submitted, step.finished);
       stats.replays += step.submissions - 1;

@@ -100,6 +100,7 @@ class Scheduler {
     Routing routing;
     StepPlan plan;
     SteadyTime started;    // preparation began
+    SteadyTime uploaded;   // rows in the links
     SteadyTime gated;      // routing known
     SteadyTime planned;    // plan known
     SteadyTime submitted;  // first submission

@@ -45,6 +45,7 @@ void FillStats(const RequestStats& from, v1::ForwardStats* stats) {
   stats->set_step_us(from.step_us);
   stats->set_rows_crossed(from.rows_crossed);
   stats->set_replays(from.replays);
+  stats->set_upload_us(from.upload_us);
 }
 
 void FillRouting(const Request& request, v1::Routing* routing) {

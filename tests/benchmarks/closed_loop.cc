@@ -13,7 +13,9 @@ namespace {
 class Loop {
  public:
   Loop(const LoopTarget& target, int in_flight, std::chrono::nanoseconds duration)
-      : target_(target), duration_(duration), places_(in_flight) {}
+      : target_(target), duration_(duration), places_(in_flight) {
+    for (int i = 0; i < in_flight; ++i) places_[i].stub = &(*target.stubs)[i % target.stubs->size()];
+  }
 
   absl::StatusOr<LoopResult> Run() {
     {
@@ -29,6 +31,7 @@ class Loop {
 
  private:
   struct Place {
+    grpc::GenericStub* stub = nullptr;
     std::optional<grpc::ClientContext> context;
     grpc::ByteBuffer answer;
     SteadyTime begin;
@@ -38,10 +41,10 @@ class Loop {
     place.context.emplace();
     place.answer.Clear();
     place.begin = Clock::Real().Now();
-    target_.stub->UnaryCall(&*place.context, target_.method, grpc::StubOptions(), &target_.request, &place.answer,
-                            [this, &place](const grpc::Status& status) {
-                              if (Count(place, status)) Start(place);
-                            });
+    place.stub->UnaryCall(&*place.context, target_.method, grpc::StubOptions(), &target_.request, &place.answer,
+                          [this, &place](const grpc::Status& status) {
+                            if (Count(place, status)) Start(place);
+                          });
   }
 
   // Whether the place goes on.

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <string>
+#include <vector>
 
 #include "client/histogram.h"
 #include "moe/base/status.h"
@@ -14,7 +15,7 @@
 namespace switchyard {
 
 struct LoopTarget {
-  grpc::GenericStub* stub = nullptr;
+  std::vector<grpc::GenericStub>* stubs = nullptr;  // one for each connection; places in the loop share them out
   std::string method;
   grpc::ByteBuffer request;
   size_t min_answer_bytes = 0;  // a shorter answer is an error

@@ -2,18 +2,29 @@
 // same settings, and to a real front with one worker whose engine returns rows as they are, over either API. Rows are
 // 4 KiB (2048 bf16) and there is one expert, so that gate and plan are small; what they take is told separately.
 //
-// For every size and number in flight, the three take turns for some rounds, on closed loops. Prints Markdown.
-// Starts server/switchyard_server and the programs beside it of its runfiles: use `bazel run`, or
-// docs/benchmarks/run_wire.sh, which writes the table.
+// For every size and number in flight, the three take turns for some rounds, on closed loops. Prints Markdown, a whole
+// document. Starts echo_server and echo_worker, which lie beside this program, and switchyard_server, from where the
+// build or the bundle puts it. docs/benchmarks/run_wire.sh writes docs/benchmarks/wire.md.
+#include <sys/utsname.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "client/client.h"
 #include "moe/tensor/buffer.h"
 #include "moe/tensor/float16.h"
@@ -37,6 +48,8 @@ struct Settings {
   std::vector<int> in_flight = {1, 8, 64};
   int rounds = 3;
   double seconds = 0.4;  // of one turn
+  int connections = 1;   // to each server
+  std::string server;    // the front's program; found when empty
 };
 
 std::shared_ptr<const HostMatrix> NormalRows(int64_t num_rows) {
@@ -76,52 +89,72 @@ grpc::ByteBuffer InferMessage(const HostMatrix& rows) {
   return WithRows(head.SerializeAsString(), inference::ModelInferRequest::kRawInputContentsFieldNumber, rows);
 }
 
-grpc::GenericStub Connect(const std::string& address) {
+std::vector<grpc::GenericStub> Connect(const std::string& address, int num_connections) {
   grpc::ChannelArguments args;
   args.SetMaxSendMessageSize(-1);
   args.SetMaxReceiveMessageSize(-1);
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   TuneChannel(&args);
-  return grpc::GenericStub(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), args));
+  std::vector<grpc::GenericStub> stubs;
+  for (int i = 0; i < num_connections; ++i) {
+    stubs.emplace_back(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), args));
+  }
+  return stubs;
+}
+
+std::filesystem::path OwnFolder() {
+  std::error_code ignored;
+  return std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path();
+}
+
+// In a build tree the server's folder is a neighbour of tests/, in the bundle it is bin/.
+std::string FindServer() {
+  std::error_code ignored;
+  const auto in_bundle = OwnFolder().parent_path() / "bin" / "switchyard_server";
+  if (std::filesystem::exists(in_bundle, ignored)) return in_bundle;
+  return OwnFolder().parent_path().parent_path() / "server" / "switchyard_server";
 }
 
 // The echo, the service, and a connection to each.
 class Servers {
  public:
-  static absl::StatusOr<std::unique_ptr<Servers>> Start() {
-    SY_ASSIGN_OR_RETURN(auto echo, ChildProcess::Start("tests/benchmarks/echo_server", {}));
+  static absl::StatusOr<std::unique_ptr<Servers>> Start(const Settings& settings) {
+    const std::string folder = OwnFolder();
+    SY_ASSIGN_OR_RETURN(auto echo, ChildProcess::Start(folder + "/echo_server", {}));
     const std::string line = echo->ReadLine();
     const size_t equals = line.find('=');
     if (equals == std::string::npos) return absl::InternalError(absl::StrCat("the echo server: ", echo->Log()));
-    SY_ASSIGN_OR_RETURN(
-        auto front,
-        ServerProcess::Start(
-            {absl::StrCat("--model=bench=synthetic:dim=", kWidth, ",hidden=16,experts=1,topk=1,dtype=bf16"),
-             "--local_workers=1", "--worker_binary=tests/benchmarks/echo_worker", "--max_queued_bytes=4294967296"}));
-    return std::unique_ptr<Servers>(new Servers(std::move(echo), line.substr(equals + 1), std::move(front)));
+    const std::vector<std::string> flags = {
+        absl::StrCat("--model=bench=synthetic:dim=", kWidth, ",hidden=16,experts=1,topk=1,dtype=bf16"),
+        "--local_workers=1", absl::StrCat("--worker_binary=", folder, "/echo_worker"), "--max_queued_bytes=4294967296"};
+    SY_ASSIGN_OR_RETURN(auto front,
+                        ServerProcess::Start(flags, settings.server.empty() ? FindServer() : settings.server));
+    return std::unique_ptr<Servers>(
+        new Servers(std::move(echo), line.substr(equals + 1), std::move(front), settings.connections));
   }
 
   LoopTarget Echo(const HostMatrix& rows) {
-    return {&echo_stub_, "/switchyard.v1.Switchyard/Forward", ForwardMessage(rows), rows.view().size_bytes()};
+    return {&echo_stubs_, "/switchyard.v1.Switchyard/Forward", ForwardMessage(rows), rows.view().size_bytes()};
   }
   LoopTarget Forward(const HostMatrix& rows) {
-    return {&front_stub_, "/switchyard.v1.Switchyard/Forward", ForwardMessage(rows), rows.view().size_bytes()};
+    return {&front_stubs_, "/switchyard.v1.Switchyard/Forward", ForwardMessage(rows), rows.view().size_bytes()};
   }
   LoopTarget Infer(const HostMatrix& rows) {
-    return {&front_stub_, "/inference.GRPCInferenceService/ModelInfer", InferMessage(rows), rows.view().size_bytes()};
+    return {&front_stubs_, "/inference.GRPCInferenceService/ModelInfer", InferMessage(rows), rows.view().size_bytes()};
   }
   ServerProcess& front() { return *front_; }
 
  private:
-  Servers(std::unique_ptr<ChildProcess> echo, const std::string& echo_address, std::unique_ptr<ServerProcess> front)
+  Servers(std::unique_ptr<ChildProcess> echo, const std::string& echo_address, std::unique_ptr<ServerProcess> front,
+          int num_connections)
       : echo_(std::move(echo)),
         front_(std::move(front)),
-        echo_stub_(Connect(echo_address)),
-        front_stub_(Connect(front_->grpc_address())) {}
+        echo_stubs_(Connect(echo_address, num_connections)),
+        front_stubs_(Connect(front_->grpc_address(), num_connections)) {}
 
   const std::unique_ptr<ChildProcess> echo_;
   const std::unique_ptr<ServerProcess> front_;
-  grpc::GenericStub echo_stub_, front_stub_;
+  std::vector<grpc::GenericStub> echo_stubs_, front_stubs_;
 };
 
 // One size and number in flight.
@@ -159,12 +192,12 @@ double Micros(const LatencyHistogram& latency, double percent) {
 
 // What the parts of one request take when there is no other, medians.
 struct Stages {
-  double queue_us, gate_us, plan_us, step_us;
+  double queue_us, upload_us, gate_us, plan_us, step_us;
 };
 
 absl::StatusOr<Stages> MeasureStages(Servers& servers, const std::shared_ptr<const HostMatrix>& rows) {
   const auto client = servers.front().Connect({.max_attempts = 1});
-  std::vector<int64_t> queue, gate, plan, step;
+  std::vector<int64_t> queue, upload, gate, plan, step;
   const int samples = rows->num_rows > 256 ? kStageSamples / 10 : kStageSamples;
   for (int i = 0; i < samples; ++i) {
     SY_ASSIGN_OR_RETURN(const ForwardResult result,
@@ -172,7 +205,8 @@ absl::StatusOr<Stages> MeasureStages(Servers& servers, const std::shared_ptr<con
     const ConstMatrixView sent = rows->view(), came = result.rows.view();
     if (std::memcmp(sent.data, came.data, sent.size_bytes()) != 0) return absl::DataLossError("other rows came back");
     queue.push_back(result.stats.queue_us());
-    gate.push_back(result.stats.gate_us());
+    upload.push_back(result.stats.upload_us());
+    gate.push_back(result.stats.gate_us() - result.stats.upload_us());
     plan.push_back(result.stats.plan_us());
     step.push_back(result.stats.step_us());
   }
@@ -180,7 +214,7 @@ absl::StatusOr<Stages> MeasureStages(Servers& servers, const std::shared_ptr<con
     std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
     return static_cast<double>(values[values.size() / 2]);
   };
-  return Stages{median(queue), median(gate), median(plan), median(step)};
+  return Stages{median(queue), median(upload), median(gate), median(plan), median(step)};
 }
 
 void PrintLatency(const Cell& cell, const Stages& stages) {
@@ -197,8 +231,43 @@ void PrintLatency(const Cell& cell, const Stages& stages) {
   }
 }
 
+std::string CpuName() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (absl::StartsWith(line, "model name")) return line.substr(line.find(':') + 2);
+  }
+  return "unknown processor";
+}
+
+double LoadAverage() {
+  std::ifstream file("/proc/loadavg");
+  double load = 0;
+  file >> load;
+  return load;
+}
+
+void PrintHead(const Settings& settings) {
+  utsname system{};
+  uname(&system);
+  absl::PrintF("# Wire\n\n%s, %s, %d cores, load average %.1f before. gRPC %s, g++ %s, Linux %s.\n",
+               absl::FormatTime("%Y-%m-%d", absl::Now(), absl::UTCTimeZone()), CpuName(),
+               std::thread::hardware_concurrency(), LoadAverage(), grpc::Version(), __VERSION__, system.release);
+  absl::PrintF(
+      "Written by [run_wire.sh](run_wire.sh), which repeats it; [wire.md](../wire.md) says what a request costs and "
+      "why.\n\n"
+      "One client, callback API, %d connection(s) to each server. The echo is a gRPC server of the front's settings, "
+      "in a\n"
+      "process of its own, whose `Forward` returns the `ByteBuffer` it gets. The service is `switchyard_server` with "
+      "one\n"
+      "local worker whose engine returns rows as they are, and a gate for one expert. Rows are 4 KiB (2048 bf16); "
+      "bytes are\n"
+      "theirs, one way. The three take turns, %d times, on closed loops.\n\n",
+      settings.connections, settings.rounds);
+}
+
 absl::Status Run(const Settings& settings) {
-  SY_ASSIGN_OR_RETURN(const auto servers, Servers::Start());
+  PrintHead(settings);
+  SY_ASSIGN_OR_RETURN(const auto servers, Servers::Start(settings));
   std::optional<Cell> smallest;
   absl::PrintF("## Bytes per second\n\n");
   absl::PrintF("| rows | in flight | echo MiB/s | `Forward` MiB/s | ratio | `ModelInfer` MiB/s | ratio |\n");
@@ -216,11 +285,13 @@ absl::Status Run(const Settings& settings) {
     SY_ASSIGN_OR_RETURN(stages.emplace_back(), MeasureStages(*servers, NormalRows(num_rows)));
   }
   if (smallest.has_value() && settings.rows[0] == 1) PrintLatency(*smallest, stages[0]);
-  absl::PrintF("\n## Stages of one request alone\n\n");
-  absl::PrintF("| rows | queue µs | rows to the link and gate µs | plan µs | step µs |\n|---:|---:|---:|---:|---:|\n");
+  absl::PrintF("\n## Stages of one request alone\n\nMedians.\n\n");
+  absl::PrintF(
+      "| rows | queue µs | rows to the link µs | gate µs | plan µs | step µs |\n|---:|---:|---:|---:|---:|---:|\n");
   for (size_t i = 0; i < stages.size(); ++i) {
-    absl::PrintF("| %d | %.0f | %.0f | %.0f | %.0f |\n", settings.rows[i], stages[i].queue_us, stages[i].gate_us,
-                 stages[i].plan_us, stages[i].step_us);
+    const Stages& stage = stages[i];
+    absl::PrintF("| %d | %.0f | %.0f | %.0f | %.0f | %.0f |\n", settings.rows[i], stage.queue_us, stage.upload_us,
+                 stage.gate_us, stage.plan_us, stage.step_us);
   }
   return absl::OkStatus();
 }
@@ -235,6 +306,8 @@ int main(int argc, char** argv) {
   app.add_option("--in_flight", settings.in_flight, "requests in flight")->delimiter(',');
   app.add_option("--rounds", settings.rounds, "turns of each")->capture_default_str();
   app.add_option("--seconds", settings.seconds, "of a turn, at least")->capture_default_str();
+  app.add_option("--connections", settings.connections, "connections to each server")->check(CLI::PositiveNumber);
+  app.add_option("--server", settings.server, "the front's program; found when not given");
   CLI11_PARSE(app, argc, argv);
   const absl::Status status = switchyard::Run(settings);
   if (status.ok()) return 0;

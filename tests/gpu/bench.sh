@@ -3,21 +3,21 @@
 # source tree. Needs CUDA 13 and NCCL; torch and transformers for the peers, a second GPU for what has two ranks, and
 # matplotlib for the plot. What cannot be measured is left out, and said to be. Leave the machine idle meanwhile.
 #
-#   tests/gpu/bench.sh                       everything, about ten minutes
-#   tests/gpu/bench.sh --only=engine,peers   some parts: engine, peers, exchange, ranks, service
+#   tests/gpu/bench.sh                       everything, about fourteen minutes
+#   tests/gpu/bench.sh --only=engine,peers   some parts: engine, peers, exchange, ranks, service, wire
 #   tests/gpu/bench.sh --shapes=qwen3        of mixtral, qwen3, deepseek, tutel (engine and peers)
 #   tests/gpu/bench.sh --rows=1,1024         of the rows of the table (engine and peers)
 #   tests/gpu/bench.sh --min_time_ms=30      per measurement, 100 without it
 #   tests/gpu/bench.sh --output=FOLDER       where results go, gpu-benchmarks without it
 #   tests/gpu/bench.sh --document=gpu.md     puts the tables between the marks of that file, too
 #
-# FOLDER gets PART.jsonl (what was measured) and PART.log of each part, gpu.md (tables) and gpu.png (plot). Parts that
-# were measured there before and are not now keep their figures.
+# FOLDER gets PART.jsonl (what was measured) and PART.log of each part, gpu.md (tables) and gpu.png (plot); wire, which
+# needs no GPU, has its tables in wire.log. Parts that were measured there before and are not now keep their figures.
 set -euo pipefail
 exec </dev/null
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-parts=engine,peers,exchange,ranks,service
+parts=engine,peers,exchange,ranks,service,wire
 output=gpu-benchmarks
 document=
 selection=()
@@ -33,7 +33,7 @@ for argument in "$@"; do
 done
 
 for part in ${parts//,/ }; do
-  [[ ,engine,peers,exchange,ranks,service, == *,$part,* ]] || {
+  [[ ,engine,peers,exchange,ranks,service,wire, == *,$part,* ]] || {
     echo "bench.sh: --only: unknown part '$part'; see --help" >&2
     exit 2
   }
@@ -105,6 +105,10 @@ if wants service; then
   workers=1
   ((num_gpus < 2)) || workers=1,2
   measure service 300 python3 "$here/bench_service.py" --root="$root" --workers="$workers" --out="$output/service.jsonl"
+fi
+
+if wants wire; then
+  measure wire 600 "$root/tests/wire_benchmark"
 fi
 
 printf '\n==== report\n'
