@@ -667,7 +667,7 @@ TEST_F(SchedulerTest, AnAnswerOutlivesWhatItCameFrom) {
   min_lent_bytes_ = 0;
   Start(3);
   auto group = Form(1, FakeGroup::Mode::kServe);
-  const auto call = Send(30);
+  const auto call = Send(15);
   call->answered.WaitForNotification();
   EXPECT_EQ(NumLent(*call), 3) << "one part from each rank";
   scheduler_->GroupLost(Epoch{1});

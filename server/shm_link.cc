@@ -43,7 +43,7 @@ void ShmLink::ReadResults() {
   SpinWait spin;
   pollfd polled = {socket_->get(), POLLIN, 0};
   while (true) {
-    spin.Until([&] { return poll(&polled, 1, 0) != 0; });
+    spin.Until([&] { return poll(&polled, 1, 0) > 0; });
     const auto result = ReceiveResult(socket_->get());
     if (absl::IsUnavailable(result.status())) return;  // the worker is gone; the supervisor says so
     if (!result.ok()) {

@@ -168,7 +168,7 @@ absl::Status Worker::Serve(int stop_fd) {
   pollfd polled[] = {{inbox_->wake_fd(), POLLIN, 0}, {stop_fd, POLLIN, 0}, {link_socket_.get(), POLLIN, 0}};
   SpinWait spin;
   while (!drained_) {
-    const bool is_ready = polled[2].fd >= 0 && spin.Until([&] { return poll(polled, 3, 0) != 0; });
+    const bool is_ready = polled[2].fd >= 0 && spin.Until([&] { return poll(polled, 3, 0) > 0; });
     if (!is_ready && poll(polled, 3, -1) < 0 && errno != EINTR) return ErrnoStatus(errno, "poll");
     SY_RETURN_IF_ERROR(DeviceStatus());
     if ((polled[1].revents & POLLIN) != 0) break;

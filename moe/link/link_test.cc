@@ -5,8 +5,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstring>
 
+#include "moe/base/clock.h"
 #include "moe/link/link_layout.h"
 #include "moe/link/shared_memory.h"
 #include "moe/link/spin_wait.h"
@@ -106,20 +108,35 @@ TEST(StepSocket, MalformedMessagesAreRefused) {
   EXPECT_TRUE(absl::IsInvalidArgument(ReceiveResult(sockets.front.get()).status()));
 }
 
-TEST(SpinWait, EndsWithSuccessOrInTimeAndSkipsWhatIsInVain) {
-  SpinWait spin;
+// How often `spin` looks in vain, each look taking so long.
+int LooksInVain(SpinWait& spin, FakeClock& clock, std::chrono::microseconds look) {
   int looks = 0;
-  EXPECT_TRUE(spin.Until([&] { return ++looks == 1; }));
-  EXPECT_EQ(looks, 1);
-  // In vain, whether by time or because another thread took the core; the first leads to waits of one look each.
-  int num_short = 0;
-  for (int i = 0; i < 1000; ++i) {
-    looks = 0;
-    EXPECT_FALSE(spin.Until([&] { return ++looks < 0; }));
-    if (looks == 1) ++num_short;
-  }
-  EXPECT_GT(num_short, 0);
-  EXPECT_TRUE(spin.Until([] { return true; }));
+  EXPECT_FALSE(spin.Until([&] {
+    clock.Advance(look);
+    ++looks;
+    return false;
+  }));
+  return looks;
+}
+
+TEST(SpinWait, SkipsWhatWasInVain) {
+  FakeClock clock;
+  SpinWait spin(clock);
+  const std::chrono::microseconds look(1);
+  const int whole = LooksInVain(spin, clock, look);
+  EXPECT_GT(whole, 10);
+  EXPECT_EQ(LooksInVain(spin, clock, look), 1);
+  EXPECT_EQ(LooksInVain(spin, clock, look), whole);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(LooksInVain(spin, clock, look), 1);
+  int looks = 0;
+  EXPECT_TRUE(spin.Until([&] { return ++looks == 3; }));
+  EXPECT_EQ(LooksInVain(spin, clock, look), whole) << "a success makes up for it";
+}
+
+TEST(SpinWait, EndsWhenAnotherThreadHadTheCore) {
+  FakeClock clock;
+  SpinWait spin(clock);
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(LooksInVain(spin, clock, std::chrono::microseconds(50)), 2);
 }
 
 }  // namespace

@@ -19,6 +19,8 @@ namespace switchyard {
 
 class SpinWait {
  public:
+  explicit SpinWait(const Clock& clock = Clock::Real()) : clock_(clock) {}
+
   // True as soon as `ready` says so; false when it is time to block.
   template <typename Ready>
   bool Until(Ready ready) {
@@ -27,7 +29,7 @@ class SpinWait {
       --num_to_skip_;
       return false;
     }
-    const SteadyTime begin = Clock::Real().Now();
+    const SteadyTime begin = clock_.Now();
     SteadyTime now = begin;
     do {
       sched_yield();
@@ -36,7 +38,7 @@ class SpinWait {
         skipped_after_failure_ = 0;
         return true;
       }
-      now = Clock::Real().Now();
+      now = clock_.Now();
       if (now - before > kOwnTurn) return false;
     } while (now - begin < kLongest);
     skipped_after_failure_ = std::min(2 * skipped_after_failure_ + 1, kMaxSkipped);
@@ -49,6 +51,7 @@ class SpinWait {
   static constexpr std::chrono::microseconds kOwnTurn{10};  // a look takes less when nobody else has the core between
   static constexpr int kMaxSkipped = 63;
 
+  const Clock& clock_;
   int skipped_after_failure_ = 0;
   int num_to_skip_ = 0;
 };
