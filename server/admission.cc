@@ -22,12 +22,6 @@ absl::Status CheckBudget(const char* unit, const char* flag, int64_t wanted, int
   return absl::OkStatus();
 }
 
-void Add(int64_t num_rows, int64_t num_bytes, int num_requests, Admission::Held* held) {
-  held->rows += num_rows;
-  held->bytes += num_bytes;
-  held->requests += num_requests;
-}
-
 }  // namespace
 
 absl::Status Admission::Admit(const std::string& client, int64_t num_rows, int64_t num_bytes) {
@@ -36,17 +30,37 @@ absl::Status Admission::Admit(const std::string& client, int64_t num_rows, int64
   const Held own = it == clients_.end() ? Held() : it->second;
   SY_RETURN_IF_ERROR(CheckBudget("rows", "--max_queued_rows", num_rows, own.rows, held_.rows, max_rows_));
   SY_RETURN_IF_ERROR(CheckBudget("bytes", "--max_queued_bytes", num_bytes, own.bytes, held_.bytes, max_bytes_));
-  Add(num_rows, num_bytes, 1, &held_);
-  Add(num_rows, num_bytes, 1, &clients_[client]);
+  for (Held* held : {&held_, &clients_[client]}) {
+    held->rows += num_rows;
+    held->bytes += num_bytes;
+    ++held->requests;
+  }
   return absl::OkStatus();
+}
+
+void Admission::ReleaseRows(const std::string& client, int64_t num_rows) {
+  MutexLock lock(&mu_);
+  Subtract(client, {.rows = num_rows, .requests = 1});
+}
+
+void Admission::ReleaseBytes(const std::string& client, int64_t num_bytes) {
+  MutexLock lock(&mu_);
+  Subtract(client, {.bytes = num_bytes});
 }
 
 void Admission::Release(const std::string& client, int64_t num_rows, int64_t num_bytes) {
   MutexLock lock(&mu_);
-  Add(-num_rows, -num_bytes, -1, &held_);
+  Subtract(client, {num_rows, num_bytes, 1});
+}
+
+void Admission::Subtract(const std::string& client, const Held& less) {
   const auto it = clients_.find(client);
-  Add(-num_rows, -num_bytes, -1, &it->second);
-  if (it->second.requests == 0) clients_.erase(it);
+  for (Held* held : {&held_, &it->second}) {
+    held->rows -= less.rows;
+    held->bytes -= less.bytes;
+    held->requests -= less.requests;
+  }
+  if (it->second.requests == 0 && it->second.bytes == 0) clients_.erase(it);
   if (held_.requests == 0) emptied_.SignalAll();
 }
 

@@ -1,4 +1,5 @@
-// Bounds what the front holds: rows and bytes of requests from arrival to answer.
+// Bounds what the front holds: rows from arrival to answer, bytes until the answer has been sent or dropped, so that
+// callers who do not read what they asked for soon get no more.
 //
 // Beyond the budget a request is refused at once, in microseconds, so that overload costs its senders a retry and
 // nobody else anything. No client takes the whole budget: it may hold up to kClientFactor times what is left free, so
@@ -25,6 +26,10 @@ class Admission {
   // ResourceExhausted, naming the budget, when the request does not fit beside those admitted, or its client holds too
   // much of it.
   absl::Status Admit(const std::string& client, int64_t num_rows, int64_t num_bytes);
+  // Each once for a request that was admitted, in any order: it is answered, and its answer's bytes are gone.
+  void ReleaseRows(const std::string& client, int64_t num_rows);
+  void ReleaseBytes(const std::string& client, int64_t num_bytes);
+  // Both.
   void Release(const std::string& client, int64_t num_rows, int64_t num_bytes);
 
   struct Held {
@@ -34,7 +39,7 @@ class Admission {
   };
   Held held() const;
 
-  // Waits until nothing is held; false when `timeout` passed first.
+  // Waits until every request is answered; false when `timeout` passed first.
   bool WaitUntilEmpty(std::chrono::milliseconds timeout) const;
 
   // How long a refused caller should wait before it tries again.
@@ -42,6 +47,8 @@ class Admission {
   static constexpr int64_t kClientFactor = 8;
 
  private:
+  void Subtract(const std::string& client, const Held& less) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   const int64_t max_rows_;
   const int64_t max_bytes_;
   mutable Mutex mu_;

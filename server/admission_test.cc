@@ -26,6 +26,20 @@ TEST(Admission, RefusesBeyondEitherBudgetAndNamesIt) {
   EXPECT_EQ(admission.held().requests, 2);
 }
 
+TEST(Admission, BytesCountUntilTheAnswerIsGone) {
+  Admission admission(10, 100);
+  ASSERT_TRUE(admission.Admit("a", 5, 60).ok());
+  admission.ReleaseRows("a", 5);
+  EXPECT_EQ(admission.held().requests, 0);
+  EXPECT_EQ(admission.held().bytes, 60);
+  EXPECT_TRUE(admission.WaitUntilEmpty(std::chrono::milliseconds(0))) << "it is answered";
+  EXPECT_TRUE(absl::IsResourceExhausted(admission.Admit("a", 1, 41)));
+  EXPECT_TRUE(admission.Admit("b", 1, 30).ok());
+  admission.ReleaseBytes("a", 60);
+  EXPECT_TRUE(admission.Admit("a", 1, 41).ok());
+  EXPECT_EQ(admission.held().bytes, 71);
+}
+
 TEST(Admission, WaitsUntilTheLastRequestLeaves) {
   Admission admission(10, 100);
   ASSERT_TRUE(admission.Admit("a", 1, 1).ok());

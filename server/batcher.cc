@@ -15,6 +15,13 @@ int QueueIndex(Priority priority) {
   return priority == Priority::kHigh ? kHighest : static_cast<int>(priority);  // kAged comes between
 }
 
+// The last moment at which a request may leave and still be answered in time. Half of what its caller gives it is for
+// the queue, however long steps take.
+SteadyTime LatestStart(const Request& request, std::chrono::nanoseconds step_time) {
+  if (request.deadline == SteadyTime::max()) return request.deadline;
+  return request.deadline - std::min<SteadyTime::duration>(2 * step_time, (request.deadline - request.arrival) / 2);
+}
+
 }  // namespace
 
 LayerQueue::LayerQueue(int64_t max_batch_rows)
@@ -37,11 +44,12 @@ FairQueue& LayerQueue::Next() {
 
 // ---- Coming and going
 
-void Batcher::Add(std::shared_ptr<Request> request) {
+void Batcher::Add(std::shared_ptr<Request> request, std::chrono::nanoseconds step_time) {
   auto owned = std::make_unique<QueuedRequest>();
   QueuedRequest* queued = owned.get();
   const Request* key = request.get();
   queued->request = std::move(request);
+  queued->latest = LatestStart(*queued->request, step_time);
   LayerQueue& layer = QueueOf(*queued->request->layer);
   queued->layer = &layer;
   queued->in_layer = layer.by_arrival.insert(layer.by_arrival.end(), queued);
@@ -91,7 +99,7 @@ void Batcher::CountRows(const QueuedRequest& queued, int64_t change) {
 
 void Batcher::SetExpiry(QueuedRequest* queued) {
   const Request& request = *queued->request;
-  SteadyTime expiry = request.deadline;
+  SteadyTime expiry = queued->latest;
   if (request.queue_timeout.count() > 0 && queued->next_row == 0) {
     expiry = std::min(expiry, request.arrival + request.queue_timeout);
   }

@@ -301,6 +301,21 @@ TEST_F(BatcherTest, ADeadlineEndsAlsoWhatHasLeftInPart) {
   EXPECT_EQ(batcher.Remove(*request), 0);
 }
 
+TEST_F(BatcherTest, NothingLeavesTooLateToBeAnsweredInTime) {
+  Batcher batcher({10, microseconds(0)});
+  const auto patient = MakeRequest(0, 1), hasty = MakeRequest(0, 1);
+  patient->deadline = clock_.Now() + milliseconds(100);
+  hasty->deadline = clock_.Now() + milliseconds(8);
+  batcher.Add(patient, milliseconds(10));
+  batcher.Add(hasty, milliseconds(10));
+  EXPECT_EQ(batcher.NextExpiry(), clock_.Now() + milliseconds(4)) << "half of its time is the queue's";
+  clock_.Advance(milliseconds(4));
+  EXPECT_EQ(batcher.TakeExpired(clock_.Now()).size(), 1u);
+  EXPECT_EQ(batcher.NextExpiry(), clock_.Now() + milliseconds(76)) << "two steps before its deadline";
+  clock_.Advance(milliseconds(75));
+  EXPECT_EQ(Take(batcher)->pieces[0].request, patient);
+}
+
 TEST_F(BatcherTest, EverythingCanBeTakenOut) {
   Batcher batcher({10, microseconds(0)});
   for (int i = 0; i < 9; ++i) batcher.Add(MakeRequest(i % 3, 15, std::to_string(i), Priority{1 + i % 3}));

@@ -48,6 +48,7 @@ struct QueuedRequest {
   List::iterator in_layer;                // by arrival
   List::iterator in_aging;                // by arrival, when may_age
   bool may_age = false;                   // it is not of the highest level
+  SteadyTime latest = SteadyTime::max();  // when the last of it may leave
   SteadyTime expiry = SteadyTime::max();  // that, for never
   int64_t batch_number = 0;               // of the last batch that took rows of it
   size_t piece_idx = 0;                   // its piece there

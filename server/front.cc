@@ -75,7 +75,7 @@ Front::Front(const ServerOptions& options)
       num_ranks_(NumRanks(options)),
       opener_(options, num_ranks_),
       request_log_(options.slow_request_ms),
-      admission_(options.max_queued_rows, options.max_queued_bytes) {}
+      admission_(std::make_shared<Admission>(options.max_queued_rows, options.max_queued_bytes)) {}
 
 absl::StatusOr<std::unique_ptr<Front>> Front::Create(const ServerOptions& options) {
   SY_RETURN_IF_ERROR(ValidateOptions(options));
@@ -287,10 +287,10 @@ absl::Status Front::WarmUp(const std::shared_ptr<ServedModel>& model,
 }
 
 absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_bytes) {
-  SY_RETURN_IF_ERROR(admission_.Admit(request->client, request->num_rows, num_bytes));
+  SY_RETURN_IF_ERROR(admission_->Admit(request->client, request->num_rows, num_bytes));
   // Checked after admission, so that Drain, which looks the other way round, cannot miss a request.
   if (draining_.load() || !served_.load()) {
-    admission_.Release(request->client, request->num_rows, num_bytes);
+    admission_->Release(request->client, request->num_rows, num_bytes);
     return absl::UnavailableError(draining_.load() ? "the server is draining; another replica may take the request"
                                                    : "the server is still starting");
   }
@@ -302,10 +302,14 @@ absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_
   const SteadyTime limit = request->arrival + std::chrono::microseconds(expires ? request->timeout_us : 0);
   if (expires) request->deadline = std::min(request->deadline, limit);
   const Deadlines::Key deadline = expires ? deadlines_.NewKey(limit) : Deadlines::Key();
-  request->done = [this, client = request->client, num_rows = request->num_rows, num_bytes, deadline,
+  request->held_bytes =
+      std::shared_ptr<const void>(nullptr, [admission = admission_, client = request->client, num_bytes](const void*) {
+        admission->ReleaseBytes(client, num_bytes);
+      });
+  request->done = [this, client = request->client, num_rows = request->num_rows, deadline,
                    done = std::move(request->done)](absl::Status status) {
     if (deadline.number != 0) deadlines_.Remove(deadline);
-    admission_.Release(client, num_rows, num_bytes);
+    admission_->ReleaseRows(client, num_rows);
     done(std::move(status));
   };
   if (expires) {
@@ -331,7 +335,7 @@ void Front::Drain() {
   draining_.store(true);
   repository_->Stop();
   spdlog::info("draining: {} requests in flight", held().requests);
-  if (!admission_.WaitUntilEmpty(std::chrono::milliseconds(options_.drain_timeout_ms))) {
+  if (!admission_->WaitUntilEmpty(std::chrono::milliseconds(options_.drain_timeout_ms))) {
     spdlog::warn("drain timeout: {} requests are given up", held().requests);
   }
   if (supervisor_ != nullptr) supervisor_->StopRestarting();

@@ -56,7 +56,7 @@ class Front final : private ModelHost {
   Tracer& tracer() { return *tracer_; }
   GroupInfo group_info() const { return group_->info(); }
   Scheduler::Load load() const { return scheduler_->load(); }
-  Admission::Held held() const { return admission_.held(); }
+  Admission::Held held() const { return admission_->held(); }
 
   bool draining() const { return draining_.load(); }
   // "starting", "serving", "recovering" or "draining".
@@ -98,7 +98,7 @@ class Front final : private ModelHost {
   const std::unique_ptr<Metrics> metrics_ = std::make_unique<Metrics>();
   RequestLog request_log_;
   std::unique_ptr<Tracer> tracer_;
-  Admission admission_;
+  const std::shared_ptr<Admission> admission_;  // shared with what gRPC may still be sending
   Deadlines deadlines_;
   LinkLayout link_layout_;
   std::vector<std::unique_ptr<LinkBuffers>> links_;

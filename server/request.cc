@@ -20,6 +20,10 @@ absl::Status WhyExpired(const Request& request, SteadyTime now) {
   if (now >= request.deadline) {
     return absl::DeadlineExceededError(absl::StrCat("the call's deadline passed, after ", waited_us, " us"));
   }
+  if (request.queue_timeout.count() == 0 || waited_us < request.queue_timeout.count()) {
+    return absl::DeadlineExceededError(
+        absl::StrCat("the call's deadline cannot be met any more, after ", waited_us, " us in the queue"));
+  }
   return absl::DeadlineExceededError(absl::StrCat("queue timeout: still queued after ", waited_us,
                                                   " us, the timeout is ", request.queue_timeout.count(), " us"));
 }

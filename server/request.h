@@ -92,6 +92,8 @@ struct Request {
   int64_t timeout_us = 0;  // from arrival to answer, 0 for none
   SteadyTime arrival;
   std::function<void(absl::Status)> done;
+  // Its part of the budget of bytes, for as long as anybody has it: the request, or its answer on the way out.
+  std::shared_ptr<const void> held_bytes;
 
   // How it queues.
   std::string client;  // whose it is, see RequestIdentity: clients take turns
@@ -117,7 +119,7 @@ struct Request {
   int num_choices() const { return top_k + layer->spec.num_shared; }
 };
 
-// DeadlineExceeded, with the limit of the request that has passed by `now`.
+// DeadlineExceeded, with the limit of the request that has passed by `now`, or its deadline if that is near.
 absl::Status WhyExpired(const Request& request, SteadyTime now);
 
 // Rows [begin_row, begin_row + num_rows) of a request.

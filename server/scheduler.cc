@@ -89,7 +89,7 @@ void Scheduler::Enqueue(std::shared_ptr<Request> request) {
   std::shared_ptr<Step> step;
   {
     MutexLock lock(&mu_);
-    batcher_.Add(std::move(request));
+    batcher_.Add(std::move(request), step_time_);
     if (batcher_.NextExpiry() < expirer_wakes_) WakeExpirer();
     step = TakeInline();
   }
@@ -584,6 +584,7 @@ void Scheduler::CompletePieces(const Step& step, std::vector<std::vector<OutputP
       begin += piece.num_rows;
     }
     free_slots_.push_back(step.slot);
+    if (step.submissions == 1) SmoothStepTime(step.finished - step.started);
     next = TakeInline();
   }
   DispatchInline(std::move(next));  // before the answers, which take longer
@@ -592,6 +593,11 @@ void Scheduler::CompletePieces(const Step& step, std::vector<std::vector<OutputP
               [](const OutputPart& one, const OutputPart& other) { return one.begin_row < other.begin_row; });
     Complete(*request, absl::OkStatus());
   }
+}
+
+void Scheduler::SmoothStepTime(std::chrono::nanoseconds latest) {
+  constexpr int kMemory = 8;  // steps
+  step_time_ = step_time_.count() == 0 ? latest : step_time_ + (latest - step_time_) / kMemory;
 }
 
 void Scheduler::Fail(const std::shared_ptr<Step>& step, const absl::Status& why) {

@@ -178,6 +178,7 @@ class Scheduler {
                                    std::shared_ptr<const void>* loan);
   void RecordStep(const Step& step);
   void CompletePieces(const Step& step, std::vector<std::vector<OutputPart>> parts);
+  void SmoothStepTime(std::chrono::nanoseconds latest) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Fail(const std::shared_ptr<Step>& step, const absl::Status& why);
 
   const SchedulerOptions options_;
@@ -203,7 +204,8 @@ class Scheduler {
   bool dispatching_ ABSL_GUARDED_BY(mu_) = false;           // some thread prepares and submits, or is about to
   std::shared_ptr<Step> handed_over_ ABSL_GUARDED_BY(mu_);  // to the dispatcher, by whoever took it
   Batcher batcher_ ABSL_GUARDED_BY(mu_);
-  std::shared_ptr<const Group> group_ ABSL_GUARDED_BY(mu_);  // null while there is none
+  std::chrono::nanoseconds step_time_ ABSL_GUARDED_BY(mu_){0};  // from preparation to the last result, smoothed
+  std::shared_ptr<const Group> group_ ABSL_GUARDED_BY(mu_);     // null while there is none
   bool replay_ ABSL_GUARDED_BY(mu_) = false;
   std::map<StepId, std::shared_ptr<Step>> steps_ ABSL_GUARDED_BY(mu_);  // in flight, oldest first
   std::map<LayerId, absl::Status> failed_layers_ ABSL_GUARDED_BY(mu_);

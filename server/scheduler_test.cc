@@ -590,6 +590,33 @@ TEST_F(SchedulerTest, TheDispatcherTakesNothingExpiredHoweverLateTheTimerIs) {
   scheduler_.reset();  // before its clock
 }
 
+TEST_F(SchedulerTest, WhatCannotBeAnsweredInTimeIsNotComputed) {
+  FakeClock clock;
+  clock_ = &clock;
+  Start(1);
+  const auto first = Form(1, FakeGroup::Mode::kServe);
+  std::unique_ptr<Call> held;
+  std::thread sender([&] { held = SendRow(kHeldRow); });
+  gate_hold_.entered.WaitForNotification();
+  clock.Advance(milliseconds(100));  // so long do steps take
+  gate_hold_.release.Notify();
+  sender.join();
+  held->ExpectRightAnswer();
+  scheduler_->GroupLost(Epoch{1});
+  const auto late = Send(5, DType::kF32, [&](Request& request) { request.deadline = clock.Now() + milliseconds(150); });
+  const auto stays =
+      Send(2, DType::kF32, [&](Request& request) { request.deadline = clock.Now() + milliseconds(300); });
+  clock.Advance(milliseconds(80));
+  const auto second = Form(2, FakeGroup::Mode::kServe);
+  late->answered.WaitForNotification();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(late->status)) << late->status;
+  stays->ExpectRightAnswer();
+  EXPECT_EQ(second->num_submitted(), 1);
+  first->Retire();
+  second->Retire();
+  scheduler_.reset();  // before its clock
+}
+
 TEST_F(SchedulerTest, ARequestCancelledInFlightHarmsNobody) {
   Start(2);
   auto swallowing = Form(1, FakeGroup::Mode::kSwallow);

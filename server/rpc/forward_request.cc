@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string_view>
+#include <utility>
 
 #include "server/rpc/memory_owner.h"
 
@@ -94,13 +95,13 @@ absl::Status ChooseQueueing(const QueueWish& wish, const char* timeout_name, Req
 }
 
 TensorSlices OutputSlices(const Request& request) {
+  using Owners = std::pair<std::shared_ptr<const void>, std::shared_ptr<const void>>;
   TensorSlices slices;
   for (const OutputPart& part : request.output) {
     // gRPC's bytes are not const even where it only reads.
     slices.emplace_back(
         const_cast<std::byte*>(part.bytes.data()), part.bytes.size(),
-        [](void* owner) { delete static_cast<std::shared_ptr<const void>*>(owner); },
-        new std::shared_ptr<const void>(part.owner));
+        [](void* owners) { delete static_cast<Owners*>(owners); }, new Owners(part.owner, request.held_bytes));
   }
   return slices;
 }

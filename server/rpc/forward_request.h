@@ -36,7 +36,7 @@ struct QueueWish {
 // and what came.
 absl::Status ChooseQueueing(const QueueWish& wish, const char* timeout_name, Request* request);
 
-// The output rows of an answered request, as they lie.
+// The output rows of an answered request, as they lie. They keep its part of the budget of bytes.
 TensorSlices OutputSlices(const Request& request);
 
 // Who the call is, from its metadata; its id goes back to the caller as trailing metadata `x-request-id`. Once for a

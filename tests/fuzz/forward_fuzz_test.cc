@@ -27,6 +27,8 @@ void ExpectSame(const DecodedForward& decoded, const v1::ForwardRequest& parsed)
   EXPECT_EQ(decoded.return_balance_loss, parsed.return_balance_loss());
   EXPECT_EQ(decoded.gate_idx, parsed.gate_index());
   EXPECT_EQ(decoded.top_k, parsed.top_k());
+  EXPECT_EQ(decoded.priority, parsed.priority());
+  EXPECT_EQ(decoded.queue_timeout_us, parsed.queue_timeout_us());
   EXPECT_EQ(decoded.timeout_us, parsed.timeout_us());
   EXPECT_EQ(decoded.return_stats.has_value(), parsed.has_return_stats());
   EXPECT_EQ(decoded.return_stats.value_or(false), parsed.return_stats());

@@ -115,6 +115,8 @@ std::vector<std::string> ForwardCorpus() {
   full.set_gate_index(1);
   full.set_top_k(3);
   full.set_capacity_factor(-1.5);
+  full.set_priority(1);
+  full.set_queue_timeout_us(500'000);
   full.set_timeout_us(1'000'000);
   full.set_return_stats(true);
   return {Forward(v1::DATA_TYPE_BF16, 2, 3).SerializeAsString(), Forward(v1::DATA_TYPE_FP32, 4, 40).SerializeAsString(),

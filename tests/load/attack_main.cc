@@ -27,12 +27,13 @@ struct Flags {
 double Ms(std::chrono::nanoseconds time) { return std::chrono::duration<double, std::milli>(time).count(); }
 
 void Cancel(const Flags& flags) {
-  const CancelStorm storm{.target = flags.target,
-                          .method = flags.method,
-                          .message = MessageFor(flags.method, flags.model, flags.layer, flags.rows, flags.dim),
-                          .num_calls = flags.calls,
-                          .rate_per_s = flags.rate,
-                          .seed = static_cast<uint64_t>(flags.seed)};
+  const CancelStorm storm{
+      .target = flags.target,
+      .method = flags.method,
+      .message = ToByteBuffer(RequestBytes(flags.method, flags.model, flags.layer, flags.rows, flags.dim)),
+      .num_calls = flags.calls,
+      .rate_per_s = flags.rate,
+      .seed = static_cast<uint64_t>(flags.seed)};
   for (const auto& [code, count] : RunCancelStorm(storm)) {
     std::printf("%s=%ld\n", absl::StatusCodeToString(code).c_str(), count);
   }

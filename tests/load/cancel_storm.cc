@@ -130,11 +130,6 @@ std::vector<std::unique_ptr<grpc::GenericStub>> Connect(const CancelStorm& storm
   return stubs;
 }
 
-grpc::ByteBuffer ToByteBuffer(const google::protobuf::MessageLite& message) {
-  const grpc::Slice slice(message.SerializeAsString());
-  return grpc::ByteBuffer(&slice, 1);
-}
-
 v1::ForwardRequest ForwardOf(const std::string& model, const std::string& layer, int64_t num_rows, int64_t hidden_dim) {
   v1::ForwardRequest request;
   request.set_model(model);
@@ -188,14 +183,19 @@ std::map<absl::StatusCode, int64_t> RunCancelStorm(const CancelStorm& storm) {
   return calls.codes();
 }
 
-grpc::ByteBuffer MessageFor(const std::string& method, const std::string& model, const std::string& layer,
-                            int64_t num_rows, int64_t hidden_dim) {
-  if (method == kForwardMethod) return ToByteBuffer(ForwardOf(model, layer, num_rows, hidden_dim));
-  if (method != kForwardStreamMethod) return ToByteBuffer(InferOf(model + "." + layer, num_rows, hidden_dim));
+std::string RequestBytes(const std::string& method, const std::string& model, const std::string& layer,
+                         int64_t num_rows, int64_t hidden_dim) {
+  if (method == kForwardMethod) return ForwardOf(model, layer, num_rows, hidden_dim).SerializeAsString();
+  if (method != kForwardStreamMethod) return InferOf(model + "." + layer, num_rows, hidden_dim).SerializeAsString();
   v1::ForwardStreamRequest message;
   message.set_id(1);
   *message.mutable_forward() = ForwardOf(model, layer, num_rows, hidden_dim);
-  return ToByteBuffer(message);
+  return message.SerializeAsString();
+}
+
+grpc::ByteBuffer ToByteBuffer(const std::string& bytes) {
+  const grpc::Slice slice(bytes);
+  return grpc::ByteBuffer(&slice, 1);
 }
 
 }  // namespace switchyard

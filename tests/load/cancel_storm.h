@@ -31,7 +31,8 @@ struct CancelStorm {
 std::map<absl::StatusCode, int64_t> RunCancelStorm(const CancelStorm& storm);
 
 // A request for `num_rows` rows of zeros, serialized as one of the methods above takes it.
-grpc::ByteBuffer MessageFor(const std::string& method, const std::string& model, const std::string& layer,
-                            int64_t num_rows, int64_t hidden_dim);
+std::string RequestBytes(const std::string& method, const std::string& model, const std::string& layer,
+                         int64_t num_rows, int64_t hidden_dim);
+grpc::ByteBuffer ToByteBuffer(const std::string& bytes);
 
 }  // namespace switchyard

@@ -221,39 +221,53 @@ void HalfOpenStorm(Table& table) {
                         {closed == settings.half_open && closed_after_s <= 11, "closed within 10 s"}})});
 }
 
+struct Huge {
+  const char* name;
+  const char* what;
+  const char* method;
+  std::vector<std::string> flags;  // of the server
+};
+
+void HugeMessage(Table& table, const Huge& huge) {
+  const auto server = StartServer(huge.flags);
+  const HonestWork work = GoldenWork("m", settings.checkpoint, 1, 8);
+  HonestCaller honest(*server, work, kHonestPeriod);
+  const HonestReport before = Measure(honest, seconds(settings.baseline_seconds));
+  const ProcessUsage usage_before = UsageOf(server->process().pid());
+  ResetPeakRss(server->process().pid());
+  const SteadyTime begin = Clock::Real().Now();
+  const auto output =
+      Attack::Start(*server, {"huge", std::string("--method=") + huge.method, std::string("--what=") + huge.what,
+                              absl::StrCat("--bytes=", settings.huge_bytes)})
+          .Finish();
+  const double elapsed_s = MicrosBetween(begin, Clock::Real().Now()) / 1e6;
+  honest.WaitForCalls(100);
+  const HonestReport during = honest.Take();
+  const ProcessUsage usage = UsageOf(server->process().pid());
+  const double growth = (usage.peak_rss_bytes - usage_before.rss_bytes) / kMib;
+  const bool refused = output.count("RESOURCE_EXHAUSTED") + output.count("INVALID_ARGUMENT") > 0;
+  table.Print(
+      {absl::StrCat(settings.huge_bytes, " ", huge.name, " to `", huge.method, "` ", absl::StrJoin(huge.flags, " "),
+                    ": ", Codes(output), " after ", Format("%.1f", elapsed_s), " s"),
+       Show(before), Show(during),
+       absl::StrCat("peak RSS ", Format("%+.1f", growth), " MiB, ",
+                    Format("%+.1f", (usage.rss_bytes - usage_before.rss_bytes) / kMib), " MiB afterwards"),
+       Verdict({Unharmed(during),
+                P99Within(before, during),
+                {refused, "refused"},
+                {growth < 64, "memory grows < 64 MiB"}})});
+}
+
 void HugeMessages(Table& table) {
-  const std::tuple<const char*, const char*, const char*> messages[] = {
-      {"plain", kForwardMethod, "bytes in one message"},
-      {"plain", kInferMethod, "bytes in one message"},
-      {"plain", kInferStreamMethod, "bytes in one message"},
-      {"gzip", kInferMethod, "bytes of zeros, compressed"},
-      {"fields", "/inference.GRPCInferenceService/ServerLive", "bytes of unknown fields"}};
-  for (const auto& [what, method, name] : messages) {
-    const auto server = StartServer();
-    const HonestWork work = GoldenWork("m", settings.checkpoint, 1, 8);
-    HonestCaller honest(*server, work, kHonestPeriod);
-    const HonestReport before = Measure(honest, seconds(settings.baseline_seconds));
-    const ProcessUsage usage_before = UsageOf(server->process().pid());
-    ResetPeakRss(server->process().pid());
-    const std::string bytes = absl::StrCat("--bytes=", settings.huge_bytes);
-    const SteadyTime begin = Clock::Real().Now();
-    const auto output =
-        Attack::Start(*server, {"huge", std::string("--method=") + method, std::string("--what=") + what, bytes})
-            .Finish();
-    const double elapsed_s = MicrosBetween(begin, Clock::Real().Now()) / 1e6;
-    honest.WaitForCalls(100);
-    const HonestReport during = honest.Take();
-    const ProcessUsage usage = UsageOf(server->process().pid());
-    const double growth = (usage.peak_rss_bytes - usage_before.rss_bytes) / kMib;
-    const bool refused = output.count("RESOURCE_EXHAUSTED") + output.count("INVALID_ARGUMENT") > 0;
-    table.Print({absl::StrCat(settings.huge_bytes, " ", name, " to `", method, "`: ", Codes(output), " after ",
-                              Format("%.1f", elapsed_s), " s"),
-                 Show(before), Show(during), absl::StrCat("peak RSS ", Format("%+.1f", growth), " MiB"),
-                 Verdict({Unharmed(during),
-                          P99Within(before, during),
-                          {refused, "refused"},
-                          {growth < 64, "memory grows < 64 MiB"}})});
+  // Limits for senders that are not to be trusted, see docs/operations.md.
+  const std::vector<std::string> usual,
+      strict = {"--max_request_bytes=8Mi", "--grpc_memory_bytes=16Mi", "--max_queued_bytes=8Mi"};
+  HugeMessage(table, {"bytes in one message", "plain", kForwardMethod, usual});
+  for (const char* method : {kForwardMethod, kInferMethod, kInferStreamMethod}) {
+    HugeMessage(table, {"bytes in one message", "plain", method, strict});
   }
+  HugeMessage(table, {"bytes of zeros, compressed", "gzip", kInferMethod, strict});
+  HugeMessage(table, {"bytes of unknown fields", "fields", "/inference.GRPCInferenceService/ServerLive", strict});
 }
 
 // One overload: the peak in a closed loop, then ten times its rate, on one server.

@@ -5,6 +5,7 @@
 
 #include <set>
 
+#include "moe/base/clock.h"
 #include "tests/fuzz/messages.h"
 #include "tests/fuzz/mutator.h"
 #include "tests/load/cancel_storm.h"
@@ -13,6 +14,7 @@
 #include "tests/load/huge_message.h"
 #include "tests/load/overload.h"
 #include "tests/load/server_watch.h"
+#include "tests/load/stalled_readers.h"
 
 namespace switchyard {
 namespace {
@@ -76,7 +78,7 @@ TEST_F(StormTest, CancelledCallsOfBothApisLeaveNothingBehind) {
   for (const char* method : {kForwardMethod, kInferMethod, kForwardStreamMethod, kInferStreamMethod}) {
     const CancelStorm storm{.target = server_->grpc_address(),
                             .method = method,
-                            .message = MessageFor(method, "m", "2", 300, kDim),
+                            .message = ToByteBuffer(RequestBytes(method, "m", "2", 300, kDim)),
                             .num_calls = 1500};
     auto codes = RunCancelStorm(storm);
     ExpectOnly(codes, {absl::StatusCode::kOk, absl::StatusCode::kCancelled, absl::StatusCode::kResourceExhausted});
@@ -98,6 +100,23 @@ TEST_F(StormTest, MessagesBeyondTheLimitAreRefusedWithoutBeingKept) {
     const grpc::Status status = SendHugeMessage(target, method, 256 * kMib);
     EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED) << status.error_message();
   }
+}
+
+// They are the server's memory, so they count among what it holds until they are sent or their caller hangs up.
+TEST_F(StormTest, AnswersThatNobodyReadsAreCounted) {
+  constexpr int kCallers = 50, kRows = 100;
+  constexpr int64_t kBytes = kCallers * kRows * kDim * int64_t{sizeof(float)};
+  const auto readers = StalledReaders::Start(server_->grpc_address(), kForwardMethod,
+                                             RequestBytes(kForwardMethod, "m", "2", kRows, kDim), kCallers);
+  ASSERT_TRUE(readers.ok()) << readers.status();
+  const SteadyTime end = Clock::Real().Now() + kPatience;
+  AdmittedWork held;
+  do {
+    honest_->WaitForCalls(1);
+    held = AdmittedBy(*server_);
+  } while ((held.bytes < kBytes || held.rows >= kRows) && Clock::Real().Now() < end);
+  EXPECT_GE(held.bytes, kBytes);
+  EXPECT_LT(held.rows, kRows) << "they are answered";
 }
 
 TEST_F(StormTest, MutatedMessagesAreAnswered) {
