@@ -261,7 +261,7 @@ void HugeMessage(Table& table, const Huge& huge) {
 void HugeMessages(Table& table) {
   // Limits for senders that are not to be trusted, see docs/operations.md.
   const std::vector<std::string> usual,
-      strict = {"--max_request_bytes=8Mi", "--grpc_memory_bytes=16Mi", "--max_queued_bytes=8Mi"};
+      strict = {"--max_request_bytes=8388608", "--grpc_memory_bytes=16777216", "--max_queued_bytes=8388608"};
   HugeMessage(table, {"bytes in one message", "plain", kForwardMethod, usual});
   for (const char* method : {kForwardMethod, kInferMethod, kInferStreamMethod}) {
     HugeMessage(table, {"bytes in one message", "plain", method, strict});
