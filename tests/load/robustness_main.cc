@@ -28,7 +28,7 @@ struct Settings {
   std::string attack = "tests/load/attack";
   std::string checkpoint = "tests/testdata/jargon-moe";
   int64_t cancels = 100'000;
-  double cancel_rate = 2000;
+  double cancel_rate = 1000;
   int half_open = 1000;
   int64_t huge_bytes = int64_t{1} << 30;
   int overload_seconds = 120;
@@ -169,7 +169,7 @@ void CancelStorms(Table& table) {
   HonestCaller honest(*server, work, kHonestPeriod);
   const std::string rate = absl::StrCat("--rate=", settings.cancel_rate);
   const auto attack = [&](const char* method, int64_t calls) {
-    return Attack::Start(*server, {"cancel", std::string("--method=") + method, "--layer=2", "--rows=100", rate,
+    return Attack::Start(*server, {"cancel", std::string("--method=") + method, "--layer=2", "--rows=4", rate,
                                    absl::StrCat("--calls=", calls)})
         .Finish();
   };
@@ -336,9 +336,9 @@ void Soak(Table& table) {
   const auto calls = [&](double rate) {
     return absl::StrCat("--calls=", static_cast<int64_t>(rate * settings.soak_seconds));
   };
-  Attack cancels = Attack::Start(*server, {"cancel", "--layer=2", "--rows=50", "--rate=200", calls(200)});
+  Attack cancels = Attack::Start(*server, {"cancel", "--layer=2", "--rows=20", "--rate=200", calls(200)});
   Attack streams = Attack::Start(*server, {"cancel", std::string("--method=") + kInferStreamMethod, "--layer=3",
-                                           "--rows=50", "--rate=100", calls(100)});
+                                           "--rows=20", "--rate=100", calls(100)});
   Attack garbage = Attack::Start(*server, {"garbage", "--rate=200", calls(100)});
   Attack load = Attack::Start(*server, {"load", "--rows=100", "--concurrency=4", "--deadline_ms=60000",
                                         absl::StrCat("--seconds=", settings.soak_seconds)});

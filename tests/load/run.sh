@@ -10,6 +10,9 @@ versions=$(dpkg-query -W -f '${Package} ${Version}, ' libgrpc++1.51 libprotobuf3
 cpu=$(sed -n 's/^model name\s*: //p' /proc/cpuinfo | head -1)
 echo "$(date +%F), $cpu, $(nproc) cores, load average $(cut -d' ' -f1 /proc/loadavg) before. $versions."
 echo
+TEST_TMPDIR=$(mktemp -d)  # the servers' logs
+export TEST_TMPDIR
+trap 'rm -rf "$TEST_TMPDIR"' EXIT
 program=$PWD/bazel-bin/tests/load/robustness
 cd "$program.runfiles/switchyard"
 "$program" "$@"
