@@ -66,7 +66,7 @@ class Simulation {
       clock_.Advance(microseconds(random_() % 60));
       if (static_cast<int64_t>(random_() % 100) < arrivals_percent_) Arrive();
       if (random_() % 12 == 0) Cancel();
-      if (random_() % 6 == 0) Ended(batcher_.TakeExpired(clock_.Now()));
+      if (random_() % 6 == 0) Expire();
       if (random_() % 4 == 0) in_flight_ = false;
       Step();
     }
@@ -119,6 +119,11 @@ class Simulation {
     return can_time_out ? std::min(request.deadline, request.arrival + request.queue_timeout) : request.deadline;
   }
 
+  void Expire() {
+    Ended(batcher_.TakeExpired(clock_.Now()));
+    CheckTotals();
+  }
+
   // Exactly those should have expired.
   void Ended(const std::vector<std::shared_ptr<Request>>& expired) {
     for (const auto& request : expired) {
@@ -128,7 +133,6 @@ class Simulation {
       live_.erase(it);
     }
     for (const auto& [number, live] : live_) EXPECT_GT(ExpiryOf(live), clock_.Now()) << "it should have ended";
-    CheckTotals();
   }
 
   // Takes a batch, if there is one; false when there is none.
@@ -138,6 +142,7 @@ class Simulation {
     Ended(batcher_.TakeExpired(clock_.Now()));
     if (!batch.has_value()) {
       CheckNothingIsReady(idle);
+      CheckTotals();
       return false;
     }
     in_flight_ = true;
