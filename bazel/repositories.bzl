@@ -33,6 +33,7 @@ def switchyard_repositories():
                 "absl_time",
             ],
             "grpc": ["grpc++", "protobuf"],
+            "httplib": ["cpp-httplib"],
             "openssl": ["openssl"],
             "protobuf": ["protobuf"],
             "prometheus": ["prometheus-cpp-core"],
@@ -40,7 +41,6 @@ def switchyard_repositories():
         },
         flags = {
             "benchmark": ["-lbenchmark", "-lpthread"],
-            "civetweb": ["-lcivetweb-cpp", "-lcivetweb"],
             "cli11": [],
             "dnnl": ["-ldnnl", "-lgomp"],
             "gloo": ["-lgloo"],

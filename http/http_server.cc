@@ -1,87 +1,96 @@
 #include "http/http_server.h"
 
-#include <CivetServer.h>
+#include <httplib.h>
 #include <prometheus/text_serializer.h>
 
-#include <vector>
+#include <thread>
 
 namespace switchyard {
 namespace {
 
-struct Answer {
-  int code = 200;
-  std::string content_type = "text/plain; charset=utf-8";
-  std::string body;
-};
+constexpr int kNumThreads = 4;
+constexpr time_t kPatienceSeconds = 2;  // with callers that do not send or do not read; what a stop waits for at most
 
-// A GET handler around a function.
-class Handler final : public CivetHandler {
+class HttplibServer final : public HttpServer {
  public:
-  explicit Handler(std::function<Answer()> answer) : answer_(std::move(answer)) {}
+  HttplibServer(CollectFn collect, std::function<bool()> is_ready)
+      : collect_(std::move(collect)), is_ready_(std::move(is_ready)) {
+    Configure();
+    Route();
+  }
 
-  bool handleGet(CivetServer*, mg_connection* connection) override {
-    const Answer answer = answer_();
-    mg_printf(connection, "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nConnection: close\r\n\r\n",
-              answer.code, mg_get_response_code_text(connection, answer.code), answer.content_type.c_str(),
-              answer.body.size());
-    mg_write(connection, answer.body.data(), answer.body.size());
+  ~HttplibServer() override {
+    server_.stop();
+    if (thread_.joinable()) thread_.join();
+  }
+
+  // False when the address cannot be had; errno says why.
+  bool Listen(const HttpOptions& options) {
+    port_ = options.port;
+    if (port_ == 0) {
+      port_ = server_.bind_to_any_port(options.host);
+    } else if (!server_.bind_to_port(options.host, port_)) {
+      port_ = -1;
+    }
+    if (port_ < 0) return false;
+    thread_ = std::thread([this] { server_.listen_after_bind(); });
+    while (!server_.is_running()) std::this_thread::yield();  // a stop before that would be lost
     return true;
   }
 
- private:
-  const std::function<Answer()> answer_;
-};
-
-class CivetHttpServer final : public HttpServer {
- public:
-  CivetHttpServer(const std::vector<std::string>& civet_options, std::function<Answer()> metrics,
-                  std::function<Answer()> ready)
-      : metrics_(std::move(metrics)),
-        live_([] { return Answer{.body = "live\n"}; }),
-        ready_(std::move(ready)),
-        unknown_([] { return Answer{.code = 404, .body = "not here; try /metrics, /livez or /readyz\n"}; }),
-        server_(civet_options) {
-    // Everything not named below. Without it CivetServer answers unknown paths itself, and crashes as it has no
-    // document root.
-    server_.addHandler("/", unknown_);
-    server_.addHandler("/metrics", metrics_);
-    server_.addHandler("/livez", live_);
-    server_.addHandler("/readyz", ready_);
-  }
-
-  int port() const override {
-    const std::vector<int> ports = const_cast<CivetServer&>(server_).getListeningPorts();
-    return ports.empty() ? 0 : ports[0];
-  }
+  int port() const override { return port_; }
 
  private:
-  Handler metrics_, live_, ready_, unknown_;
-  CivetServer server_;  // ends first, so that no handler runs on a dead object
-};
+  void Configure() {
+    server_.new_task_queue = [] { return new httplib::ThreadPool(kNumThreads); };
+    // Not what the library sets, with which two servers could share a port.
+    server_.set_socket_options([](int socket) {
+      const int yes = 1;
+      setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+    });
+    server_.set_keep_alive_max_count(1);  // no thread waits for a caller's next request
+    server_.set_read_timeout(kPatienceSeconds);
+    server_.set_write_timeout(kPatienceSeconds);
+    server_.set_payload_max_length(4096);
+  }
 
-std::string Endpoint(const HttpOptions& options) {
-  const std::string host = options.host == "localhost" ? "127.0.0.1" : options.host;
-  return absl::StrCat(host, ":", options.port);
-}
+  void Route() {
+    server_.Get("/metrics", [this](const httplib::Request&, httplib::Response& response) {
+      response.set_content(prometheus::TextSerializer().Serialize(collect_()),
+                           "text/plain; version=0.0.4; charset=utf-8");
+    });
+    server_.Get("/livez", [](const httplib::Request&, httplib::Response& response) { Say("live\n", &response); });
+    server_.Get("/readyz", [this](const httplib::Request&, httplib::Response& response) {
+      const bool ready = is_ready_();
+      response.status = ready ? 200 : 503;
+      Say(ready ? "ready\n" : "not ready\n", &response);
+    });
+    server_.set_error_handler([](const httplib::Request&, httplib::Response& response) {
+      if (response.status == 404) Say("not here; try /metrics, /livez or /readyz\n", &response);
+    });
+  }
+
+  static void Say(const char* text, httplib::Response* response) {
+    response->set_content(text, "text/plain; charset=utf-8");
+  }
+
+  const CollectFn collect_;
+  const std::function<bool()> is_ready_;
+  httplib::Server server_;
+  int port_ = 0;
+  std::thread thread_;
+};
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions& options, CollectFn collect,
                                                               std::function<bool()> is_ready) {
-  auto metrics = [collect = std::move(collect)] {
-    return Answer{.content_type = "text/plain; version=0.0.4; charset=utf-8",
-                  .body = prometheus::TextSerializer().Serialize(collect())};
-  };
-  auto ready = [is_ready = std::move(is_ready)] {
-    return is_ready() ? Answer{.body = "ready\n"} : Answer{.code = 503, .body = "not ready\n"};
-  };
-  try {
-    return std::make_unique<CivetHttpServer>(
-        std::vector<std::string>{"listening_ports", Endpoint(options), "num_threads", "4"}, metrics, ready);
-  } catch (const CivetException& error) {
-    return absl::UnavailableError(absl::StrCat("--http_port: cannot listen on ", Endpoint(options), ": ", error.what(),
-                                               "; is the port in use? (0 takes a free one)"));
+  auto server = std::make_unique<HttplibServer>(std::move(collect), std::move(is_ready));
+  if (!server->Listen(options)) {
+    return absl::UnavailableError(absl::StrCat("--http_port: cannot listen on ", options.host, ":", options.port, ": ",
+                                               strerror(errno), "; is the port in use? (0 takes a free one)"));
   }
+  return server;
 }
 
 }  // namespace switchyard

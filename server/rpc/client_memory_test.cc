@@ -11,6 +11,8 @@
 #include <future>
 #include <latch>
 #include <limits>
+#include <memory>
+#include <random>
 
 #include "moe/base/unique_fd.h"
 #include "server/rpc/system_shared_memory.h"
@@ -24,11 +26,12 @@ using testing::Not;
 
 constexpr uint64_t kHuge = std::numeric_limits<uint64_t>::max();
 
-// A POSIX shared memory object of this test.
+// A POSIX shared memory object of this test. Names are random, since tests that run beside each other may share process
+// ids: sandboxes have their own, and one /dev/shm.
 class ShmObject {
  public:
   explicit ShmObject(size_t num_bytes, const std::string& prefix = "switchyard_test_")
-      : key_(absl::StrCat("/", prefix, getpid(), "_", ++count_)),
+      : key_(absl::StrCat("/", prefix, std::random_device()(), "_", ++count_)),
         fd_(shm_open(key_.c_str(), O_RDWR | O_CREAT | O_EXCL, 0600)) {
     EXPECT_TRUE(fd_.valid());
     Resize(num_bytes);
@@ -102,7 +105,7 @@ TEST(SystemSharedMemoryTest, RangesAreCheckedWithoutOverflow) {
 TEST(SystemSharedMemoryTest, WhateverIsWrongWithAnObjectTheAnswerIsTheSame) {
   ShmObject object(4096);
   ShmObject forbidden(4096, "nccl-test-");
-  const std::string fifo = absl::StrCat("/dev/shm/switchyard_fifo_", getpid());
+  const std::string fifo = absl::StrCat("/dev/shm/switchyard_fifo_", std::random_device()());
   ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
   const std::string answer(OpenSystemMemory("/switchyard_none", 0, 1000).status().message());
   EXPECT_THAT(answer, HasSubstr("key: expected a shared memory object"));
@@ -140,7 +143,7 @@ TEST(SystemSharedMemoryTest, KeysAreNamesOfObjectsAndNoPaths) {
 
 TEST(SystemSharedMemoryTest, LinksAreNotFollowed) {
   ShmObject object(100);
-  const std::string link = absl::StrCat("/dev/shm/switchyard_link_", getpid());
+  const std::string link = absl::StrCat("/dev/shm/switchyard_link_", std::random_device()());
   ASSERT_EQ(symlink("/etc/hostname", link.c_str()), 0);
   EXPECT_FALSE(OpenSystemMemory(link.substr(8), 0, 1).ok());
   unlink(link.c_str());
@@ -255,9 +258,9 @@ class ClientMemoryTest : public testing::Test {
 
   // Both threads are past what they were given; they let go of it a little after its result is known.
   void FinishTasks() {
-    std::latch all_here(3);
-    for (int i = 0; i < 2; ++i) memory_.threads().Run([&] { all_here.arrive_and_wait(); });
-    all_here.arrive_and_wait();
+    const auto all_here = std::make_shared<std::latch>(3);  // a thread that waits may leave later than this one
+    for (int i = 0; i < 2; ++i) memory_.threads().Run([all_here] { all_here->arrive_and_wait(); });
+    all_here->arrive_and_wait();
   }
 
   ClientMemory memory_{3 * kLongCopy, "/nowhere/libcuda.so"};

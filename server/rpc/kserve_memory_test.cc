@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <limits>
+#include <random>
 
 #include "moe/base/unique_fd.h"
 
@@ -43,7 +44,7 @@ class KserveMemoryTest : public testing::Test {
   }
   void ExpectInvalid(const std::string& text) { ExpectError(absl::StatusCode::kInvalidArgument, text); }
 
-  const std::string key_ = absl::StrCat("/switchyard_kserve_memory_test_", getpid());
+  const std::string key_ = absl::StrCat("/switchyard_kserve_memory_test_", std::random_device()());
   ClientMemory memory_{1 << 20};
   const MemoryAccess me_ = {&memory_, "me"};
   InferParameters parameters_;

@@ -20,7 +20,7 @@ PRINTS = {
     "native_stream": "320 answers for 8 sequences through 4 layers\nthe wrong request got: layer: .*nowhere",
     "infer_shared_memory": "2097152 bytes of rows and as many of output in shared memory; the answer took .*",
     "server_status": r"switchyard .*\nlive and ready\n  jargon-moe.0: READY, FP32 rows of 128, 16 experts(.*\n)*grpc.health.v1: SERVING",
-    "replace_moe_block": r"server: b'\\nhacker\\n n.\\n\\n    \[from the subject of \{core\}'",
+    "replace_moe_block": r"server: b'\\nhacker\\n n.\\n\\n    \[from the subject of \{co'",
 }
 
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 import queue
+import secrets
 import threading
 
 import grpc
@@ -61,7 +62,7 @@ class Region:
 
     def __init__(self, byte_size, name=None):
         self.name = name or f"region {next(self.numbers)}"
-        self.key = f"/switchyard_{os.getpid()}_{next(self.numbers)}"
+        self.key = f"/switchyard_{secrets.token_hex(4)}_{next(self.numbers)}"
         self.byte_size = byte_size
         self.handle = shm.create_shared_memory_region(self.name, self.key, byte_size, create_only=True)
 
@@ -179,7 +180,7 @@ def test_names_are_bounded(client, new_region, name):
 
 def test_nothing_is_said_about_objects_that_may_not_be_registered(client, new_region):
     exists = new_region(100)
-    link = f"switchyard_link_{os.getpid()}"
+    link = f"switchyard_link_{secrets.token_hex(4)}"
     os.symlink("/etc/passwd", f"/dev/shm/{link}")
     try:
         answers = {refusal(lambda: client.register_system_shared_memory("x", key, 200))

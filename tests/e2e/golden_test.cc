@@ -127,7 +127,7 @@ INSTANTIATE_TEST_SUITE_P(Workers, GoldenTest,
 // Workers that join from elsewhere get their steps over gRPC instead of shared memory.
 TEST(AwaitedWorkers, EveryLayerOverGrpc) {
   const std::string token_file = testing::TempDir() + "/token";
-  std::ofstream(token_file) << "a secret\n";
+  std::ofstream(token_file) << "a-secret\n";
   std::vector<std::string> flags = ModelFlags();
   flags.insert(flags.end(), {"--port=0", "--http_port=0", "--await_workers=2", "--worker_port=0",
                              "--compute_dtype=fp32", "--worker_token_file=" + token_file});

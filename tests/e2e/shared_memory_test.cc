@@ -38,7 +38,7 @@ class SharedRows {
       : stub_(stub),
         name_(name),
         num_bytes_(num_rows * kRowBytes),
-        key_(absl::StrCat("/switchyard_e2e_", getpid(), "_", name)),
+        key_(absl::StrCat("/switchyard_e2e_", std::random_device()(), "_", name)),
         fd_(shm_open(key_.c_str(), O_RDWR | O_CREAT | O_EXCL, 0600)) {
     Resize(2 * num_bytes_);
     EXPECT_TRUE(Register().ok());
