@@ -21,7 +21,8 @@ absl::Status WhyExpired(const Request& request, SteadyTime now) {
     return absl::DeadlineExceededError(absl::StrCat("the call's deadline passed, after ", waited_us, " us"));
   }
   if (request.queue_timeout.count() == 0 || waited_us < request.queue_timeout.count()) {
-    const bool of_timeout = request.timeout_us > 0 && MicrosBetween(request.arrival, request.deadline) >= request.timeout_us;
+    const bool of_timeout =
+        request.timeout_us > 0 && MicrosBetween(request.arrival, request.deadline) >= request.timeout_us;
     return absl::DeadlineExceededError(
         absl::StrCat(of_timeout ? absl::StrCat("timeout: not answered within ", request.timeout_us, " us, which")
                                 : "the call's deadline",

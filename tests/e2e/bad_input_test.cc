@@ -235,7 +235,8 @@ TEST(BadStart, FlagsAreNamed) {
   ExpectStartFails({model, "--local_workers=1", "--device=cuda:99"}, "--device=cuda:99: this ");
   ExpectStartFails({model, "--local_workers=1", "--worker_binary=/no/worker"}, "worker program /no/worker");
   ExpectStartFails({"--model=m=/no/such/folder", "--local_workers=1"}, "/no/such/folder");
-  ExpectStartFails({model, "--await_workers=1", "--worker_host=0.0.0.0"}, "or at least --worker_token_file, are needed");
+  ExpectStartFails({model, "--await_workers=1", "--worker_host=0.0.0.0"},
+                   "or at least --worker_token_file, are needed");
 }
 
 TEST(BadStart, APortInUseIsNamed) {
