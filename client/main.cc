@@ -1,5 +1,9 @@
 #include <iostream>
 
 #include "client/cli.h"
+#include "moe/base/deadlock_detection.h"
 
-int main(int argc, char** argv) { return switchyard::RunCli(argc, argv, std::cout, std::cerr); }
+int main(int argc, char** argv) {
+  switchyard::StopLookingForDeadlocks();
+  return switchyard::RunCli(argc, argv, std::cout, std::cerr);
+}

@@ -9,6 +9,7 @@
 #include <cstdio>
 
 #include "http/http_server.h"
+#include "moe/base/deadlock_detection.h"
 #include "moe/base/logging.h"
 #include "moe/base/version.h"
 #include "rpc/loopback.h"
@@ -114,6 +115,7 @@ void RaiseDescriptorLimit() {
 }
 
 absl::Status RunServer(const ServerOptions& options) {
+  StopLookingForDeadlocks();
   SY_RETURN_IF_ERROR(SetUpLogging({options.log_level, options.log_format, "front"}));
   // Before any thread starts, so that all of them leave these signals to the main thread.
   const sigset_t signals = StopSignals();

@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdio>
 
+#include "moe/base/deadlock_detection.h"
 #include "moe/base/logging.h"
 #include "moe/base/version.h"
 #include "worker/worker.h"
@@ -82,6 +83,7 @@ absl::Status RunWorker(const WorkerOptions& options, const LoggingOptions& loggi
 }  // namespace
 
 int RunWorkerProgram(int argc, char** argv, DeviceOpener open_device) {
+  StopLookingForDeadlocks();
   WorkerOptions options;
   LoggingOptions logging;
   CLI::App app{"switchyard_worker: holds a share of the experts and runs steps for a switchyard_server."};

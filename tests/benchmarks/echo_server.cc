@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "moe/base/deadlock_detection.h"
 #include "proto/switchyard.grpc.pb.h"
 #include "rpc/listen.h"
 #include "rpc/wire_options.h"
@@ -45,4 +46,7 @@ int Serve() {
 }  // namespace
 }  // namespace switchyard
 
-int main() { return switchyard::Serve(); }
+int main() {
+  switchyard::StopLookingForDeadlocks();
+  return switchyard::Serve();
+}

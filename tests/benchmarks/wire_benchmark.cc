@@ -26,6 +26,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "client/client.h"
+#include "moe/base/deadlock_detection.h"
 #include "moe/tensor/buffer.h"
 #include "moe/tensor/float16.h"
 #include "proto/inference.pb.h"
@@ -300,6 +301,7 @@ absl::Status Run(const Settings& settings) {
 }  // namespace switchyard
 
 int main(int argc, char** argv) {
+  switchyard::StopLookingForDeadlocks();
   switchyard::Settings settings;
   CLI::App app{"wire_benchmark: the service against a bare gRPC echo."};
   app.add_option("--rows", settings.rows, "rows per request")->delimiter(',');
