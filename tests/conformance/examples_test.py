@@ -12,7 +12,8 @@ from conftest import Server
 
 FOLDER = "client/python/examples"
 
-# What each prints, beside what it checks itself and says with its exit code.
+# What each prints, beside what it checks itself and says with its exit code. The last takes the model away for a while, which
+# is why it is the last.
 PRINTS = {
     "infer": "first row: experts .* with weights",
     "infer_asyncio": "200 requests of one row in",
@@ -21,6 +22,7 @@ PRINTS = {
     "infer_shared_memory": "2097152 bytes of rows and as many of output in shared memory; the answer took .*",
     "server_status": r"switchyard .*\nlive and ready\n  jargon-moe.0: READY, FP32 rows of 128, 16 experts(.*\n)*grpc.health.v1: SERVING",
     "replace_moe_block": r"server: b'\\nhacker\\n n.\\n\\n    \[from the subject of \{co'",
+    "model_control": r"before: READY\nunloaded: UNAVAILABLE\njargon-moe.0 now gets: StatusCode.UNAVAILABLE\nloaded in .* s: READY",
 }
 
 
