@@ -1,6 +1,7 @@
 #include "server/admission.h"
 
 #include "moe/base/clock.h"
+#include "server/pushback.h"
 
 namespace switchyard {
 
@@ -28,8 +29,9 @@ absl::Status Admission::Admit(const std::string& client, int64_t num_rows, int64
   MutexLock lock(&mu_);
   const auto it = clients_.find(client);
   const Held own = it == clients_.end() ? Held() : it->second;
-  SY_RETURN_IF_ERROR(CheckBudget("rows", "--max_queued_rows", num_rows, own.rows, held_.rows, max_rows_));
-  SY_RETURN_IF_ERROR(CheckBudget("bytes", "--max_queued_bytes", num_bytes, own.bytes, held_.bytes, max_bytes_));
+  absl::Status fits = CheckBudget("rows", "--max_queued_rows", num_rows, own.rows, held_.rows, max_rows_);
+  fits.Update(CheckBudget("bytes", "--max_queued_bytes", num_bytes, own.bytes, held_.bytes, max_bytes_));
+  if (!fits.ok()) return WithPushback(fits);
   for (Held* held : {&held_, &clients_[client]}) {
     held->rows += num_rows;
     held->bytes += num_bytes;

@@ -23,8 +23,8 @@ class Admission {
  public:
   Admission(int64_t max_rows, int64_t max_bytes) : max_rows_(max_rows), max_bytes_(max_bytes) {}
 
-  // ResourceExhausted, naming the budget, when the request does not fit beside those admitted, or its client holds too
-  // much of it.
+  // ResourceExhausted with pushback, naming the budget, when the request does not fit beside those admitted, or its
+  // client holds too much of it.
   absl::Status Admit(const std::string& client, int64_t num_rows, int64_t num_bytes);
   // Each once for a request that was admitted, in any order: it is answered, and its answer's bytes are gone.
   void ReleaseRows(const std::string& client, int64_t num_rows);
@@ -42,8 +42,6 @@ class Admission {
   // Waits until every request is answered; false when `timeout` passed first.
   bool WaitUntilEmpty(std::chrono::milliseconds timeout) const;
 
-  // How long a refused caller should wait before it tries again.
-  static constexpr int kPushbackMs = 50;
   static constexpr int64_t kClientFactor = 8;
 
  private:

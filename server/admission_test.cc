@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "server/pushback.h"
+
 namespace switchyard {
 namespace {
 
@@ -15,6 +17,7 @@ TEST(Admission, RefusesBeyondEitherBudgetAndNamesIt) {
   EXPECT_TRUE(admission.Admit("a", 6, 60).ok());
   const absl::Status rows = admission.Admit("a", 5, 1);
   EXPECT_TRUE(absl::IsResourceExhausted(rows));
+  EXPECT_GT(PushbackMs(rows), 0);
   EXPECT_NE(std::string(rows.message()).find("--max_queued_rows=10"), std::string::npos) << rows;
   const absl::Status bytes = admission.Admit("a", 1, 41);
   EXPECT_TRUE(absl::IsResourceExhausted(bytes));

@@ -15,11 +15,13 @@ int QueueIndex(Priority priority) {
   return priority == Priority::kHigh ? kHighest : static_cast<int>(priority);  // kAged comes between
 }
 
-// The last moment at which a request may leave and still be answered in time. Half of what its caller gives it is for
-// the queue, however long steps take.
+// The last moment at which a request may leave and still be answered in time. Of what its caller gives it a quarter at
+// least is kept for the way there and back, which under overload takes its time too, and half at least is the queue's,
+// however long steps take.
 SteadyTime LatestStart(const Request& request, std::chrono::nanoseconds step_time) {
-  if (request.deadline == SteadyTime::max()) return request.deadline;
-  return request.deadline - std::min<SteadyTime::duration>(2 * step_time, (request.deadline - request.arrival) / 2);
+  if (request.deadline == SteadyTime::max() || step_time.count() == 0) return request.deadline;
+  const auto given = request.deadline - request.arrival;
+  return request.deadline - std::clamp<SteadyTime::duration>(2 * step_time, given / 4, given / 2);
 }
 
 }  // namespace

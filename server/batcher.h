@@ -58,8 +58,9 @@ class Batcher {
  public:
   explicit Batcher(const BatcherOptions& options) : options_(options) {}
 
-  // Steps take about `step_time`. What would leave later than twice that before its deadline expires instead: it would
-  // be computed for nobody, and under overload, when all that leaves has waited for long, so would everything.
+  // Steps take about `step_time`; 0 when that is not known. What would leave later than twice that, and a quarter of
+  // its caller's time, before its deadline expires instead: it would be computed for nobody, and under overload, when
+  // all that leaves has waited for long, so would everything.
   void Add(std::shared_ptr<Request> request, std::chrono::nanoseconds step_time = std::chrono::nanoseconds(0));
 
   // Takes the rows of a request that are still queued out of its queue; returns how many there were.

@@ -311,9 +311,13 @@ TEST_F(BatcherTest, NothingLeavesTooLateToBeAnsweredInTime) {
   EXPECT_EQ(batcher.NextExpiry(), clock_.Now() + milliseconds(4)) << "half of its time is the queue's";
   clock_.Advance(milliseconds(4));
   EXPECT_EQ(batcher.TakeExpired(clock_.Now()).size(), 1u);
-  EXPECT_EQ(batcher.NextExpiry(), clock_.Now() + milliseconds(76)) << "two steps before its deadline";
-  clock_.Advance(milliseconds(75));
+  EXPECT_EQ(batcher.NextExpiry(), clock_.Now() + milliseconds(71)) << "a quarter is for the way";
+  clock_.Advance(milliseconds(70));
   EXPECT_EQ(Take(batcher)->pieces[0].request, patient);
+  const auto late = MakeRequest(0, 1);
+  late->deadline = clock_.Now() + milliseconds(100);
+  batcher.Add(late, milliseconds(20));
+  EXPECT_EQ(batcher.NextExpiry(), clock_.Now() + milliseconds(60)) << "two steps before its deadline";
 }
 
 TEST_F(BatcherTest, EverythingCanBeTakenOut) {

@@ -83,6 +83,9 @@ void DefineConnections(CLI::App& app, ServerOptions* options) {
       ->capture_default_str();
   app.add_option("--max_concurrent_streams", options->max_concurrent_streams, "calls of one connection at once")
       ->capture_default_str();
+  app.add_option("--compression", options->compression,
+                 "on or off: accept compressed requests, whose size is limited only as it travels")
+      ->capture_default_str();
   app.add_option("--max_metadata_bytes", options->max_metadata_bytes, "metadata of one call at most")
       ->capture_default_str();
   app.add_option("--grpc_memory_bytes", options->grpc_memory_bytes,

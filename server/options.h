@@ -48,6 +48,7 @@ struct ServerOptions {
   int handshake_timeout_ms = 10'000;  // until the first HTTP/2 settings have come
   int max_concurrent_streams = 1024;  // of one connection
   int max_metadata_bytes = 16 << 10;  // of one call
+  bool compression = true;  // calls may be compressed; gRPC limits what they take before they are unpacked only
   // What gRPC may hold of messages on their way in. 0 for max_queued_bytes and four of the largest requests.
   int64_t grpc_memory_bytes = 0;
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "server/pushback.h"
 #include "server/rpc/system_shared_memory.h"
 
 namespace switchyard {
@@ -48,9 +49,9 @@ class ClientMemory::Budget {
       held_bytes_ += num_bytes;
       return absl::OkStatus();
     }
-    return absl::ResourceExhaustedError(absl::StrCat("shared memory: ", num_bytes, " bytes of inputs beside the ",
-                                                     held_bytes_, " held, the limit --max_queued_bytes is ",
-                                                     max_bytes_));
+    return WithPushback(
+        absl::ResourceExhaustedError(absl::StrCat("shared memory: ", num_bytes, " bytes of inputs beside the ",
+                                                  held_bytes_, " held, the limit --max_queued_bytes is ", max_bytes_)));
   }
   void Release(int64_t num_bytes) {
     MutexLock lock(&mu_);

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "server/pushback.h"
 #include "server/rpc/memory_owner.h"
 
 namespace switchyard {
@@ -131,10 +132,6 @@ void RecordRefusal(Front& front, const ServedLayer* layer, const absl::Status& s
                    const RequestIdentity& identity) {
   front.metrics().RecordRejection(status.code(), layer == nullptr ? std::nullopt : std::optional(layer->id));
   front.request_log().Refused(layer, identity, status);
-}
-
-int64_t PushbackMs(const absl::Status& status) {
-  return absl::IsResourceExhausted(status) ? Admission::kPushbackMs : 0;
 }
 
 void AddPushback(const absl::Status& status, grpc::CallbackServerContext* context) {

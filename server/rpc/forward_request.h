@@ -48,9 +48,7 @@ void RecordAnswer(Front& front, const Request& request, const absl::Status& stat
 // A request was refused before it was submitted; `layer` is null when it named none.
 void RecordRefusal(Front& front, const ServedLayer* layer, const absl::Status& status, const RequestIdentity& identity);
 
-// How long the caller of an overloaded server should wait before it tries again; 0 for other outcomes.
-int64_t PushbackMs(const absl::Status& status);
-// Tells it with the end of its call.
+// Tells the caller with the end of its call how long to wait before it tries again, if it should.
 void AddPushback(const absl::Status& status, grpc::CallbackServerContext* context);
 
 }  // namespace switchyard

@@ -1,5 +1,6 @@
 #include "server/rpc/forward_stream.h"
 
+#include "server/pushback.h"
 #include "server/rpc/forward_call.h"
 #include "server/rpc/forward_request.h"
 

@@ -41,6 +41,9 @@ void LimitConnections(const ServerOptions& options, grpc::ServerBuilder* builder
 void LimitMessages(const ServerOptions& options, grpc::ServerBuilder* builder) {
   builder->SetMaxReceiveMessageSize(static_cast<int>(options.max_request_bytes + kEnvelopeBytes));
   builder->SetMaxSendMessageSize(-1);
+  for (const auto algorithm : {GRPC_COMPRESS_GZIP, GRPC_COMPRESS_DEFLATE}) {
+    builder->SetCompressionAlgorithmSupportStatus(algorithm, options.compression);
+  }
   grpc::ResourceQuota quota("clients");
   quota.Resize(static_cast<size_t>(options.grpc_memory()));
   builder->SetResourceQuota(quota);

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "server/pushback.h"
 #include "server/rpc/forward_request.h"
 
 namespace switchyard {
@@ -54,7 +55,8 @@ void InferCall::ReadRows() {
   const TensorPlace place = *std::exchange(infer_.rows_place, std::nullopt);
   access_.memory->Read(place, [self = shared()](absl::StatusOr<ClientMemory::HostBytes> rows) {
     if (rows.ok()) self->infer_.request->rows = ChunkedRows({rows->bytes}, rows->owner);
-    self->SubmitOrRefuse(Annotate(rows.status(), absl::StrCat("inputs ", kInputName)));
+    const absl::Status status = Annotate(rows.status(), absl::StrCat("inputs ", kInputName));
+    self->SubmitOrRefuse(PushbackMs(rows.status()) > 0 ? WithPushback(status) : status);
   });
 }
 

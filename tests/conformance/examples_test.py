@@ -49,7 +49,7 @@ def test_example(target, name):
     assert re.search(PRINTS[name], run(name, f"--target={target}"))
 
 
-@pytest.mark.parametrize("name", ["infer", "infer_asyncio", "infer_stream"])
+@pytest.mark.parametrize("name", ["infer", "infer_asyncio", "infer_stream", "native_stream"])
 def test_example_over_mutual_tls_with_a_token(secured, name):
     assert re.search(PRINTS[name], run(name, *secured))
 

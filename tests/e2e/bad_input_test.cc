@@ -121,6 +121,9 @@ TEST_F(BadRequestTest, LargeRequestsWorkUpToTheLimitThatIsNamedBeyond) {
   EXPECT_EQ(response.rows().size(), static_cast<size_t>(kLimit));
   request = Valid(kLimit / (kDim * sizeof(float)) + 1);
   ExpectError(request, grpc::StatusCode::RESOURCE_EXHAUSTED, "--max_request_bytes is 268435456");
+  grpc::ClientContext context;
+  EXPECT_FALSE(stub_->Forward(&context, request, &response).ok());
+  EXPECT_EQ(context.GetServerTrailingMetadata().count("grpc-retry-pushback-ms"), 0) << "it would never fit";
   request = Valid(2 * kLimit / (kDim * sizeof(float)));
   ExpectError(request, grpc::StatusCode::RESOURCE_EXHAUSTED, "larger than max");
 }

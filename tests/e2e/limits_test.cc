@@ -186,5 +186,22 @@ TEST(Limits, LargeHeadersAreRefused) {
   EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
 }
 
+TEST(Limits, CompressedRequestsAreRefusedWhereTheyAreNotWanted) {
+  for (const bool wanted : {true, false}) {
+    const auto server = StartFront({wanted ? "--compression=on" : "--compression=off"});
+    ASSERT_TRUE(server.ok()) << server.status();
+    const auto channel = grpc::CreateChannel((*server)->grpc_address(), grpc::InsecureChannelCredentials());
+    grpc::ClientContext context;
+    context.set_compression_algorithm(GRPC_COMPRESS_GZIP);
+    v1::ForwardRequest request;
+    request.set_model(std::string(1000, 'm'));  // worth compressing
+    v1::ForwardResponse response;
+    const grpc::Status status = v1::Switchyard::NewStub(channel)->Forward(&context, request, &response);
+    EXPECT_EQ(status.error_code(), wanted ? grpc::StatusCode::NOT_FOUND : grpc::StatusCode::UNIMPLEMENTED)
+        << status.error_message();
+    EXPECT_TRUE(ForwardOnce((*server)->Connect().get()).ok());
+  }
+}
+
 }  // namespace
 }  // namespace switchyard

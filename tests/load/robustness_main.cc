@@ -245,7 +245,8 @@ void HugeMessage(Table& table, const Huge& huge) {
   const HonestReport during = honest.Take();
   const ProcessUsage usage = UsageOf(server->process().pid());
   const double growth = (usage.peak_rss_bytes - usage_before.rss_bytes) / kMib;
-  const bool refused = output.count("RESOURCE_EXHAUSTED") + output.count("INVALID_ARGUMENT") > 0;
+  const bool refused =
+      output.count("RESOURCE_EXHAUSTED") + output.count("INVALID_ARGUMENT") + output.count("UNIMPLEMENTED") > 0;
   table.Print(
       {absl::StrCat(settings.huge_bytes, " ", huge.name, " to `", huge.method, "` ", absl::StrJoin(huge.flags, " "),
                     ": ", Codes(output), " after ", Format("%.1f", elapsed_s), " s"),
@@ -267,6 +268,9 @@ void HugeMessages(Table& table) {
     HugeMessage(table, {"bytes in one message", "plain", method, strict});
   }
   HugeMessage(table, {"bytes of zeros, compressed", "gzip", kInferMethod, strict});
+  std::vector<std::string> uncompressed = strict;
+  uncompressed.emplace_back("--compression=off");
+  HugeMessage(table, {"bytes of zeros, compressed", "gzip", kInferMethod, uncompressed});
   HugeMessage(table, {"bytes of unknown fields", "fields", "/inference.GRPCInferenceService/ServerLive", strict});
 }
 

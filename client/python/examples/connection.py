@@ -25,14 +25,18 @@ def parse_arguments(description, model="jargon-moe.3", **more):
     return parser.parse_args()
 
 
-class BearerToken(triton.InferenceServerClientPlugin):
-    """Sends the first token of a file with every call, streams included. Lines are TOKEN, NAME:TOKEN, or # comments."""
+def read_token(path):
+    """The first token of a file. Lines are TOKEN, NAME:TOKEN, or # comments."""
+    with open(path, encoding="ascii") as file:
+        lines = [line.strip() for line in file]
+    return next(line for line in lines if line and not line.startswith("#")).split(":", 1)[-1]
 
-    def __init__(self, path):
-        with open(path, encoding="ascii") as file:
-            lines = [line.strip() for line in file]
-        first = next(line for line in lines if line and not line.startswith("#"))
-        self._header = "Bearer " + first.rsplit(":", 1)[-1]
+
+class BearerToken(triton.InferenceServerClientPlugin):
+    """Sends a token with every call, streams included."""
+
+    def __init__(self, token):
+        self._header = "Bearer " + token
 
     def __call__(self, request):
         request.headers["authorization"] = self._header
@@ -44,7 +48,7 @@ def connect(arguments, module=triton):
              "private_key": arguments.tls_key}
     client = module.InferenceServerClient(arguments.target, ssl=arguments.tls or any(files.values()), **files)
     if arguments.token_file:
-        client.register_plugin(BearerToken(arguments.token_file))
+        client.register_plugin(BearerToken(read_token(arguments.token_file)))
     return client
 
 

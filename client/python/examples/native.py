@@ -8,6 +8,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from connection import read_token
+
 PACKAGE = "switchyard.v1"
 DATA_TYPES = {"float64": 1, "float32": 2, "float16": 3, "bfloat16": 4}
 
@@ -36,6 +38,7 @@ class NativeClient:
 def connect_native(arguments):
     """A channel as the flags of connection.py want it."""
     options = [("grpc.max_receive_message_length", -1)]
+
     def read(path):
         if path is None:
             return None
@@ -43,11 +46,11 @@ def connect_native(arguments):
             return file.read()
     files = [read(path) for path in (arguments.tls_ca, arguments.tls_key, arguments.tls_cert)]
     if not (arguments.tls or any(files)):
-        if arguments.token_file:
-            raise SystemExit("--token_file: expected TLS too, for the token would be sent in clear")
+        if arguments.token_file:  # gRPC sends tokens over TLS only
+            raise SystemExit("--token_file: expected --tls or one of its flags too")
         return grpc.insecure_channel(arguments.target, options)
     credentials = grpc.ssl_channel_credentials(*files)
     if arguments.token_file:
-        token = read(arguments.token_file).decode().split()[0]
-        credentials = grpc.composite_channel_credentials(credentials, grpc.access_token_call_credentials(token))
+        token = grpc.access_token_call_credentials(read_token(arguments.token_file))
+        credentials = grpc.composite_channel_credentials(credentials, token)
     return grpc.secure_channel(arguments.target, credentials, options)
