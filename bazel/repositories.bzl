@@ -33,7 +33,6 @@ def switchyard_repositories():
                 "absl_time",
             ],
             "grpc": ["grpc++", "protobuf"],
-            "httplib": ["cpp-httplib"],
             "openssl": ["openssl"],
             "protobuf": ["protobuf"],
             "prometheus": ["prometheus-cpp-core"],
@@ -41,6 +40,7 @@ def switchyard_repositories():
         },
         flags = {
             "benchmark": ["-lbenchmark", "-lpthread"],
+            "boost": [],
             "cli11": [],
             "dnnl": ["-ldnnl", "-lgomp"],
             "gloo": ["-lgloo"],

@@ -149,7 +149,6 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
     SY_ASSIGN_OR_RETURN(grpc::ByteBuffer message,
                         EncodeStreamRequest(id, args, std::max<int64_t>(1, absl::ToInt64Microseconds(timeout))));
     const Deadlines::Key deadline = deadlines_.NewKey(Clock::Real().Now() + absl::ToChronoNanoseconds(timeout));
-    deadlines_.Add(deadline, [this, id] { Expire(id); });
     Next next;
     absl::Status refusal;
     {
@@ -157,11 +156,11 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
       refusal = WhyNotOneMore();
       if (refusal.ok()) {
         pending_.emplace(id, Pending{args.rows, std::move(*done), deadline});
+        deadlines_.Add(deadline, [this, id] { Expire(id); });  // which waits for the lock, and so finds it
         Enqueue(id, std::move(message), /*first=*/false);
         next = Advance();
       }
     }
-    if (!refusal.ok()) deadlines_.Remove(deadline);
     Go(next);
     return refusal;
   }

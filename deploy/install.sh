@@ -10,7 +10,7 @@ PACKAGES=(
   # RPC and its own dependencies, named because the link line names them.
   libgrpc++-dev libprotobuf-dev libabsl-dev libre2-dev libc-ares-dev libssl-dev zlib1g-dev
   # Logging, metrics, flags, JSON.
-  libspdlog-dev libfmt-dev prometheus-cpp-dev libcpp-httplib-dev libcli11-dev nlohmann-json3-dev
+  libspdlog-dev libfmt-dev prometheus-cpp-dev libboost-dev libcli11-dev nlohmann-json3-dev
   # Matrix products and the exchange between CPU ranks.
   libdnnl-dev libopenblas-dev libgloo-dev
   # Tests, benchmarks, style.

@@ -1,96 +1,298 @@
 #include "http/http_server.h"
 
-#include <httplib.h>
-#include <prometheus/text_serializer.h>
+// Asio's fences around handlers: one thread needs none, and ThreadSanitizer knows none.
+#define BOOST_ASIO_DISABLE_FENCED_BLOCK
 
+#include <prometheus/text_serializer.h>
+#include <sys/socket.h>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/address.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/beast/core/bind_handler.hpp>
+#include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/core/tcp_stream.hpp>
+#include <boost/beast/http.hpp>
+#include <chrono>
+#include <limits>
+#include <list>
+#include <optional>
 #include <thread>
+
+#include "moe/base/unique_fd.h"
 
 namespace switchyard {
 namespace {
 
-constexpr int kNumThreads = 4;
-constexpr time_t kPatienceSeconds = 2;  // with callers that do not send or do not read; what a stop waits for at most
+namespace asio = boost::asio;
+namespace beast = boost::beast;
+namespace http = boost::beast::http;
+using asio::ip::tcp;
+using boost::system::error_code;
 
-class HttplibServer final : public HttpServer {
+constexpr std::chrono::seconds kPatience(5);            // with a connection, from its start to its end
+constexpr std::chrono::milliseconds kAcceptPause(100);  // when the system has no descriptor or memory for another one
+constexpr size_t kMaxConnections = 256;                 // at a time
+constexpr uint32_t kMaxHeaderBytes = 8 * 1024;          // of the request line, and of the header fields
+
+using Request = http::request<http::empty_body>;
+using Response = http::response<http::string_body>;
+
+error_code LastError() { return error_code(errno, boost::system::system_category()); }
+
+Response Text(http::status status, std::string body, const char* type = "text/plain; charset=utf-8") {
+  Response response(status, 11);
+  response.set(http::field::content_type, type);
+  response.body() = std::move(body);
+  return response;
+}
+
+// What is at which path.
+class Pages {
  public:
-  HttplibServer(CollectFn collect, std::function<bool()> is_ready)
-      : collect_(std::move(collect)), is_ready_(std::move(is_ready)) {
-    Configure();
-    Route();
+  Pages(HttpServer::CollectFn collect, std::function<bool()> is_ready)
+      : collect_(std::move(collect)), is_ready_(std::move(is_ready)) {}
+
+  Response Answer(const Request& request) const {
+    const bool is_head = request.method() == http::verb::head;
+    if (!is_head && request.method() != http::verb::get) {
+      Response response = Text(http::status::method_not_allowed, "GET and HEAD only\n");
+      response.set(http::field::allow, "GET, HEAD");
+      return Finished(std::move(response), false);
+    }
+    const beast::string_view target = request.target();
+    return Finished(PageOrError(target.substr(0, target.find('?'))), is_head);
   }
 
-  ~HttplibServer() override {
-    server_.stop();
+  // The answer to what is no request, if it is worth one.
+  static std::optional<Response> Refuse(error_code error) {
+    if (error == http::error::header_limit || error == http::error::buffer_overflow) {
+      return Finished(Text(http::status::request_header_fields_too_large, "header too large\n"), false);
+    }
+    if (error.category() != http::make_error_code(http::error::bad_method).category() ||
+        error == http::error::end_of_stream || error == http::error::partial_message) {
+      return std::nullopt;
+    }
+    return Finished(Text(http::status::bad_request, "bad request\n"), false);
+  }
+
+ private:
+  static Response Finished(Response response, bool is_head) {
+    response.keep_alive(false);
+    response.prepare_payload();
+    if (is_head) response.body().clear();  // its length stays among the fields
+    return response;
+  }
+
+  Response PageOrError(beast::string_view path) const {
+    try {
+      return Page(path);
+    } catch (...) {
+      return Text(http::status::internal_server_error, "this page could not be made\n");
+    }
+  }
+
+  Response Page(beast::string_view path) const {
+    if (path == "/metrics") {
+      return Text(http::status::ok, prometheus::TextSerializer().Serialize(collect_()),
+                  "text/plain; version=0.0.4; charset=utf-8");
+    }
+    if (path == "/livez") return Text(http::status::ok, "live\n");
+    if (path == "/readyz") {
+      return is_ready_() ? Text(http::status::ok, "ready\n") : Text(http::status::service_unavailable, "not ready\n");
+    }
+    return Text(http::status::not_found, "not here; try /metrics, /livez or /readyz\n");
+  }
+
+  const HttpServer::CollectFn collect_;
+  const std::function<bool()> is_ready_;
+};
+
+// One request and its answer. Whatever it waits for holds it, and nothing else does.
+class Connection final : public std::enable_shared_from_this<Connection> {
+ public:
+  Connection(tcp::socket socket, const Pages& pages) : stream_(std::move(socket)), pages_(pages) {
+    parser_.header_limit(kMaxHeaderBytes);
+    parser_.body_limit(std::numeric_limits<uint64_t>::max());  // bodies are never read
+  }
+
+  void Start() {
+    stream_.expires_after(kPatience);  // for all that follows
+    http::async_read_header(stream_, buffer_, parser_, Then(&Connection::OnRequest));
+  }
+
+  void Close() { stream_.close(); }
+
+ private:
+  using Step = void (Connection::*)(error_code, size_t);
+  std::function<void(error_code, size_t)> Then(Step step) {
+    return beast::bind_front_handler(step, shared_from_this());
+  }
+
+  void OnRequest(error_code error, size_t /*bytes*/) {
+    response_ = error ? Pages::Refuse(error) : pages_.Answer(parser_.get());
+    if (response_.has_value()) http::async_write(stream_, *response_, Then(&Connection::OnAnswered));
+  }
+
+  void OnAnswered(error_code error, size_t /*bytes*/) {
+    if (error) return;
+    stream_.socket().shutdown(tcp::socket::shutdown_send, error);
+    if (!error) Discard();
+  }
+
+  // Closing with bytes unread, as of a body, could take the answer from the caller: it is the caller that closes first.
+  void Discard() {
+    buffer_.clear();
+    stream_.async_read_some(buffer_.prepare(kMaxHeaderBytes), Then(&Connection::OnDiscarded));
+  }
+
+  void OnDiscarded(error_code error, size_t /*bytes*/) {
+    if (!error) Discard();
+  }
+
+  beast::tcp_stream stream_;
+  const Pages& pages_;
+  beast::flat_buffer buffer_{kMaxHeaderBytes};
+  http::request_parser<http::empty_body> parser_;
+  std::optional<Response> response_;
+};
+
+std::vector<tcp::endpoint> Resolve(asio::io_context& io, const HttpOptions& options, error_code* error) {
+  const auto address = asio::ip::make_address(options.host, *error);
+  if (!*error) return {tcp::endpoint(address, static_cast<uint16_t>(options.port))};
+  std::vector<tcp::endpoint> endpoints;
+  for (const auto& entry :
+       tcp::resolver(io).resolve(options.host, std::to_string(options.port), tcp::resolver::passive, *error)) {
+    endpoints.push_back(entry.endpoint());
+  }
+  return endpoints;
+}
+
+class BeastServer final : public HttpServer {
+ public:
+  BeastServer(CollectFn collect, std::function<bool()> is_ready) : pages_(std::move(collect), std::move(is_ready)) {}
+
+  ~BeastServer() override {
+    io_.stop();
     if (thread_.joinable()) thread_.join();
   }
 
-  // False when the address cannot be had; errno says why.
-  bool Listen(const HttpOptions& options) {
-    port_ = options.port;
-    if (port_ == 0) {
-      port_ = server_.bind_to_any_port(options.host);
-    } else if (!server_.bind_to_port(options.host, port_)) {
-      port_ = -1;
-    }
-    if (port_ < 0) return false;
-    thread_ = std::thread([this] { server_.listen_after_bind(); });
-    while (!server_.is_running()) std::this_thread::yield();  // a stop before that would be lost
-    return true;
+  error_code Start(const HttpOptions& options) {
+    if (const error_code error = Listen(options)) return error;
+    AwaitCaller();
+    thread_ = std::thread([this] { Run(); });
+    return {};
   }
 
   int port() const override { return port_; }
 
  private:
-  void Configure() {
-    server_.new_task_queue = [] { return new httplib::ThreadPool(kNumThreads); };
-    // Not what the library sets, with which two servers could share a port.
-    server_.set_socket_options([](int socket) {
-      const int yes = 1;
-      setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
-    });
-    server_.set_keep_alive_max_count(1);  // no thread waits for a caller's next request
-    server_.set_read_timeout(kPatienceSeconds);
-    server_.set_write_timeout(kPatienceSeconds);
-    server_.set_payload_max_length(4096);
+  error_code Listen(const HttpOptions& options) {
+    if (options.port < 0 || options.port > std::numeric_limits<uint16_t>::max()) {
+      return make_error_code(boost::system::errc::invalid_argument);
+    }
+    error_code error;
+    for (const tcp::endpoint& endpoint : Resolve(io_, options, &error)) {
+      error = ListenAt(endpoint);
+      if (!error) break;
+    }
+    return error;
   }
 
-  void Route() {
-    server_.Get("/metrics", [this](const httplib::Request&, httplib::Response& response) {
-      response.set_content(prometheus::TextSerializer().Serialize(collect_()),
-                           "text/plain; version=0.0.4; charset=utf-8");
-    });
-    server_.Get("/livez", [](const httplib::Request&, httplib::Response& response) { Say("live\n", &response); });
-    server_.Get("/readyz", [this](const httplib::Request&, httplib::Response& response) {
-      const bool ready = is_ready_();
-      response.status = ready ? 200 : 503;
-      Say(ready ? "ready\n" : "not ready\n", &response);
-    });
-    server_.set_error_handler([](const httplib::Request&, httplib::Response& response) {
-      if (response.status == 404) Say("not here; try /metrics, /livez or /readyz\n", &response);
-    });
+  // Descriptors are opened here, and not by Asio, which would leave them to the processes that this one starts.
+  error_code ListenAt(const tcp::endpoint& endpoint) {
+    UniqueFd fd(socket(endpoint.protocol().family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    const int yes = 1;
+    if (!fd.valid() || setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)) != 0 ||
+        bind(fd.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())) != 0 ||
+        listen(fd.get(), SOMAXCONN) != 0) {
+      return LastError();
+    }
+    error_code error;
+    acceptor_.assign(endpoint.protocol(), fd.get(), error);
+    if (error) return error;
+    fd.release();
+    protocol_ = endpoint.protocol();
+    port_ = acceptor_.local_endpoint(error).port();
+    return error;
   }
 
-  static void Say(const char* text, httplib::Response* response) {
-    response->set_content(text, "text/plain; charset=utf-8");
+  void Run() {
+    while (!io_.stopped()) {
+      try {
+        io_.run();
+      } catch (const std::exception&) {
+        // Memory that a connection could not have: nothing holds that connection any more.
+      }
+    }
   }
 
-  const CollectFn collect_;
-  const std::function<bool()> is_ready_;
-  httplib::Server server_;
+  void AwaitCaller() {
+    acceptor_.async_wait(tcp::acceptor::wait_read, [this](error_code error) { error ? Pause() : Accept(); });
+  }
+
+  void Accept() {
+    UniqueFd fd(accept4(acceptor_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!fd.valid() && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) return Pause();
+    if (fd.valid()) Admit(std::move(fd));
+    AwaitCaller();
+  }
+
+  // An error such as too many open files would come again at once.
+  void Pause() {
+    timer_.expires_after(kAcceptPause);
+    timer_.async_wait([this](error_code) { AwaitCaller(); });
+  }
+
+  void Admit(UniqueFd fd) {
+    try {
+      tcp::socket socket(io_);
+      socket.assign(protocol_, fd.get());
+      fd.release();
+      MakeRoom();
+      auto connection = std::make_shared<Connection>(std::move(socket), pages_);
+      connections_.push_back(connection);
+      connection->Start();
+    } catch (const std::exception&) {
+      // This caller is sent away, and the next one is accepted.
+    }
+  }
+
+  // Those who are served quickly are gone long before they are the oldest of so many.
+  void MakeRoom() {
+    connections_.remove_if([](const auto& connection) { return connection.expired(); });
+    if (connections_.size() < kMaxConnections) return;
+    if (const auto oldest = connections_.front().lock()) oldest->Close();
+    connections_.pop_front();
+  }
+
+  const Pages pages_;
+  asio::io_context io_{1};  // before what uses it; its end drops the connections
+  tcp::acceptor acceptor_{io_};
+  asio::steady_timer timer_{io_};
+  tcp protocol_ = tcp::v4();
   int port_ = 0;
+  std::list<std::weak_ptr<Connection>> connections_;  // the oldest one first
   std::thread thread_;
 };
+
+absl::Status CannotListen(const HttpOptions& options, const std::string& reason) {
+  return absl::UnavailableError(absl::StrCat("--http_port: cannot listen on ", options.host, ":", options.port, ": ",
+                                             reason, "; is the port in use? (0 takes a free one)"));
+}
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions& options, CollectFn collect,
                                                               std::function<bool()> is_ready) {
-  auto server = std::make_unique<HttplibServer>(std::move(collect), std::move(is_ready));
-  if (!server->Listen(options)) {
-    return absl::UnavailableError(absl::StrCat("--http_port: cannot listen on ", options.host, ":", options.port, ": ",
-                                               strerror(errno), "; is the port in use? (0 takes a free one)"));
+  try {
+    auto server = std::make_unique<BeastServer>(std::move(collect), std::move(is_ready));
+    if (const error_code error = server->Start(options)) return CannotListen(options, error.message());
+    return server;
+  } catch (const std::exception& error) {  // no descriptor or thread to be had
+    return CannotListen(options, error.what());
   }
-  return server;
 }
 
 }  // namespace switchyard

@@ -2,34 +2,57 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <map>
+#include <stdexcept>
 
 #include "http/http_server.h"
 #include "http/process_metrics.h"
+#include "moe/base/unique_fd.h"
 
 namespace switchyard {
 namespace {
 
 using testing::AllOf;
+using testing::EndsWith;
 using testing::HasSubstr;
+using testing::SizeIs;
+using testing::StartsWith;
 
-// What a server on this port answers to a GET.
-std::string Get(int port, const std::string& path) {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+UniqueFd Connect(int port) {
+  UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_in address = {};
   address.sin_family = AF_INET;
   address.sin_port = htons(static_cast<uint16_t>(port));
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  EXPECT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-  const std::string request = absl::StrCat("GET ", path, " HTTP/1.0\r\n\r\n");
-  EXPECT_EQ(send(fd, request.data(), request.size(), 0), static_cast<ssize_t>(request.size()));
+  EXPECT_EQ(connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  return fd;
+}
+
+void Send(const UniqueFd& fd, const std::string& bytes) {
+  EXPECT_EQ(send(fd.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL), static_cast<ssize_t>(bytes.size()));
+}
+
+// All that a server on this port sends back.
+std::string Ask(int port, const std::string& request) {
+  const UniqueFd fd = Connect(port);
+  Send(fd, request);
   std::string answer;
   char buffer[4096];
-  for (ssize_t count; (count = recv(fd, buffer, sizeof(buffer), 0)) > 0;) answer.append(buffer, count);
-  close(fd);
+  for (ssize_t count; (count = recv(fd.get(), buffer, sizeof(buffer), 0)) > 0;) answer.append(buffer, count);
   return answer;
+}
+
+std::string Get(int port, const std::string& path) {
+  return Ask(port, absl::StrCat("GET ", path, " HTTP/1.0\r\n\r\n"));
+}
+
+// A server that is ready and has no metrics.
+std::unique_ptr<HttpServer> PlainServer() {
+  auto server = HttpServer::Start(
+      {"127.0.0.1", 0}, [] { return std::vector<prometheus::MetricFamily>(); }, [] { return true; });
+  EXPECT_TRUE(server.ok()) << server.status();
+  return server.ok() ? *std::move(server) : nullptr;
 }
 
 TEST(HttpServer, AnswersProbesAndScrapes) {
@@ -49,7 +72,71 @@ TEST(HttpServer, AnswersProbesAndScrapes) {
   const auto second = HttpServer::Start(
       {"127.0.0.1", port}, [&] { return process.Collect(); }, [] { return true; });
   EXPECT_TRUE(absl::IsUnavailable(second.status()));
-  EXPECT_THAT(std::string(second.status().message()), HasSubstr("--http_port"));
+  EXPECT_EQ(second.status().message(),
+            absl::StrCat("--http_port: cannot listen on 127.0.0.1:", port,
+                         ": Address already in use; is the port in use? (0 takes a free one)"));
+}
+
+TEST(HttpServer, TakesNamesOfHosts) {
+  const auto server = HttpServer::Start(
+      {"localhost", 0}, [] { return std::vector<prometheus::MetricFamily>(); }, [] { return true; });
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_GT((*server)->port(), 0);
+}
+
+TEST(HttpServer, IgnoresQueriesAndVersions) {
+  const auto server = PlainServer();
+  EXPECT_THAT(Get(server->port(), "/livez?verbose=1"), AllOf(HasSubstr("200 OK"), EndsWith("\r\n\r\nlive\n")));
+  EXPECT_THAT(Ask(server->port(), "GET /readyz HTTP/1.1\r\nHost: here\r\n\r\n"),
+              AllOf(HasSubstr("Connection: close"), EndsWith("\r\n\r\nready\n")));
+}
+
+TEST(HttpServer, TakesGetAndHeadOnly) {
+  const auto server = PlainServer();
+  EXPECT_THAT(Ask(server->port(), "HEAD /livez HTTP/1.1\r\nHost: here\r\n\r\n"),
+              AllOf(StartsWith("HTTP/1.1 200 OK"), HasSubstr("Content-Length: 5\r\n"), EndsWith("\r\n\r\n")));
+  const std::string body(100'000, 'x');  // which is not read, and yet the answer arrives
+  EXPECT_THAT(
+      Ask(server->port(), absl::StrCat("POST /livez HTTP/1.1\r\nContent-Length: ", body.size(), "\r\n\r\n", body)),
+      AllOf(StartsWith("HTTP/1.1 405 "), HasSubstr("Allow: GET, HEAD\r\n")));
+}
+
+TEST(HttpServer, AnswersOnceHoweverManyRangesAreAskedFor) {
+  const auto server = PlainServer();
+  std::string ranges = "bytes=0-";
+  for (int i = 0; i < 1000; ++i) ranges += ",0-";
+  EXPECT_THAT(Ask(server->port(), absl::StrCat("GET /livez HTTP/1.1\r\nRange: ", ranges, "\r\n\r\n")),
+              AllOf(StartsWith("HTTP/1.1 200 OK"), EndsWith("\r\n\r\nlive\n"), SizeIs(testing::Lt(300))));
+}
+
+TEST(HttpServer, RefusesLargeHeadersAndNonsense) {
+  const auto server = PlainServer();
+  const std::string large(20'000, 'x');
+  EXPECT_THAT(Ask(server->port(), absl::StrCat("GET /livez HTTP/1.1\r\nX-Large: ", large, "\r\n\r\n")),
+              StartsWith("HTTP/1.1 431 "));
+  EXPECT_THAT(Get(server->port(), "/" + large), StartsWith("HTTP/1.1 431 "));
+  EXPECT_THAT(Ask(server->port(), "\x16\x03\x01\r\n\r\n"), StartsWith("HTTP/1.1 400 "));
+}
+
+TEST(HttpServer, SlowCallersHoldUpNobody) {
+  auto server = PlainServer();
+  std::vector<UniqueFd> callers;
+  for (int i = 0; i < 300; ++i) {
+    callers.push_back(Connect(server->port()));
+    if (i % 2 == 0) Send(callers.back(), "GET /li");
+  }
+  EXPECT_THAT(Get(server->port(), "/livez"), HasSubstr("live\n"));
+  server.reset();
+}
+
+TEST(HttpServer, OutlivesWhatItsFunctionsThrow) {
+  const auto server = HttpServer::Start(
+      {"127.0.0.1", 0}, []() -> std::vector<prometheus::MetricFamily> { throw std::runtime_error("no metrics"); },
+      []() -> bool { throw std::runtime_error("not known"); });
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_THAT(Get((*server)->port(), "/metrics"), StartsWith("HTTP/1.1 500 "));
+  EXPECT_THAT(Get((*server)->port(), "/readyz"), StartsWith("HTTP/1.1 500 "));
+  EXPECT_THAT(Get((*server)->port(), "/livez"), StartsWith("HTTP/1.1 200 "));
 }
 
 TEST(ProcessMetrics, TellWhatIsSo) {

@@ -21,6 +21,7 @@ int QueueIndex(Priority priority) {
 SteadyTime LatestStart(const Request& request, std::chrono::nanoseconds step_time) {
   if (request.deadline == SteadyTime::max() || step_time.count() == 0) return request.deadline;
   const auto given = request.deadline - request.arrival;
+  if (given.count() <= 0) return request.deadline;
   return request.deadline - std::clamp<SteadyTime::duration>(2 * step_time, given / 4, given / 2);
 }
 

@@ -318,6 +318,10 @@ TEST_F(BatcherTest, NothingLeavesTooLateToBeAnsweredInTime) {
   late->deadline = clock_.Now() + milliseconds(100);
   batcher.Add(late, milliseconds(20));
   EXPECT_EQ(batcher.NextExpiry(), clock_.Now() + milliseconds(60)) << "two steps before its deadline";
+  const auto over = MakeRequest(0, 1);
+  over->deadline = clock_.Now() - milliseconds(1);
+  batcher.Add(over, milliseconds(20));
+  EXPECT_EQ(batcher.NextExpiry(), over->deadline);
 }
 
 TEST_F(BatcherTest, EverythingCanBeTakenOut) {

@@ -149,6 +149,8 @@ void Front::Load(const std::shared_ptr<ServedModel>& model, std::function<void(a
   group_->AddModel(MakeGroupModel(model), std::move(done));
 }
 
+void Front::Release(const ServedModel& model) { group_->ReleaseModel(model.id); }
+
 void Front::Unload(const ServedModel& model, std::function<void()> done) {
   group_->RemoveModel(model.id, [this, layers = LayersOf(model), done = std::move(done)] {
     scheduler_->DropLayers(layers);
@@ -200,12 +202,14 @@ void Front::CreateGroup(const std::string& token) {
 
 absl::Status Front::StartWorkers(const std::string& token) {
   if (options_.await_workers > 0) {
-    SY_ASSIGN_OR_RETURN(worker_port_, WorkerPort::Listen(options_.worker_host, options_.worker_port,
-                                                         options_.worker_tls(), group_.get()));
+    SY_ASSIGN_OR_RETURN(worker_port_,
+                        WorkerPort::Listen(options_.worker_host, options_.worker_port, options_.worker_tls(),
+                                           link_layout_.output_bytes, group_.get()));
     spdlog::info("waiting for {} workers on {}:{}", num_ranks_, options_.worker_host, worker_port_->port());
     return absl::OkStatus();
   }
-  SY_ASSIGN_OR_RETURN(worker_port_, WorkerPort::Listen("127.0.0.1", 0, TlsFiles(), group_.get()));
+  SY_ASSIGN_OR_RETURN(worker_port_,
+                      WorkerPort::Listen("127.0.0.1", 0, TlsFiles(), link_layout_.output_bytes, group_.get()));
   SupervisorOptions supervisor;
   supervisor.num_workers = num_ranks_;
   supervisor.binary = WorkerBinary(options_);

@@ -74,6 +74,7 @@ class Front final : private ModelHost {
   void Load(const std::shared_ptr<ServedModel>& model, std::function<void(absl::Status)> done) override;
   absl::Status WarmUp(const std::shared_ptr<ServedModel>& model,
                       const std::function<absl::Status()>& should_stop) override;
+  void Release(const ServedModel& model) override;
   void Unload(const ServedModel& model, std::function<void()> done) override;
 
   // On the group's thread: a rank cannot have the model any more.
@@ -102,6 +103,10 @@ class Front final : private ModelHost {
   Deadlines deadlines_;
   LinkLayout link_layout_;
   std::vector<std::unique_ptr<LinkBuffers>> links_;
+  std::atomic<bool> draining_{false};
+  std::atomic<bool> served_{false};
+  Mutex mu_;
+  std::optional<absl::Status> load_failure_ ABSL_GUARDED_BY(mu_);
   // In the order in which they are built; they end in reverse, each before what it uses.
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<LoadDisplay> load_display_;
@@ -109,11 +114,6 @@ class Front final : private ModelHost {
   std::unique_ptr<ModelRepository> repository_;
   std::unique_ptr<WorkerPort> worker_port_;
   std::unique_ptr<Supervisor> supervisor_;
-
-  std::atomic<bool> draining_{false};
-  std::atomic<bool> served_{false};
-  Mutex mu_;
-  std::optional<absl::Status> load_failure_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace switchyard

@@ -144,6 +144,10 @@ void Group::AddModel(GroupModel model, std::function<void(absl::Status)> done) {
   });
 }
 
+void Group::ReleaseModel(ModelId id) {
+  Post([this, id] { membership_.ReleaseModel(id); });
+}
+
 void Group::RemoveModel(ModelId id, std::function<void()> done) {
   Post([this, id, done = std::move(done)] {
     removing_[id] = done;

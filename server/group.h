@@ -74,6 +74,8 @@ class Group final : private MembershipListener {
   void AddNeededModel(GroupModel model);
   // Brings a model to every rank, and makes it needed then. After a failure it is to be removed, too.
   void AddModel(GroupModel model, std::function<void(absl::Status)> done);
+  // As Membership::ReleaseModel; comes before RemoveModel.
+  void ReleaseModel(ModelId id);
   // Frees what the ranks have of a model. Steps of it are over.
   void RemoveModel(ModelId id, std::function<void()> done);
 

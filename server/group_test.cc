@@ -12,7 +12,8 @@ namespace {
 // Answers what the front sends the way a worker does, from a thread that is not the group's.
 class PlayedWorker final : public WorkerChannel, public std::enable_shared_from_this<PlayedWorker> {
  public:
-  explicit PlayedWorker(Group* group) : group_(group) {}
+  // `cannot_load` is a model that it fails to load.
+  explicit PlayedWorker(Group* group, int64_t cannot_load = -1) : group_(group), cannot_load_(cannot_load) {}
   ~PlayedWorker() override { Stop(); }
 
   void Join(int pid) {
@@ -67,10 +68,10 @@ class PlayedWorker final : public WorkerChannel, public std::enable_shared_from_
   void Answer(const worker::FrontMessage& message) {
     worker::WorkerMessage answer;
     if (message.has_welcome()) {
-      for (const auto& model : message.welcome().models()) SayLoaded(model);
+      for (const auto& model : message.welcome().models()) Load(model);
       return;
     }
-    if (message.has_load_model()) return SayLoaded(message.load_model().model());
+    if (message.has_load_model()) return Load(message.load_model().model());
     if (message.has_unload_model()) {
       answer.mutable_model_unloaded()->set_model_id(message.unload_model().model_id());
     } else if (message.has_prepare_group()) {
@@ -85,14 +86,20 @@ class PlayedWorker final : public WorkerChannel, public std::enable_shared_from_
     group_->Said(shared_from_this(), std::move(answer));
   }
 
-  void SayLoaded(const worker::ModelShare& model) {
+  void Load(const worker::ModelShare& model) {
     worker::WorkerMessage answer;
-    answer.mutable_model_loaded()->set_model_id(model.model_id());
-    answer.mutable_model_loaded()->set_weight_bytes(1);
+    if (model.model_id() == cannot_load_) {
+      answer.mutable_model_failed()->set_model_id(model.model_id());
+      answer.mutable_model_failed()->set_message("no files");
+    } else {
+      answer.mutable_model_loaded()->set_model_id(model.model_id());
+      answer.mutable_model_loaded()->set_weight_bytes(1);
+    }
     group_->Said(shared_from_this(), std::move(answer));
   }
 
   Group* const group_;
+  const int64_t cannot_load_;
   Mutex mu_;
   CondVar changed_;
   std::deque<worker::FrontMessage> inbox_ ABSL_GUARDED_BY(mu_);
@@ -151,6 +158,39 @@ TEST(Group, ReformsAfterALossAndTellsWhatHappened) {
   group.RemoveModel(ModelId{1}, [&] { gone.Notify(); });
   gone.WaitForNotification();
   group.Drain();
+}
+
+TEST(Group, AReleasedModelThatCannotBeHadAnyMoreDoesNotHoldItUp) {
+  Metrics metrics;
+  auto buffers = *LinkBuffers::Create(LinkLayout::For(1, 64, 64, 64));
+  const std::vector<LinkBuffers*> links = {buffers.get()};
+  Scheduler scheduler({.batcher = {}, .num_ranks = 1, .num_slots = 1}, links, &metrics, Clock::Real(),
+                      [](Epoch, int, const absl::Status&) {});
+  GroupOptions options;
+  options.membership.worker_timeout = std::chrono::seconds(60);
+  options.tick = std::chrono::milliseconds(10);
+  Notification abandoned, gone;
+  options.on_model_abandoned = [&](ModelId id, const absl::Status& why) {
+    EXPECT_EQ(id, ModelId{1});
+    EXPECT_FALSE(why.ok());
+    abandoned.Notify();
+  };
+  Group group(options, links, &scheduler, &metrics, [](const absl::Status& why) { FAIL() << why; });
+  group.AddNeededModel(Model(1, 1));
+  auto victim = std::make_shared<PlayedWorker>(&group);
+  victim->Join(1);
+  ASSERT_TRUE(group.WaitUntilServing(absl::InfiniteDuration()));
+
+  group.ReleaseModel(ModelId{1});
+  victim->Die();
+  auto replacement = std::make_shared<PlayedWorker>(&group, /*cannot_load=*/1);
+  replacement->Join(2);
+  abandoned.WaitForNotification();
+  while (group.info().epoch != Epoch{2} || !group.info().serving) std::this_thread::yield();
+  EXPECT_EQ(group.info().ranks[0].pid, 2);
+  group.RemoveModel(ModelId{1}, [&] { gone.Notify(); });
+  gone.WaitForNotification();
+  replacement->Die();
 }
 
 }  // namespace

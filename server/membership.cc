@@ -203,6 +203,10 @@ void Membership::AddModel(GroupModel model, bool is_needed, SteadyTime now) {
   ShowLoad(now);
 }
 
+void Membership::ReleaseModel(ModelId id) {
+  if (const auto model = FindModel(id); model != models_.end()) model->is_released = true;
+}
+
 void Membership::RemoveModel(ModelId id) {
   DropFromNeeds(id);
   departing_.insert(id);
@@ -300,7 +304,8 @@ void Membership::OnFailed(int index, const worker::ModelFailed& message, SteadyT
   const absl::Status why = LoadFailure(message);
   const auto model = FindModel(id);
   const bool is_needed = model != models_.end() && model->is_needed;
-  if (is_needed && !HasSuccessor(model->what)) {
+  // A group that waited for a released model could not end its requests either, nor those of any other.
+  if (is_needed && !model->is_released && !HasSuccessor(model->what)) {
     listener_->OnLoadFailed(index, why);
     return Leave(rank.channel.get(), absl::StrCat("cannot load: ", message.message()), now);
   }

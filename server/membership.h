@@ -11,8 +11,8 @@
 // Models come and go while the group serves. One that is added is wanted of every rank; once all have it, it is
 // *needed* like those of the start: the group does not form without it. What cannot be loaded on one rank is undone on
 // the others. A rank that joins is told all models, the needed ones first. One that cannot load a needed model is given
-// up, unless another model of that name is being added: then the group does without the old one, whose files are likely
-// to be gone.
+// up, unless another model of that name is being added, or nobody can ask for the model any more: then the group does
+// without the old one, whose files are likely to be gone.
 //
 // Thread-compatible: the Group's thread owns it. Time is passed in.
 #pragma once
@@ -97,8 +97,8 @@ class MembershipListener {
   virtual void OnModelLoaded(ModelId id) = 0;
   // A model that was added could not be loaded everywhere, and is given up.
   virtual void OnModelFailed(ModelId id, const absl::Status& why) = 0;
-  // A rank cannot load a needed model, and another one of its name is being added: the group does without the old one
-  // from now on. It is to be removed, too.
+  // A rank cannot load a needed model, and another one of its name is being added, or it was released: the group does
+  // without the old one from now on. It is to be removed, too.
   virtual void OnModelAbandoned(ModelId id, const absl::Status& why) = 0;
   // No worker has anything of a removed model.
   virtual void OnModelGone(ModelId id) = 0;
@@ -147,6 +147,9 @@ class Membership {
   // `is_needed` from the start, or only once every rank has it. Ends with OnModelLoaded or, unless it is needed, with
   // OnModelFailed, perhaps before it returns.
   void AddModel(GroupModel model, bool is_needed, SteadyTime now);
+  // Nobody can ask for the model any more: it is needed only for what was asked of it, as long as ranks can have it. It
+  // is to be removed, too.
+  void ReleaseModel(ModelId id);
   // Of a model that was added, or that failed. Ends with OnModelGone, perhaps before it returns.
   void RemoveModel(ModelId id);
 
@@ -164,6 +167,7 @@ class Membership {
   struct Model {
     GroupModel what;
     bool is_needed = false;
+    bool is_released = false;
   };
 
   absl::Status CheckHello(const worker::Hello& hello) const;

@@ -440,6 +440,39 @@ TEST_F(MembershipModelsTest, AModelThatCannotBeHadAnyMoreGivesWayToItsSuccessor)
   EXPECT_EQ(loaded_, std::vector<int64_t>{2});
 }
 
+TEST_F(MembershipModelsTest, AReleasedModelThatCannotBeHadAnyMoreIsAbandoned) {
+  membership_->Leave(b_.get(), "killed", clock_.Now());
+  SayFailed(JoinWorker(), 1);
+  EXPECT_EQ(load_failures_.size(), 1u) << "whoever asks for it waits for a worker that has it";
+  membership_->ReleaseModel(ModelId{1});
+  membership_->ReleaseModel(ModelId{9});  // nobody knows it any more
+  const auto c = JoinWorker();
+  EXPECT_EQ(c->sent[0].welcome().models_size(), 1) << "what was asked of it is still to be answered";
+  EXPECT_EQ(membership_->ranks()[1].state, Membership::RankState::kLoading);
+  SayFailed(c, 1);
+  EXPECT_EQ(load_failures_.size(), 1u);
+  ASSERT_EQ(abandoned_.size(), 1u);
+  EXPECT_EQ(abandoned_[0], std::make_pair(int64_t{1}, absl::NotFoundError("rank 1: no tensor x")));
+  EXPECT_FALSE(c->closed.has_value());
+  EXPECT_EQ(a_->CountOf(worker::FrontMessage::kUnloadModel), 1);
+  Form({a_, c}, 2);
+  EXPECT_TRUE(serving()) << "without it";
+  membership_->RemoveModel(ModelId{1});
+  EXPECT_TRUE(gone_.empty());
+  SayUnloaded(a_, 1);
+  EXPECT_EQ(gone_, std::vector<int64_t>{1});
+}
+
+TEST_F(MembershipModelsTest, AReleasedModelIsLoadedWhereItCanBe) {
+  membership_->ReleaseModel(ModelId{1});
+  EXPECT_TRUE(serving());
+  membership_->Leave(b_.get(), "killed", clock_.Now());
+  const auto c = JoinWorker();
+  SayLoaded(c, 1);
+  Form({a_, c}, 2);
+  EXPECT_TRUE(serving() && abandoned_.empty());
+}
+
 TEST_F(MembershipModelsTest, ProgressCountsAllThatIsToBeHeld) {
   EXPECT_EQ(membership_->ranks()[0].load_fraction(), 1);
   Add(2, false);

@@ -5,7 +5,6 @@
 #include <optional>
 #include <utility>
 
-#include "absl/strings/str_join.h"
 #include "moe/base/clock.h"
 #include "moe/base/logging.h"
 
@@ -14,35 +13,22 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// What a caller sent, and lists of names, must fit the metadata that carries a status.
-constexpr size_t kMaxQuoted = 100;
-constexpr size_t kMaxNamesListed = 20;
-
 constexpr char kNeverLoaded[] = "not loaded";
 constexpr char kUnloaded[] = "unloaded";
 
 absl::Status Stopped() { return absl::UnavailableError("the server is draining: its models stay as they are"); }
 
 absl::Status UnknownModel(const std::string& name, const std::vector<KnownModel>& models) {
-  std::vector<std::string> names;
-  for (const KnownModel& model : models) names.push_back(model.name);
-  const size_t more = names.size() > kMaxNamesListed ? names.size() - kMaxNamesListed : 0;
-  names.resize(names.size() - more);
   return absl::NotFoundError(
-      absl::StrCat("no model '", name.substr(0, kMaxQuoted), name.size() > kMaxQuoted ? "…" : "",
+      absl::StrCat("no model '", CutText(name),
                    "' is known here: expected one of --model or a folder of --model_repository with a config.json, or "
                    "a layer of one (NAME.LAYER); there are: ",
-                   absl::StrJoin(names, ", "), more > 0 ? absl::StrCat(" and ", more, " more") : ""));
+                   ShortListOf(models)));
 }
 
 absl::Status UnknownLayer(const std::string& model, const std::string& layer, const std::string& there) {
   return absl::NotFoundError(
-      absl::StrCat("model '", model, "' has no MoE layer '", layer.substr(0, kMaxQuoted), "'; it has: ", there));
-}
-
-std::string LayersOf(const ServedModel& model) {
-  return absl::StrJoin(model.spec.layers, ", ",
-                       [](std::string* out, const LayerSpec& layer) { out->append(layer.name); });
+      absl::StrCat("model '", model, "' has no MoE layer '", CutText(layer), "'; it has: ", there));
 }
 
 bool HasLayer(const ServedModel& model, const std::string& layer) {
@@ -54,11 +40,12 @@ bool HasLayer(const ServedModel& model, const std::string& layer) {
 std::vector<ModelOption> CheckpointsIn(const std::string& folder) {
   std::vector<ModelOption> found;
   std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
-    const std::string name = entry.path().filename();
+  // A range-for would throw where reading fails later.
+  for (fs::directory_iterator entry(folder, error); entry != fs::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename();
     std::error_code ignored;
-    if (name.front() != '.' && fs::exists(entry.path() / "config.json", ignored)) {
-      found.push_back({name, entry.path()});
+    if (name.front() != '.' && fs::exists(entry->path() / "config.json", ignored)) {
+      found.push_back({name, entry->path()});
     }
   }
   if (error) spdlog::warn("--model_repository={}: {}", folder, error.message());
@@ -115,6 +102,11 @@ class ModelRepository::Residence : public std::enable_shared_from_this<Residence
       changed_.Wait(&mu_);
     }
     return stopping_ ? Stopped() : absl::OkStatus();
+  }
+
+  void Release(const ServedModel& model) {
+    MutexLock lock(&host_mu_);
+    if (host_ != nullptr) host_->Release(model);
   }
 
   void Stop() {
@@ -209,11 +201,28 @@ std::set<ModelId> ModelRepository::LoadedModels() const {
 }
 
 void ModelRepository::EditTable(const std::function<void(std::vector<KnownModel>&)>& edit) {
-  std::shared_ptr<const ModelTable> old;  // ends outside the lock, and models with it
-  MutexLock lock(&mu_);
-  std::vector<KnownModel> models = table_->models();
-  edit(models);
-  old = std::exchange(table_, std::make_shared<const ModelTable>(std::move(models)));
+  std::shared_ptr<const ModelTable> old, now;  // end outside the lock, and models with them
+  {
+    MutexLock lock(&mu_);
+    std::vector<KnownModel> models = table_->models();
+    edit(models);
+    now = std::make_shared<const ModelTable>(std::move(models));
+    old = std::exchange(table_, now);
+  }
+  for (const KnownModel& before : old->models()) {
+    const bool stays = std::any_of(now->models().begin(), now->models().end(),
+                                   [&](const KnownModel& model) { return model.loaded == before.loaded; });
+    if (before.loaded != nullptr && !stays) Release(before.loaded);
+  }
+}
+
+void ModelRepository::Release(const std::shared_ptr<ServedModel>& model) {
+  {
+    MutexLock lock(&mu_);
+    std::erase_if(released_, [](const auto& each) { return each.second.expired(); });
+    released_[model->id] = model;
+  }
+  residence_->Release(*model);
 }
 
 void ModelRepository::Edit(size_t model_idx, const std::function<void(KnownModel&)>& edit) {
@@ -230,7 +239,10 @@ std::shared_ptr<ServedModel> ModelRepository::Abandon(ModelId id) {
       model.reason = kNeverLoaded;
     }
   });
-  return abandoned;
+  if (abandoned != nullptr) return abandoned;
+  MutexLock lock(&mu_);
+  const auto released = released_.find(id);
+  return released == released_.end() ? nullptr : released->second.lock();
 }
 
 void ModelRepository::ListFolder() {
@@ -242,12 +254,12 @@ void ModelRepository::ListFolder() {
     };
     // Those that are gone are forgotten, unless they are still served.
     std::erase_if(models, [&](const KnownModel& model) {
-      return model.loaded == nullptr && fs::path(model.location).parent_path() == fs::path(folder_) &&
-             !is_among(found, model.name);
+      return model.is_from_folder && model.loaded == nullptr && !is_among(found, model.name);
     });
     for (const ModelOption& option : found) {
       if (is_among(models, option.name)) continue;
-      models.push_back({.name = option.name, .location = option.location, .reason = kNeverLoaded});
+      models.push_back(
+          {.name = option.name, .location = option.location, .reason = kNeverLoaded, .is_from_folder = true});
     }
   });
 }
@@ -303,10 +315,11 @@ absl::StatusOr<std::shared_ptr<ServedModel>> ModelRepository::Bring(const KnownM
   if (!opened.ok()) return Annotate(opened.status(), absl::StrCat("model ", known.name));
   std::shared_ptr<ServedModel> model = *std::move(opened);
   if (target.layer.has_value() && !HasLayer(*model, *target.layer)) {
-    return UnknownLayer(known.name, *target.layer, LayersOf(*model));
+    return UnknownLayer(known.name, *target.layer, ShortListOf(model->spec.layers));
   }
   const absl::Status brought = residence_->Bring(model);
   if (brought.ok()) return model;
+  Release(model);
   model.reset();
   // Whoever tries again finds the memory free.
   const absl::Status undone = residence_->WaitForRetirements(LoadedModels());
@@ -326,7 +339,7 @@ absl::Status ModelRepository::UnloadNow(const std::string& name) {
     const auto now = table();
     const KnownModel& model = now->models()[target.model_idx];
     if (target.layer.has_value() && !model.layers.empty() && model.FindLayer(*target.layer) < 0) {
-      return UnknownLayer(model.name, *target.layer, model.loaded == nullptr ? "others" : LayersOf(*model.loaded));
+      return UnknownLayer(model.name, *target.layer, ShortListOf(model.layers));
     }
     if (!is_last || model.loaded == nullptr) return absl::OkStatus();
     spdlog::info("model {}: unloading", model.name);

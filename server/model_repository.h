@@ -11,6 +11,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -42,6 +43,9 @@ class ModelHost {
                               const std::function<absl::Status()>& /*should_stop*/) {
     return absl::OkStatus();
   }
+  // Nobody can ask for the model any more; what was asked of it is answered where workers can have it. Comes before its
+  // Unload.
+  virtual void Release(const ServedModel& /*model*/) {}
   // Frees what the workers have of a model that nobody uses any more.
   virtual void Unload(const ServedModel& model, std::function<void()> done) = 0;
 };
@@ -64,8 +68,8 @@ class ModelRepository {
   void Load(const std::string& name, DoneFn done);
   void Unload(const std::string& name, DoneFn done);
 
-  // Takes a model out of the table that the workers do not have any more; the change that replaces it is under way.
-  // Null when it is not in there.
+  // Takes a model out of the table that the workers do not have any more; the change that replaces it is under way, or
+  // one has taken it out already and what was asked of it is not answered. Null when nobody uses it.
   std::shared_ptr<ServedModel> Abandon(ModelId id);
 
   // Ends the change that is being made, where it waits for workers or requests, and those that wait for it, with
@@ -91,6 +95,8 @@ class ModelRepository {
   // From any thread; calls `edit` with the table's lock.
   void EditTable(const std::function<void(std::vector<KnownModel>&)>& edit);
   void Edit(size_t model_idx, const std::function<void(KnownModel&)>& edit);
+  // Of a model that is not in the table any more, or will not be; from any thread, without the table's lock.
+  void Release(const std::shared_ptr<ServedModel>& model);
 
   const std::string folder_;
   const OpenModelFn open_;
@@ -98,6 +104,7 @@ class ModelRepository {
 
   mutable Mutex mu_;
   std::shared_ptr<const ModelTable> table_ ABSL_GUARDED_BY(mu_);
+  std::map<ModelId, std::weak_ptr<ServedModel>> released_ ABSL_GUARDED_BY(mu_);  // some of which have ended
 
   TaskQueue changes_;  // ends first
 };

@@ -38,6 +38,11 @@ class FakeHost final : public ModelHost {
     const absl::Status stop = should_stop();
     return stop.ok() ? warm_up_ : stop;
   }
+  void Release(const ServedModel& model) override {
+    MutexLock lock(&mu_);
+    released_.insert(model.id);
+    changed_.SignalAll();
+  }
   void Unload(const ServedModel& model, std::function<void()> done) override {
     MutexLock lock(&mu_);
     held_.erase(model.id);
@@ -62,9 +67,17 @@ class FakeHost final : public ModelHost {
     MutexLock lock(&mu_);
     while (num_loads_ < count) changed_.Wait(&mu_);
   }
+  void WaitForRelease(ModelId id) {
+    MutexLock lock(&mu_);
+    while (!released_.contains(id)) changed_.Wait(&mu_);
+  }
   void EndLoad() {
     MutexLock lock(&mu_);
     waiting_(result_);
+  }
+  size_t num_released() {
+    MutexLock lock(&mu_);
+    return released_.size();
   }
   size_t num_held() {
     MutexLock lock(&mu_);
@@ -77,7 +90,7 @@ class FakeHost final : public ModelHost {
   absl::Status result_ ABSL_GUARDED_BY(mu_), warm_up_ ABSL_GUARDED_BY(mu_);
   bool waits_ ABSL_GUARDED_BY(mu_) = false;
   int num_loads_ ABSL_GUARDED_BY(mu_) = 0;
-  std::set<ModelId> held_ ABSL_GUARDED_BY(mu_);
+  std::set<ModelId> held_ ABSL_GUARDED_BY(mu_), released_ ABSL_GUARDED_BY(mu_);
   std::function<void(absl::Status)> waiting_ ABSL_GUARDED_BY(mu_);
 };
 
@@ -88,15 +101,19 @@ class ModelRepositoryTest : public testing::Test {
     fs::create_directory(folder_);
   }
 
-  void Start(const std::vector<ModelOption>& served) {
+  // `slash` ends the folder's path.
+  void Start(const std::vector<ModelOption>& served, const std::string& slash = "") {
     std::vector<std::shared_ptr<ServedModel>> models;
-    for (const ModelOption& option : served) models.push_back(OpenModel(option));
     // Folders hold no checkpoints; what they would hold is made up.
+    for (const ModelOption& option : served) {
+      models.push_back(OpenModel({option.name, kTwo.location}));
+      models.back()->location = option.location;
+    }
     const auto open = [this](const ModelOption& option) -> absl::StatusOr<std::shared_ptr<ServedModel>> {
       if (!open_status_.ok()) return open_status_;
       return OpenModel({option.name, kTwo.location});
     };
-    repository_ = std::make_unique<ModelRepository>(models, folder_, open, &host_);
+    repository_ = std::make_unique<ModelRepository>(models, folder_.string() + slash, open, &host_);
   }
   void AddFolder(const std::string& name) {
     fs::create_directory(folder_ / name);
@@ -150,6 +167,33 @@ TEST_F(ModelRepositoryTest, FoldersAreKnownAndLoadedByName) {
   EXPECT_THAT(ServedNames(), ElementsAre("b.0", "b.1", "c.1"));
   fs::remove_all(folder_ / "a");
   EXPECT_TRUE(absl::IsNotFound(Load("a")));
+}
+
+TEST_F(ModelRepositoryTest, ModelsOfTheFlagStayKnown) {
+  AddFolder("x");
+  const ModelOption named = {"m", folder_ / "x"};
+  Start({named});
+  EXPECT_EQ(Unload("m"), absl::OkStatus());
+  EXPECT_EQ(Load("m"), absl::OkStatus());
+  EXPECT_EQ(Unload("m"), absl::OkStatus());
+  fs::remove_all(folder_ / "x");
+  EXPECT_TRUE(absl::IsNotFound(Load("x")));
+  EXPECT_EQ(Known(0).name, "m");
+  EXPECT_EQ(repository_->table()->models().size(), 1u);
+}
+
+TEST_F(ModelRepositoryTest, FoldersThatAreGoneAreForgottenHoweverTheirFolderIsWritten) {
+  AddFolder("a");
+  AddFolder("b");
+  Start({}, "/");
+  EXPECT_EQ(Load("a"), absl::OkStatus());
+  EXPECT_EQ(Unload("a"), absl::OkStatus());
+  fs::remove_all(folder_ / "a");
+  EXPECT_TRUE(absl::IsNotFound(Load("a")));
+  EXPECT_EQ(repository_->table()->models().size(), 1u);
+  fs::remove_all(folder_);
+  EXPECT_TRUE(absl::IsNotFound(Load("b")));
+  EXPECT_TRUE(repository_->table()->models().empty());
 }
 
 TEST_F(ModelRepositoryTest, OnlyKnownNamesAreLoaded) {
@@ -244,6 +288,37 @@ TEST_F(ModelRepositoryTest, AnAbandonedModelIsOutOfTheTable) {
   host_.EndLoad();
   done.WaitForNotification();
   EXPECT_EQ(ServedNames().size(), 2u);
+}
+
+TEST_F(ModelRepositoryTest, WhatAnUnloadedModelStillAnswersCanBeAbandoned) {
+  Start({kTwo});
+  const ModelId id = Known(0).loaded->id;
+  std::shared_ptr<ServedLayer> request = *repository_->table()->Find("two", "1");
+  Notification done;
+  repository_->Unload("two", [&](const absl::Status& status) {
+    EXPECT_EQ(status, absl::OkStatus());
+    done.Notify();
+  });
+  host_.WaitForRelease(id);
+  std::shared_ptr<ServedModel> abandoned = repository_->Abandon(id);
+  EXPECT_TRUE(abandoned != nullptr && abandoned->id == id) << "its requests are to be failed";
+  EXPECT_FALSE(done.HasBeenNotified());
+  abandoned = nullptr;
+  request = nullptr;
+  done.WaitForNotification();
+  EXPECT_EQ(repository_->Abandon(id), nullptr);
+}
+
+TEST_F(ModelRepositoryTest, ModelsThatAreReplacedOrCannotBeBroughtAreReleased) {
+  Start({kTwo});
+  const ModelId first = Known(0).loaded->id;
+  EXPECT_EQ(Load("two"), absl::OkStatus());
+  host_.WaitForRelease(first);
+  host_.FailWarmUpWith(absl::InternalError("warm-up of two.0: cannot be computed"));
+  EXPECT_FALSE(Load("two").ok());
+  EXPECT_EQ(host_.num_released(), 2u);
+  EXPECT_EQ(Unload("two.0"), absl::OkStatus());
+  EXPECT_EQ(host_.num_released(), 2u) << "the other layer is served";
 }
 
 TEST_F(ModelRepositoryTest, StatesShowWhatIsUnderWay) {

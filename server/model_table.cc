@@ -8,16 +8,25 @@
 namespace switchyard {
 namespace {
 
-std::string NamesOf(const std::vector<KnownModel>& models) {
-  return absl::StrJoin(models, ", ", [](std::string* out, const KnownModel& model) { out->append(model.name); });
-}
-
-std::string LayersOf(const KnownModel& model) {
-  return absl::StrJoin(model.layers, ", ",
-                       [](std::string* out, const KnownModel::Layer& layer) { out->append(layer.name); });
-}
+constexpr size_t kMaxTextBytes = 100;
+constexpr size_t kMaxNamesListed = 20;
 
 }  // namespace
+
+std::string CutText(std::string_view text) {
+  if (text.size() <= kMaxTextBytes) return std::string(text);
+  // Not within a character: what is not UTF-8 could not be sent as an error_message.
+  size_t end = kMaxTextBytes;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;
+  return absl::StrCat(std::string(text.substr(0, end)), "…");
+}
+
+std::string ShortList(const std::vector<std::string>& names) {
+  std::vector<std::string> shown;
+  for (size_t i = 0; i < std::min(names.size(), kMaxNamesListed); ++i) shown.push_back(CutText(names[i]));
+  const size_t more = names.size() - shown.size();
+  return absl::StrCat(absl::StrJoin(shown, ", "), more > 0 ? absl::StrCat(", … and ", more, " more") : "");
+}
 
 int KnownModel::FindLayer(std::string_view layer) const {
   const auto it = std::find_if(layers.begin(), layers.end(), [&](const Layer& each) { return each.name == layer; });
@@ -43,15 +52,15 @@ absl::StatusOr<std::shared_ptr<ServedLayer>> ModelTable::Find(const std::string&
   const auto known = std::find_if(models_.begin(), models_.end(), [&](const auto& each) { return each.name == model; });
   if (known == models_.end()) {
     return absl::NotFoundError(
-        absl::StrCat("model: no model '", model, "' is served here; there are: ", NamesOf(models_)));
+        absl::StrCat("model: no model '", CutText(model), "' is served here; there are: ", ShortListOf(models_)));
   }
   const int layer_idx = known->FindLayer(layer);
   if (layer_idx >= 0 && known->loaded != nullptr && known->layers[layer_idx].is_served) {
     return ShareLayer(known->loaded, layer_idx);
   }
   if (layer_idx >= 0 || known->layers.empty()) return Unserved(*known, absl::StrCat(model, ".", layer));
-  return absl::NotFoundError(
-      absl::StrCat("layer: model '", model, "' has no MoE layer '", layer, "'; it has: ", LayersOf(*known)));
+  return absl::NotFoundError(absl::StrCat("layer: model '", model, "' has no MoE layer '", CutText(layer),
+                                          "'; it has: ", ShortListOf(known->layers)));
 }
 
 std::shared_ptr<const LayerEntry> ModelTable::FindEntry(std::string_view name) const {
@@ -75,7 +84,7 @@ std::optional<ModelTable::Target> ModelTable::Resolve(std::string_view name) con
 }
 
 absl::Status ModelTable::Unserved(const KnownModel& model, std::string_view shown_name) {
-  const std::string name(shown_name);
+  const std::string name = CutText(shown_name);
   switch (model.change) {
     case KnownModel::Change::kLoading:
       return absl::UnavailableError(absl::StrCat("model '", name, "' is being loaded"));

@@ -31,6 +31,7 @@ struct KnownModel {
   std::vector<Layer> layers;            // of `loaded`, or as they were when it was; empty when it never was
   Change change = Change::kNone;        // under way
   std::string reason;                   // why it is not loaded, or why the last change of a loaded one failed
+  bool is_from_folder = false;          // of --model_repository: known as long as it is there, or loaded
 
   // Takes `model` for the loaded one, and serves the layers for which `is_served` holds.
   template <typename Fn>
@@ -55,6 +56,19 @@ struct LayerEntry {
   std::shared_ptr<ServedLayer> layer;
 };
 
+// For errors, whose messages must fit the metadata that carries a status: `text`, cut when long, and the first of
+// `names`.
+std::string CutText(std::string_view text);
+std::string ShortList(const std::vector<std::string>& names);
+
+// The same of what has names.
+template <typename Named>
+std::string ShortListOf(const std::vector<Named>& all) {
+  std::vector<std::string> names;
+  for (const Named& each : all) names.push_back(each.name);
+  return ShortList(names);
+}
+
 class ModelTable {
  public:
   explicit ModelTable(std::vector<KnownModel> models = {});
@@ -63,7 +77,7 @@ class ModelTable {
   // Those that are served, model after model.
   const std::vector<std::shared_ptr<const LayerEntry>>& layers() const { return layers_; }
 
-  // NotFound lists the models, or the model's layers, that there are; Unavailable says why one that is known is not
+  // NotFound lists models, or layers of the model, that there are; Unavailable says why one that is known is not
   // served.
   absl::StatusOr<std::shared_ptr<ServedLayer>> Find(const std::string& model, const std::string& layer) const;
 

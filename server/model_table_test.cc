@@ -28,6 +28,25 @@ TEST(ModelTable, LayersThatAreNotServedAreUnavailable) {
   EXPECT_THAT(std::string(model.message()), HasSubstr("there are: two, later"));
 }
 
+TEST(ModelTable, ErrorsFitTheMetadataOfAnAnswer) {
+  const std::string endless(1 << 20, 'x');
+  std::vector<KnownModel> many;
+  for (int i = 0; i < 300; ++i) {
+    many.push_back({.name = absl::StrCat(i, std::string(200, 'n')), .location = "", .reason = "not loaded"});
+  }
+  const absl::Status model = ModelTable(many).Find(endless, "0").status();
+  EXPECT_THAT(std::string(model.message()), AllOf(HasSubstr("'xxx"), HasSubstr("there are: 0nnn")));
+  EXPECT_THAT(std::string(model.message()), HasSubstr("…, … and 280 more"));
+  EXPECT_LT(model.message().size(), 3000u);
+  EXPECT_LT(ModelTable(many).Find(many[0].name, endless).status().message().size(), 500u);
+  EXPECT_LT(ModelTable({Served(kTwo)}).Find("two", endless).status().message().size(), 500u);
+  EXPECT_EQ(CutText("…"), "…");
+  for (size_t num_before = 98; num_before <= 100; ++num_before) {
+    const std::string before(num_before, 'x');
+    EXPECT_EQ(CutText(absl::StrCat(before, "ä…")), absl::StrCat(before, num_before == 98 ? "ä…" : "…"));
+  }
+}
+
 TEST(ModelTable, ALayerKeepsItsModel) {
   std::shared_ptr<ServedLayer> layer;
   bool is_retired = false;

@@ -169,7 +169,7 @@ void Scheduler::ReleaseRows(const Step& step) {
 
 std::shared_ptr<Scheduler::Step> Scheduler::TakeInline() {
   if (dispatching_ || batcher_.num_rows() == 0) return nullptr;  // whoever dispatches looks again
-  std::shared_ptr<Step> step = stopping_ || replay_ ? nullptr : TakeStep();
+  std::shared_ptr<Step> step = stopping_ || replay_ ? nullptr : TakeStep(clock_.Now());
   if (step == nullptr) {
     // Rows that wait for company are the dispatcher's to watch; others wait for a result.
     if (stopping_ || replay_ || steps_.empty()) work_.Signal();
@@ -227,12 +227,14 @@ Scheduler::Work Scheduler::WaitForWork() {
         work.group = group_;
         break;
       }
-      if ((work.fresh = TakeStep()) != nullptr) break;
+      const SteadyTime now =
+          clock_.Now();  // one for both: what was not ready for the one is still to come for the other
+      if ((work.fresh = TakeStep(now)) != nullptr) break;
       const auto ready = batcher_.NextReadyTime();
-      if (group_ == nullptr || free_slots_.empty() || !ready.has_value() || *ready <= clock_.Now()) {
+      if (group_ == nullptr || free_slots_.empty() || !ready.has_value() || *ready <= now) {
         work_.Wait(&mu_);
       } else {
-        work_.WaitWithTimeout(&mu_, absl::FromChrono(*ready - clock_.Now()));
+        work_.WaitWithTimeout(&mu_, absl::FromChrono(*ready - now));
       }
     }
     dispatching_ = true;
@@ -241,9 +243,9 @@ Scheduler::Work Scheduler::WaitForWork() {
   return work;
 }
 
-std::shared_ptr<Scheduler::Step> Scheduler::TakeStep() {
+std::shared_ptr<Scheduler::Step> Scheduler::TakeStep(SteadyTime now) {
   if (group_ == nullptr || free_slots_.empty()) return nullptr;
-  auto batch = batcher_.Take(clock_.Now(), steps_.empty());
+  auto batch = batcher_.Take(now, steps_.empty());
   if (batcher_.has_expired()) WakeExpirer();
   if (!batch.has_value()) return nullptr;
   auto step = std::make_shared<Step>();

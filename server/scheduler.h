@@ -141,7 +141,7 @@ class Scheduler {
   // Dispatches what TakeInline gave, null included.
   void DispatchInline(std::shared_ptr<Step> step);
   Work WaitForWork();
-  std::shared_ptr<Step> TakeStep() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::shared_ptr<Step> TakeStep(SteadyTime now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // `hopeless` gets those that are not to be submitted again, and why.
   std::vector<std::shared_ptr<Step>> TakeReplays(std::vector<std::pair<std::shared_ptr<Step>, absl::Status>>* hopeless)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

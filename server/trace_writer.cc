@@ -95,38 +95,45 @@ void TraceWriter::Loop() {
 
 absl::Status TraceWriter::Write(const Item& item) {
   const bool is_numbered = item.traces_per_file > 0;
-  const bool is_full = is_numbered && in_file_ >= item.traces_per_file;
+  const bool is_full = is_numbered && place_.num_traces >= item.traces_per_file;
   if (file_ == nullptr || is_numbered != is_numbered_ || is_full) {
     if (file_ != nullptr) SY_RETURN_IF_ERROR(Complete());
+    if (!is_numbered_) whole_ = place_;
     is_numbered_ = is_numbered;
-    SY_RETURN_IF_ERROR(Open(is_numbered ? absl::StrCat(path_, ".", next_number_++) : path_));
+    SY_RETURN_IF_ERROR(is_numbered ? Open(absl::StrCat(path_, ".", next_number_++)) : Reopen());
   }
-  if (in_file_ > 0) SY_RETURN_IF_ERROR(Append(",\n"));
+  if (place_.num_traces > 0) SY_RETURN_IF_ERROR(Append(",\n"));
   SY_RETURN_IF_ERROR(Append(EncodeTrace(next_id_++, item.record)));
-  ++in_file_;
+  ++place_.num_traces;
   return absl::OkStatus();
 }
 
 absl::Status TraceWriter::Open(const std::string& path) {
   file_.reset(std::fopen(path.c_str(), "we"));
   if (file_ == nullptr) return FileError(path, "write");
-  in_file_ = 0;
-  end_ = 0;
+  place_ = {};
   SY_RETURN_IF_ERROR(Append(std::string(kBegin)));
   return Complete();
 }
 
+absl::Status TraceWriter::Reopen() {
+  file_.reset(std::fopen(path_.c_str(), "r+e"));
+  if (file_ == nullptr) return Open(path_);  // it was taken away meanwhile
+  place_ = whole_;
+  return absl::OkStatus();
+}
+
 absl::Status TraceWriter::Append(const std::string& text) {
-  if (std::fseek(file_.get(), end_, SEEK_SET) != 0 ||
+  if (std::fseek(file_.get(), place_.end, SEEK_SET) != 0 ||
       std::fwrite(text.data(), 1, text.size(), file_.get()) != text.size()) {
     return FileError(path_, "write");
   }
-  end_ += static_cast<long>(text.size());
+  place_.end += static_cast<long>(text.size());
   return absl::OkStatus();
 }
 
 absl::Status TraceWriter::Complete() {
-  if (std::fseek(file_.get(), end_, SEEK_SET) != 0 ||
+  if (std::fseek(file_.get(), place_.end, SEEK_SET) != 0 ||
       std::fwrite(kEnd.data(), 1, kEnd.size(), file_.get()) != kEnd.size() || std::fflush(file_.get()) != 0) {
     return FileError(path_, "write");
   }

@@ -60,6 +60,8 @@ class TraceWriter {
   // Appends to the file that is open, opening one when it is full or there is none.
   absl::Status Write(const Item& item);
   absl::Status Open(const std::string& path);
+  // Goes on in the file of --trace_file, after the traces that it has.
+  absl::Status Reopen();
   absl::Status Append(const std::string& text);
   // Ends the array; the next trace takes the end's place.
   absl::Status Complete();
@@ -68,12 +70,18 @@ class TraceWriter {
   LineBudget drops_{1}, errors_{1};
 
   // The thread's.
+  // How far a file is.
+  struct Place {
+    int64_t num_traces = 0;
+    long end = 0;  // where the next one goes
+  };
+
   std::unique_ptr<std::FILE, FileCloser> file_;
+  Place place_;  // of the file that is open
+  Place whole_;  // of --trace_file itself, while a numbered one is open
   int64_t next_id_ = 1;
-  int64_t in_file_ = 0;  // traces
   int64_t next_number_ = 0;
   bool is_numbered_ = false;
-  long end_ = 0;  // where the next trace goes
 
   Mutex mu_;
   CondVar work_;

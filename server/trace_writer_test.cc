@@ -43,8 +43,9 @@ TEST_F(TraceWriterTest, AFileForSoMany) {
   auto writer = *TraceWriter::Create(path_);
   writer->Add(Record("alone"), 0);
   for (const char* id : {"a", "b", "c", "d", "e"}) writer->Add(Record(id), 2);
+  writer->Add(Record("alone again"), 0);
   writer.reset();
-  EXPECT_THAT(Ids(), testing::ElementsAre("alone"));
+  EXPECT_THAT(Ids(), testing::ElementsAre("alone", "alone again"));
   EXPECT_THAT(Ids(".0"), testing::ElementsAre("a", "b"));
   EXPECT_THAT(Ids(".1"), testing::ElementsAre("c", "d"));
   EXPECT_THAT(Ids(".2"), testing::ElementsAre("e"));

@@ -1,17 +1,26 @@
 #include "server/worker_port.h"
 
+#include <algorithm>
 #include <chrono>
+#include <limits>
 
 #include "rpc/listen.h"
 #include "rpc/port_credentials.h"
 
 namespace switchyard {
+namespace {
+
+// Of a message beside its rows.
+constexpr size_t kEnvelopeBytes = 1 << 20;
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<WorkerPort>> WorkerPort::Listen(const std::string& host, int port, const TlsFiles& tls,
-                                                               Group* group) {
+                                                               size_t max_row_bytes, Group* group) {
   std::unique_ptr<WorkerPort> worker_port(new WorkerPort(group));
   grpc::ServerBuilder builder;
-  builder.SetMaxReceiveMessageSize(-1);  // workers are authenticated and answer with steps of any size
+  const size_t max_bytes = max_row_bytes + kEnvelopeBytes;
+  builder.SetMaxReceiveMessageSize(static_cast<int>(std::min<size_t>(max_bytes, std::numeric_limits<int>::max())));
   builder.SetMaxSendMessageSize(-1);
   builder.RegisterService(&worker_port->service_);
   std::unique_ptr<TlsReloader> certificates;

@@ -14,9 +14,10 @@ namespace switchyard {
 // Listens from construction to destruction.
 class WorkerPort {
  public:
-  // `tls` is all three files, or none for no TLS.
+  // `tls` is all three files, or none for no TLS. `max_row_bytes` are those of the largest step's output on one rank:
+  // whoever sends more, before its token was even looked at, is no worker.
   static absl::StatusOr<std::unique_ptr<WorkerPort>> Listen(const std::string& host, int port, const TlsFiles& tls,
-                                                            Group* group);
+                                                            size_t max_row_bytes, Group* group);
   ~WorkerPort();
 
   int port() const { return port_; }

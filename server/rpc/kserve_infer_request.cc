@@ -35,7 +35,7 @@ absl::StatusOr<InferOutput> ParseOutput(const std::string& name) {
   if (name == kExpertIdsName) return InferOutput::kExpertIds;
   if (name == kExpertWeightsName) return InferOutput::kExpertWeights;
   return absl::InvalidArgumentError(absl::StrCat("outputs: expected ", kRowsName, ", ", kExpertIdsName, " or ",
-                                                 kExpertWeightsName, ", found ", Quoted(name)));
+                                                 kExpertWeightsName, ", found ", QuotedText(name)));
 }
 
 absl::Status CheckClasses(const Parameters& parameters) {
@@ -95,7 +95,7 @@ absl::Status CheckRoomForOutputs(const InferRequest& infer) {
 // ---- The input
 
 absl::Status CheckInputs(const inference::ModelInferRequest& head) {
-  const auto name = [](std::string* out, const Input& input) { absl::StrAppend(out, Quoted(input.name())); };
+  const auto name = [](std::string* out, const Input& input) { absl::StrAppend(out, QuotedText(input.name())); };
   if (head.inputs_size() != 1 || head.inputs(0).name() != kInputName) {
     const std::string found =
         head.inputs_size() > 8 ? absl::StrCat(head.inputs_size()) : absl::StrJoin(head.inputs(), ", ", name);

@@ -9,8 +9,7 @@
 namespace switchyard {
 namespace {
 
-// Longer messages would not fit the metadata that carries a status.
-constexpr size_t kMaxQuoted = 100;
+// More would not fit the metadata that carries a status.
 constexpr size_t kMaxNamesListed = 20;
 
 constexpr char kPlatform[] = "switchyard";
@@ -89,16 +88,11 @@ absl::StatusOr<DType> ParseKserveDType(const std::string& name) {
   for (const DTypeRow& row : kDTypes) {
     if (row.name == name) return row.dtype;
   }
-  return absl::InvalidArgumentError(absl::StrCat("datatype: expected FP64, FP32, FP16 or BF16, found ", Quoted(name)));
+  return absl::InvalidArgumentError(
+      absl::StrCat("datatype: expected FP64, FP32, FP16 or BF16, found ", QuotedText(name)));
 }
 
-std::string Quoted(std::string_view text) {
-  if (text.size() <= kMaxQuoted) return absl::StrCat("'", std::string(text), "'");
-  // Not within a character: what is not UTF-8 could not be sent as an error_message.
-  size_t end = kMaxQuoted;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;
-  return absl::StrCat("'", std::string(text.substr(0, end)), "…'");
-}
+std::string QuotedText(std::string_view text) { return absl::StrCat("'", CutText(text), "'"); }
 
 namespace {
 
@@ -111,7 +105,7 @@ absl::Status NotServed(const ModelTable& table, const std::string& name) {
     if (is_known && (target->layer.has_value() || model.loaded == nullptr)) return ModelTable::Unserved(model, name);
     there = ListNames(table, absl::StrCat(model.name, "."));  // of a model that is known, only its layers
   }
-  return absl::NotFoundError(absl::StrCat("Request for unknown model: ", Quoted(name),
+  return absl::NotFoundError(absl::StrCat("Request for unknown model: ", QuotedText(name),
                                           " is not found; there are: ", there.empty() ? ListNames(table, "") : there));
 }
 
@@ -126,9 +120,9 @@ absl::StatusOr<std::shared_ptr<const KserveModels::Entry>> KserveModels::Find(co
   int64_t number = 0;
   if (!absl::SimpleAtoi(version, &number)) {
     return absl::InvalidArgumentError(absl::StrCat("version: expected a number, or none for the only one, ",
-                                                   kKserveVersion, "; found ", Quoted(version)));
+                                                   kKserveVersion, "; found ", QuotedText(version)));
   }
-  return absl::NotFoundError(absl::StrCat("Request for unknown model: ", Quoted(name), " version ", number,
+  return absl::NotFoundError(absl::StrCat("Request for unknown model: ", QuotedText(name), " version ", number,
                                           " is not found; it has version ", kKserveVersion));
 }
 

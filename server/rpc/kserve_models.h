@@ -29,7 +29,7 @@ std::string_view KserveDType(DType dtype);
 absl::StatusOr<DType> ParseKserveDType(const std::string& name);
 
 // `text` in quotes, cut when long: whatever a caller sent can be shown in an error.
-std::string Quoted(std::string_view text);
+std::string QuotedText(std::string_view text);
 
 // Thread-safe. Whoever holds an entry keeps its model.
 class KserveModels {

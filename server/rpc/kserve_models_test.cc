@@ -60,7 +60,7 @@ TEST(KserveModels, WhatACallerSentIsShownCut) {
   for (size_t num_before = 95; num_before <= 101; ++num_before) {
     std::string text(num_before, 'x');
     for (int i = 0; i < 4; ++i) text += "…";
-    EXPECT_TRUE(google::protobuf::internal::IsStructurallyValidUTF8(Quoted(text))) << num_before;
+    EXPECT_TRUE(google::protobuf::internal::IsStructurallyValidUTF8(QuotedText(text))) << num_before;
   }
 }
 

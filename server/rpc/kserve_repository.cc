@@ -57,7 +57,7 @@ inference::RepositoryIndexResponse IndexOf(const ModelTable& table, const std::s
 
 absl::Status CheckRepositoryName(const std::string& name) {
   if (name.empty()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("repository_name: expected none, found ", Quoted(name)));
+  return absl::InvalidArgumentError(absl::StrCat("repository_name: expected none, found ", QuotedText(name)));
 }
 
 absl::Status CheckLoad(const inference::RepositoryModelLoadRequest& request) {
@@ -65,7 +65,7 @@ absl::Status CheckLoad(const inference::RepositoryModelLoadRequest& request) {
   SY_RETURN_IF_ERROR(CheckModelName(request.model_name()));
   if (request.parameters().empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
-      "parameters: expected none, found ", Quoted(request.parameters().begin()->first),
+      "parameters: expected none, found ", QuotedText(request.parameters().begin()->first),
       ": models are loaded as their checkpoints on the server say, without a configuration or files of the caller's"));
 }
 
@@ -76,7 +76,7 @@ absl::Status CheckUnload(const inference::RepositoryModelUnloadRequest& request)
     // Accepted: no model depends on another one.
     if (name == kUnloadDependents && value.has_bool_param()) continue;
     return absl::InvalidArgumentError(
-        absl::StrCat("parameters: expected ", kUnloadDependents, " (a bool) or none, found ", Quoted(name)));
+        absl::StrCat("parameters: expected ", kUnloadDependents, " (a bool) or none, found ", QuotedText(name)));
   }
   return absl::OkStatus();
 }

@@ -41,7 +41,7 @@ absl::Status ApplyFormat(const Value& value, Switches* switches) {
   const std::string& format = value.string_param();
   if (format != kDefaultFormat && format != kIsoFormat) {
     return absl::InvalidArgumentError(absl::StrCat("settings log_format: expected the string ", kDefaultFormat, " or ",
-                                                   kIsoFormat, ", found ", Quoted(format)));
+                                                   kIsoFormat, ", found ", QuotedText(format)));
   }
   switches->times = format == kIsoFormat ? LogTimes::kIso8601 : LogTimes::kLocal;
   return absl::OkStatus();
@@ -64,8 +64,9 @@ absl::Status Apply(const std::string& name, const Value& value, Switches* switch
     return absl::InvalidArgumentError("settings log_file: the log goes to stderr, and no caller can change that");
   }
   if (name != "log_verbose_level") {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "settings: expected log_error, log_warning, log_info, log_verbose_level or log_format, found ", Quoted(name)));
+    return absl::InvalidArgumentError(
+        absl::StrCat("settings: expected log_error, log_warning, log_info, log_verbose_level or log_format, found ",
+                     QuotedText(name)));
   }
   if (!value.has_uint32_param()) return absl::InvalidArgumentError("settings log_verbose_level: expected a uint32");
   switches->verbose = value.uint32_param();

@@ -168,7 +168,7 @@ TEST(AwaitedWorkers, EveryLayerOverGrpc) {
                                                                  "--threads=1", "--worker_token_file=" + token_file});
   ExpectGolden(*client, "fp32");
   EXPECT_EQ((*server)->Stop(), 0);
-  for (auto& worker : workers) EXPECT_EQ(worker->Wait(), 0) << "a drained worker ends well";
+  for (auto& worker : workers) EXPECT_EQ(worker->Wait(), 0) << worker->Log();
 }
 
 const GoldenLayer kJargonLayer = {"jargon-moe", "2", "model.layers.2.mlp"};

@@ -299,6 +299,26 @@ TEST_F(ModelChanges, ALoadHelpsAGroupThatLostItsOldWeights) {
   EXPECT_EQ(server_->Stop(), 0);
 }
 
+TEST_F(ModelChanges, AnUnloadHelpsAGroupThatLostItsWeights) {
+  Start({ModelFlag(), absl::StrCat("--model=jargon=", kJargon)});
+  const std::string golden = absl::StrCat(kJargon, "/golden.safetensors");
+  const HostMatrix input = *LoadMatrix({golden, "model.layers.0.mlp.input"});
+  Callers callers(*server_, "m", input_.view(), {expected_.view()});
+  callers.WaitForMore(5);
+  fs::remove(weights());
+  ASSERT_EQ(kill(client_->GetStatus()->ranks(1).pid(), SIGKILL), 0);
+  while (client_->GetStatus()->ranks(1).restarts() < 1) usleep(1000);  // which cannot load it either
+  // Steps of it wait for a group, and no group forms with it.
+  const absl::Status unloaded = client_->UnloadModel("m");
+  EXPECT_TRUE(unloaded.ok()) << unloaded;
+  callers.Stop();
+  EXPECT_EQ(callers.wrong(), 0);
+  const auto answer = Ask(*client_, "jargon", input.view());
+  EXPECT_TRUE(answer.ok()) << answer.status();
+  EXPECT_THAT(Index(*server_)[0], "m.0 UNAVAILABLE: unloaded");
+  EXPECT_EQ(server_->Stop(), 0);
+}
+
 TEST_F(ModelChanges, ADamagedCheckpointIsRefusedAndTheOldOneServes) {
   Start({ModelFlag()});
   const auto expect_refused = [&](const std::string& why) {
