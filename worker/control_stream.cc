@@ -32,12 +32,17 @@ void ControlStream::Send(worker::WorkerMessage message) { writer_.Send(std::move
 
 void ControlStream::Finish() {
   writer_.Stop();
-  StartWritesDone();
+  MutexLock lock(&mu_);
+  if (!is_ending_) StartWritesDone();
 }
 
 void ControlStream::OnReadDone(bool ok) {
   if (!ok) {
     writer_.Stop();
+    {
+      MutexLock lock(&mu_);
+      is_ending_ = true;
+    }
     RemoveHold();
     return;
   }

@@ -45,6 +45,7 @@ class ControlStream final : public grpc::ClientBidiReactor<worker::WorkerMessage
   worker::FrontMessage incoming_;  // the read under way
   Mutex mu_;
   CondVar ended_;
+  bool is_ending_ ABSL_GUARDED_BY(mu_) = false;  // nothing may be started any more: OnDone does not wait for it
   bool done_ ABSL_GUARDED_BY(mu_) = false;
 };
 

@@ -164,6 +164,7 @@ TEST(AwaitedWorkers, EveryLayerOverGrpc) {
 
   // One dies and another takes its place: the front goes on, and a call in between only waits.
   workers[0]->Signal(SIGKILL);
+  while (client->GetStatus()->state() == "serving") usleep(1000);  // one that joins earlier finds the place taken
   workers[0] = *ChildProcess::Start("worker/switchyard_worker", {"--front=127.0.0.1:" + port, "--device=cpu",
                                                                  "--threads=1", "--worker_token_file=" + token_file});
   ExpectGolden(*client, "fp32");
