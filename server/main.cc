@@ -11,6 +11,7 @@
 #include "http/http_server.h"
 #include "moe/base/deadlock_detection.h"
 #include "moe/base/logging.h"
+#include "moe/base/stop_signals.h"
 #include "moe/base/version.h"
 #include "rpc/loopback.h"
 #include "rpc/tls.h"
@@ -117,9 +118,7 @@ void RaiseDescriptorLimit() {
 absl::Status RunServer(const ServerOptions& options) {
   StopLookingForDeadlocks();
   SY_RETURN_IF_ERROR(SetUpLogging({options.log_level, options.log_format, "front"}));
-  // Before any thread starts, so that all of them leave these signals to the main thread.
-  const sigset_t signals = StopSignals();
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  KeepSignalsForThisThread({SIGTERM, SIGINT});  // before any thread starts
   signal(SIGPIPE, SIG_IGN);
   RaiseDescriptorLimit();
   // What is wrong with a message, its sender is told; protobuf would also write it to stderr, in a format of its own.

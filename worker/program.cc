@@ -11,6 +11,7 @@
 
 #include "moe/base/deadlock_detection.h"
 #include "moe/base/logging.h"
+#include "moe/base/stop_signals.h"
 #include "moe/base/version.h"
 #include "worker/worker.h"
 
@@ -54,11 +55,8 @@ void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
 absl::StatusOr<UniqueFd> BlockStopSignals(bool started_by_front) {
   signal(SIGPIPE, SIG_IGN);  // a peer's death shows as an error of the call that meets it
   if (started_by_front) signal(SIGINT, SIG_IGN);
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  if (!started_by_front) sigaddset(&signals, SIGINT);
-  if (const int error = pthread_sigmask(SIG_BLOCK, &signals, nullptr); error != 0) return ErrnoStatus(error, "sigmask");
+  const sigset_t signals =
+      started_by_front ? KeepSignalsForThisThread({SIGTERM}) : KeepSignalsForThisThread({SIGTERM, SIGINT});
   UniqueFd fd(signalfd(-1, &signals, SFD_CLOEXEC));
   if (!fd.valid()) return ErrnoStatus(errno, "signalfd");
   return fd;
