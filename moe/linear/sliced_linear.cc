@@ -5,10 +5,12 @@
 #include <utility>
 
 #include "moe/linear/dnnl_status.h"
+#include "moe/linear/few_columns.h"
 #include "moe/linear/few_rows.h"
 #include "moe/linear/linear_context_impl.h"
 #include "moe/linear/pack_weights.h"
 #include "moe/linear/parallel.h"
+#include "moe/tensor/convert.h"
 
 namespace switchyard {
 namespace {
@@ -40,14 +42,28 @@ absl::StatusOr<std::unique_ptr<SlicedLinear>> SlicedLinear::Create(LinearContext
 }
 
 absl::StatusOr<SlicedLinear::Slice> SlicedLinear::MakeSlice(ConstMatrixView weight) const {
+  if (compute_ == DType::kBF16 && weight.num_rows <= kFewColumns && CanMultiplyFewColumns()) {
+    return MakeFewColumnsSlice(weight);
+  }
   SY_ASSIGN_OR_RETURN(MatmulShape * shape, context_->impl().ShapeFor(compute_, weight.num_cols, weight.num_rows, 1));
-  Slice slice{.num_cols = weight.num_rows, .is_few_rows_block = IsFewRowsBlock(*shape)};
+  Slice slice{.num_cols = weight.num_rows, .other = IsFewRowsBlock(*shape) ? Kernel::kFewRows : Kernel::kLibrary};
   SY_ASSIGN_OR_RETURN(slice.packed, PackWeights(context_, *shape, {weight, /*transposed=*/false}));
   for (size_t i = 0; i < kPieceRows.size(); ++i) {
-    const bool is_small = kPieceRows[i] < kFewRows || slice.num_cols <= kFewColumns;
-    if (slice.is_few_rows_block && is_small) break;
+    const bool is_small = kPieceRows[i] < kFewRows || slice.num_cols <= kNarrow;
+    if (slice.other == Kernel::kFewRows && is_small) break;
     SY_ASSIGN_OR_RETURN(slice.kernels[i], shape->KernelFor({.num_rows = kPieceRows[i], .y_dtype = DType::kF32}));
   }
+  return slice;
+}
+
+SlicedLinear::Slice SlicedLinear::MakeFewColumnsSlice(ConstMatrixView weight) const {
+  const int num_cols = static_cast<int>(weight.num_rows);
+  HostMatrix converted = HostMatrix::Allocate(compute_, weight.num_rows, weight.num_cols);
+  ConvertElements(weight.dtype, weight.data, compute_, converted.buffer.data(), weight.num_rows * weight.num_cols);
+  Slice slice{.num_cols = num_cols, .other = Kernel::kFewColumns};
+  slice.packed = HostBuffer(PackedFewColumns(weight.num_cols, num_cols) * sizeof(uint16_t));
+  PackFewColumns(converted.view().as<uint16_t>(), weight.num_cols, num_cols,
+                 reinterpret_cast<uint16_t*>(slice.packed.data()));
   return slice;
 }
 
@@ -73,7 +89,7 @@ absl::Status SlicedLinear::RunSlice(const Slice& slice, ConstMatrixView x, float
           RunPiece(slice, *slice.kernels[i], x.Rows(begin, kPieceRows[i]), y + begin * out_features_, scratch));
     }
   }
-  if (begin < x.num_rows) RunFewRows(slice, x.Rows(begin, x.num_rows - begin), y + begin * out_features_);
+  if (begin < x.num_rows) RunOther(slice, x.Rows(begin, x.num_rows - begin), y + begin * out_features_);
   return absl::OkStatus();
 }
 
@@ -104,15 +120,28 @@ absl::Status SlicedLinear::RunPiece(const Slice& slice, const MatmulKernel& kern
   return absl::OkStatus();
 }
 
-void SlicedLinear::RunFewRows(const Slice& slice, ConstMatrixView x, float* y) const {
-  MultiplyFewRows({.x = x.as<uint16_t>(),
-                   .x_stride = in_features_,
-                   .packed = reinterpret_cast<const uint16_t*>(slice.packed.data()),
-                   .y = y,
-                   .y_stride = out_features_,
-                   .num_rows = x.num_rows,
-                   .in_features = in_features_,
-                   .num_cols = static_cast<int>(slice.num_cols)});
+void SlicedLinear::RunOther(const Slice& slice, ConstMatrixView x, float* y) const {
+  const auto* const packed = reinterpret_cast<const uint16_t*>(slice.packed.data());
+  const int num_cols = static_cast<int>(slice.num_cols);
+  if (slice.other == Kernel::kFewColumns) {
+    MultiplyFewColumns({.x = x.as<uint16_t>(),
+                        .x_stride = in_features_,
+                        .packed = packed,
+                        .y = y,
+                        .y_stride = out_features_,
+                        .num_rows = x.num_rows,
+                        .in_features = in_features_,
+                        .num_cols = num_cols});
+  } else {
+    MultiplyFewRows({.x = x.as<uint16_t>(),
+                     .x_stride = in_features_,
+                     .packed = packed,
+                     .y = y,
+                     .y_stride = out_features_,
+                     .num_rows = x.num_rows,
+                     .in_features = in_features_,
+                     .num_cols = num_cols});
+  }
 }
 
 }  // namespace switchyard

@@ -4,10 +4,12 @@
 // rows, by slices or by both. Everything is compiled at creation, for one thread and for a few numbers of rows that any
 // other number is put together from: no call is slow because it is the first of its size.
 //
-//   compute type   x      accumulation, y   1 to 15 rows
+//   compute type   x      accumulation, y   by
 //   fp32           fp32   fp32              oneDNN
-//   bf16           bf16   fp32              few_rows.h where the CPU has bf16 products, else oneDNN
-// In a slice of at most 16 columns few_rows.h multiplies any number of rows, for oneDNN computes whole blocks of 64.
+//   bf16           bf16   fp32              where the CPU has bf16 products: few_columns.h in a slice of 1 to 8
+//   columns,
+//                                           few_rows.h in one of 9 to 16 and, of others, for 1 to 15 rows; else oneDNN
+// oneDNN computes whole blocks of 64 columns, however few are wanted.
 //
 // Thread-safety: after creation any number of threads may call Run, each with a Scratch of its own.
 #pragma once
@@ -57,13 +59,15 @@ class SlicedLinear {
 
  private:
   static constexpr std::array<int64_t, 9> kPieceRows = {256, 128, 64, 32, 16, 8, 4, 2, 1};
-  static constexpr int64_t kFewRows = 16;     // fewer than this many are few_rows.h's, where it can be used
-  static constexpr int64_t kFewColumns = 16;  // and any number, when a slice has no more columns than this
+  static constexpr int64_t kFewRows = 16;  // fewer than this many are few_rows.h's, where it can be used
+  static constexpr int64_t kNarrow = 16;   // and any number, when a slice has no more columns than this
+
+  enum class Kernel { kLibrary, kFewRows, kFewColumns };
 
   struct Slice {
     int64_t num_cols = 0;
-    bool is_few_rows_block = false;  // few_rows.h reads `packed`
-    HostBuffer packed;
+    Kernel other = Kernel::kLibrary;  // multiplies the rows that `kernels` leave
+    HostBuffer packed;  // for kFewColumns the rows of the weight as they are, else in the library's layout
     std::array<const MatmulKernel*, kPieceRows.size()> kernels{};  // null for sizes never needed
   };
 
@@ -71,10 +75,11 @@ class SlicedLinear {
       : context_(context), compute_(compute), in_features_(weight.num_cols), out_features_(weight.num_rows) {}
 
   absl::StatusOr<Slice> MakeSlice(ConstMatrixView weight) const;
+  Slice MakeFewColumnsSlice(ConstMatrixView weight) const;
   absl::Status RunSlice(const Slice& slice, ConstMatrixView x, float* y, Scratch* scratch) const;
   absl::Status RunPiece(const Slice& slice, const MatmulKernel& kernel, ConstMatrixView x, float* y,
                         Scratch* scratch) const;
-  void RunFewRows(const Slice& slice, ConstMatrixView x, float* y) const;
+  void RunOther(const Slice& slice, ConstMatrixView x, float* y) const;
 
   LinearContext* const context_;
   const DType compute_;

@@ -67,7 +67,17 @@ class SlicedLinears : public testing::TestWithParam<DType> {
 };
 
 TEST_P(SlicedLinears, MatchTheDefinitionForEveryShapeAndNumberOfRows) {
-  for (const auto& [k, n] : {std::tuple{1, 1}, {2, 3}, {64, 8}, {40, 16}, {33, 32}, {66, 47}, {128, 60}, {250, 130}}) {
+  for (const auto& [k, n] : {std::tuple{1, 1},
+                             {2, 3},
+                             {64, 8},
+                             {40, 16},
+                             {321, 1},
+                             {95, 5},
+                             {70, 7},
+                             {33, 32},
+                             {66, 47},
+                             {128, 60},
+                             {250, 130}}) {
     const HostMatrix weight = RandomMatrix(DType::kBF16, n, k, 1);
     const auto linear = SlicedLinear::Create(context_.get(), GetParam(), weight.view()).value();
     for (const int64_t m : {0, 1, 2, 3, 5, 7, 8, 9, 11, 15, 16, 17, 31, 32, 100, 128, 255, 256, 300, 531}) {

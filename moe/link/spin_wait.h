@@ -47,7 +47,7 @@ class SpinWait {
   }
 
  private:
-  static constexpr std::chrono::microseconds kLongest{200};
+  static constexpr std::chrono::microseconds kLongest{1000};
   static constexpr std::chrono::microseconds kOwnTurn{10};  // a look takes less when nobody else has the core between
   static constexpr int kMaxSkipped = 63;
 

@@ -1,0 +1,39 @@
+// y[M, N] = x[M, K] · Wᵀ for bf16 and a handful of columns: dot products of a row of x and a row of W, summed in fp32
+// by the CPU's own instruction for pairs of bf16. Where columns are few, the usual kernels, which hold a column in each
+// lane of a register, leave most lanes empty; here the lanes share out K.
+#pragma once
+
+#include <cstdint>
+
+namespace switchyard {
+
+inline constexpr int kFewColumns = 8;
+inline constexpr int64_t kFewColumnsBlock = 32;  // of K: a register
+
+// Whether this CPU has the instructions (AVX512-BF16).
+bool CanMultiplyFewColumns();
+
+// Elements of `num_cols` columns once they are packed.
+constexpr int64_t PackedFewColumns(int64_t in_features, int num_cols) {
+  return (in_features + kFewColumnsBlock - 1) / kFewColumnsBlock * kFewColumnsBlock * num_cols;
+}
+
+// `weight` [num_cols, K] in blocks of K, the last padded with zeros; in a block, all columns. Columns side by side do
+// not compete for places in the cache, as rows that lie a power of two apart do.
+void PackFewColumns(const uint16_t* weight, int64_t in_features, int num_cols, uint16_t* packed);
+
+// Rows of x and y lie x_stride and y_stride elements apart, at any address. num_cols is 1 to kFewColumns. Pure.
+struct FewColumnsProduct {
+  const uint16_t* x;  // bf16 [num_rows, K]
+  int64_t x_stride;
+  const uint16_t* packed;  // bf16 [⌈K / kFewColumnsBlock⌉, num_cols, kFewColumnsBlock]
+  float* y;                // [num_rows, num_cols]
+  int64_t y_stride;
+  int64_t num_rows;
+  int64_t in_features;  // K
+  int num_cols;
+};
+
+void MultiplyFewColumns(const FewColumnsProduct& product);
+
+}  // namespace switchyard
