@@ -22,6 +22,10 @@ constexpr std::chrono::milliseconds kWorkerExitGrace{5000};
 // More copy hardly faster than memory allows.
 constexpr int kMaxCopyThreads = 4;
 
+// Answers of one connection are sent by one thread at a time however many there are, and other cores have work, too.
+constexpr int kMaxAnswerThreads = 4;
+constexpr int kCoresPerAnswerThread = 4;
+
 // Outputs of a link beyond those of the steps: answers of so many steps can be on their way without having been copied.
 constexpr int kSpareOutputs = 8;
 
@@ -177,6 +181,7 @@ void Front::CreateGroup(const std::string& token) {
   scheduler.num_ranks = num_ranks_;
   scheduler.num_slots = options_.steps_in_flight;
   scheduler.num_copy_threads = std::min(kMaxCopyThreads, NumCores());
+  scheduler.num_answer_threads = std::clamp(NumCores() / kCoresPerAnswerThread, 1, kMaxAnswerThreads);
   scheduler_ = std::make_unique<Scheduler>(
       scheduler, links, metrics_.get(), Clock::Real(),
       [this](Epoch epoch, int rank, const absl::Status& why) { group_->StepFailed(epoch, rank, why); });

@@ -56,6 +56,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, std::vector<LinkBuffers*> 
       on_group_broken_(std::move(on_group_broken)),
       outputs_(std::make_shared<OutputPool>(links_[0]->layout().num_outputs, options.num_slots, MemoryOf(links_))),
       copy_pool_(options.num_copy_threads),
+      answer_pool_(options.num_answer_threads),
       batcher_(options.batcher) {
   for (int slot = options.num_slots - 1; slot >= 0; --slot) free_slots_.push_back(slot);
   dispatcher_ = std::thread([this] { DispatchLoop(); });
@@ -176,7 +177,7 @@ std::shared_ptr<Scheduler::Step> Scheduler::TakeInline() {
     return nullptr;
   }
   dispatching_ = true;
-  if (step->batch.num_rows <= options_.max_inline_rows) return step;
+  if (step->batch.num_rows <= (steps_.empty() ? options_.max_lone_inline_rows : options_.max_inline_rows)) return step;
   handed_over_ = std::move(step);
   work_.Signal();
   return nullptr;
@@ -590,11 +591,24 @@ void Scheduler::CompletePieces(const Step& step, std::vector<std::vector<OutputP
     next = TakeInline();
   }
   DispatchInline(std::move(next));  // before the answers, which take longer
-  for (const auto& request : finished) {
-    std::sort(request->output.begin(), request->output.end(),
+  Answer(finished);
+}
+
+void Scheduler::Answer(const std::vector<std::shared_ptr<Request>>& finished) {
+  const auto answer = [&](int64_t i, int) {
+    std::vector<OutputPart>& output = finished[i]->output;
+    std::sort(output.begin(), output.end(),
               [](const OutputPart& one, const OutputPart& other) { return one.begin_row < other.begin_row; });
-    Complete(*request, absl::OkStatus());
+    Complete(*finished[i], absl::OkStatus());
+  };
+  const auto num_answers = static_cast<int64_t>(finished.size());
+  const bool are_many = options_.num_answer_threads > 1 && finished.size() >= options_.min_shared_answers;
+  if (!are_many || answer_pool_is_taken_.exchange(true, std::memory_order_acquire)) {
+    for (int64_t i = 0; i < num_answers; ++i) answer(i, 0);
+    return;
   }
+  answer_pool_.Run(num_answers, answer);
+  answer_pool_is_taken_.store(false, std::memory_order_release);
 }
 
 void Scheduler::SmoothStepTime(std::chrono::nanoseconds latest) {

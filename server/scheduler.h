@@ -6,11 +6,12 @@
 //
 // Threads: one thread at a time prepares and submits, so every rank gets the steps in the same order: the dispatcher's,
 // or, for small steps, whoever brings a request or a result. Results come in on the links' threads, the last of which
-// cuts the output up and answers. Another thread ends requests that expire in the queue, also while a long step is
-// prepared. No lock is held while rows are copied, gated or sent.
+// cuts the output up and answers, with the help of others where the answers are many. Another thread ends requests that
+// expire in the queue, also while a long step is prepared. No lock is held while rows are copied, gated or sent.
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <map>
 #include <memory>
 #include <optional>
@@ -40,11 +41,16 @@ struct SchedulerOptions {
   // right type and outputs are to spare; what is less is quicker copied than kept track of.
   size_t min_lent_bytes = 32 << 10;
   // Steps of at most so many rows are prepared on the thread that brings their last request, or the result before
-  // them, when the dispatcher is idle: waking it would take longer.
+  // them, when the dispatcher is idle: waking it would take longer. While other steps are in flight there is less to
+  // gain.
   int64_t max_inline_rows = 32;
+  int64_t max_lone_inline_rows = 256;
   // Threads that copy the rows of a step into the links, and what one copies at a time.
   int num_copy_threads = 1;
-  size_t copy_task_bytes = 512 << 10;
+  size_t copy_task_bytes = 128 << 10;
+  // Threads that send the answers of a step which has at least so many: each takes longer than the step of a few rows.
+  int num_answer_threads = 1;
+  size_t min_shared_answers = 4;
 };
 
 class Scheduler {
@@ -54,7 +60,7 @@ class Scheduler {
   using GroupBrokenFn = std::function<void(Epoch epoch, int rank, const absl::Status& why)>;
   Scheduler(const SchedulerOptions& options, std::vector<LinkBuffers*> links, Metrics* metrics, const Clock& clock,
             GroupBrokenFn on_group_broken);
-  // Fails what is left with UNAVAILABLE.
+  // Fails what is left with UNAVAILABLE. Results have come, and are handled, or will not come.
   ~Scheduler();
 
   // Thread-safe, all of the following.
@@ -178,6 +184,7 @@ class Scheduler {
                                    std::shared_ptr<const void>* loan);
   void RecordStep(const Step& step);
   void CompletePieces(const Step& step, std::vector<std::vector<OutputPart>> parts);
+  void Answer(const std::vector<std::shared_ptr<Request>>& finished);
   void SmoothStepTime(std::chrono::nanoseconds latest) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Fail(const std::shared_ptr<Step>& step, const absl::Status& why);
 
@@ -194,6 +201,9 @@ class Scheduler {
   HostBuffer gate_rows_;  // rows in fp32 where the link's type does not suit the gate
   WorkPool copy_pool_;
   std::vector<CopyTask> copy_tasks_;  // of one upload
+
+  WorkPool answer_pool_;  // of the thread that has taken it
+  std::atomic<bool> answer_pool_is_taken_{false};
 
   mutable Mutex mu_;
   CondVar work_;

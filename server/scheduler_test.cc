@@ -248,6 +248,9 @@ class SchedulerTest : public testing::Test {
     options.max_submissions = max_submissions;
     options.min_lent_bytes = min_lent_bytes_;
     options.max_inline_rows = 3;
+    options.max_lone_inline_rows = 4;
+    options.num_answer_threads = 3;
+    options.min_shared_answers = 2;
     options.num_copy_threads = 2;
     options.copy_task_bytes = 3 * kDim * sizeof(float);
     LayerSpec spec;
@@ -363,6 +366,7 @@ TEST_F(SchedulerTest, AnswersEveryRequestWhateverItIsBatchedWith) {
     for (int i = 0; i < 60; ++i) calls.push_back(Send(1 + random_() % 50, dtypes[i % 4]));
     for (auto& call : calls) call->ExpectRightAnswer();
     EXPECT_EQ(scheduler_->load().queued_rows, 0);
+    group->Retire();
     scheduler_.reset();
     links_.clear();
     owned_links_.clear();
@@ -725,7 +729,7 @@ TEST_F(SchedulerTest, SurvivesLossesUnderLoad) {
     if (absl::IsInternal(call->status)) continue;  // replayed too often, which this many losses allow
     call->ExpectRightAnswer();
   }
-  scheduler_.reset();
+  groups.clear();
 }
 
 }  // namespace

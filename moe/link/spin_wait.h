@@ -47,6 +47,7 @@ class SpinWait {
   }
 
  private:
+  // More than a small request's whole round trip, or each would find both ends of the link asleep.
   static constexpr std::chrono::microseconds kLongest{1000};
   static constexpr std::chrono::microseconds kOwnTurn{10};  // a look takes less when nobody else has the core between
   static constexpr int kMaxSkipped = 63;
