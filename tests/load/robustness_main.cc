@@ -37,6 +37,7 @@ struct Settings {
   int soak_seconds = 240;
   int baseline_seconds = 15;
   std::vector<std::string> only;
+  std::vector<std::string> server_flags;
 };
 Settings settings;  // from the command line
 
@@ -148,6 +149,7 @@ std::unique_ptr<ServerProcess> StartServer(std::vector<std::string> flags = {}) 
   flags.push_back("--model=m=" + settings.checkpoint);
   flags.emplace_back("--local_workers=2");
   flags.emplace_back("--compute_dtype=fp32");
+  flags.insert(flags.end(), settings.server_flags.begin(), settings.server_flags.end());
   auto server = ServerProcess::Start(flags);
   if (!server.ok()) std::fprintf(stderr, "%s\n", std::string(server.status().message()).c_str());
   return *std::move(server);
@@ -426,6 +428,8 @@ int Main(int argc, char** argv) {
   app.add_option("--attack", settings.attack, "the attacking program");
   app.add_option("--checkpoint", settings.checkpoint, "jargon-moe");
   app.add_option("--only", settings.only, "cancel, half_open, huge, overload or soak; repeat it for several");
+  app.add_option("--server_flag", settings.server_flags,
+                 "for every server, as --worker_threads=4; repeat it for several");
   CLI11_PARSE(app, argc, argv);
   const auto wanted = [&](const std::string& name) {
     return settings.only.empty() || std::count(settings.only.begin(), settings.only.end(), name) > 0;
