@@ -7,6 +7,12 @@ namespace switchyard {
 
 namespace {
 
+absl::Status CheckEverFits(const char* unit, const char* flag, int64_t wanted, int64_t budget) {
+  if (wanted <= budget) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat(wanted, " ", unit, " in one request never fit ", flag, "=", budget, ": send fewer at a time"));
+}
+
 // Whether `wanted` more fit beside the `held` of everybody, of which the client's own is `own`.
 absl::Status CheckBudget(const char* unit, const char* flag, int64_t wanted, int64_t own, int64_t held,
                          int64_t budget) {
@@ -26,6 +32,8 @@ absl::Status CheckBudget(const char* unit, const char* flag, int64_t wanted, int
 }  // namespace
 
 absl::Status Admission::Admit(const std::string& client, int64_t num_rows, int64_t num_bytes) {
+  SY_RETURN_IF_ERROR(CheckEverFits("rows", "--max_queued_rows", num_rows, max_rows_));
+  SY_RETURN_IF_ERROR(CheckEverFits("bytes", "--max_queued_bytes", num_bytes, max_bytes_));
   MutexLock lock(&mu_);
   const auto it = clients_.find(client);
   const Held own = it == clients_.end() ? Held() : it->second;

@@ -23,8 +23,8 @@ class Admission {
  public:
   Admission(int64_t max_rows, int64_t max_bytes) : max_rows_(max_rows), max_bytes_(max_bytes) {}
 
-  // ResourceExhausted with pushback, naming the budget, when the request does not fit beside those admitted, or its
-  // client holds too much of it.
+  // ResourceExhausted, naming the budget: with pushback when the request does not fit beside those admitted, or its
+  // client holds too much of it; without when it is larger than the whole budget.
   absl::Status Admit(const std::string& client, int64_t num_rows, int64_t num_bytes);
   // Each once for a request that was admitted, in any order: it is answered, and its answer's bytes are gone.
   void ReleaseRows(const std::string& client, int64_t num_rows);

@@ -29,6 +29,16 @@ TEST(Admission, RefusesBeyondEitherBudgetAndNamesIt) {
   EXPECT_EQ(admission.held().requests, 2);
 }
 
+TEST(Admission, WhatNeverFitsIsNotToBeTriedAgain) {
+  Admission admission(10, 100);
+  for (const absl::Status& status : {admission.Admit("a", 11, 1), admission.Admit("a", 1, 101)}) {
+    EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+    EXPECT_EQ(PushbackMs(status), 0) << status;
+    EXPECT_NE(std::string(status.message()).find("send fewer"), std::string::npos) << status;
+  }
+  EXPECT_EQ(admission.held().requests, 0);
+}
+
 TEST(Admission, BytesCountUntilTheAnswerIsGone) {
   Admission admission(10, 100);
   ASSERT_TRUE(admission.Admit("a", 5, 60).ok());

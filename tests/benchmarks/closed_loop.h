@@ -1,4 +1,4 @@
-// Unary calls on a closed loop over gRPC's callback API: a fixed number in flight, each one's end starts the next. The
+// Requests on a closed loop over gRPC's callback API: a fixed number in flight, each one's end starts the next. The
 // cheapest client that gRPC has: message bytes are shared, not copied, and answers are only counted.
 #pragma once
 
@@ -30,8 +30,20 @@ struct LoopResult {
   double calls_per_second() const { return static_cast<double>(num_calls) / seconds; }
 };
 
-// Counts the calls that end in a window of `duration` or of 2 · in_flight calls, whichever is longer, that begins when
-// each place in the loop has had one call. The first error otherwise.
+// Unary calls. Counts those that end in a window of `duration` or of 2 · in_flight calls, whichever is longer, that
+// begins when each place in the loop has had one call. The first error otherwise.
 absl::StatusOr<LoopResult> RunClosedLoop(const LoopTarget& target, int in_flight, std::chrono::nanoseconds duration);
+
+// Messages on streams, one for each connection.
+struct StreamTarget {
+  std::vector<grpc::GenericStub>* stubs = nullptr;  // places in the loop share them out
+  std::string method;
+  std::vector<grpc::ByteBuffer> requests;  // of each place in the loop
+  // The place that an answer is to, or why there is none.
+  absl::StatusOr<size_t> (*place_of)(const grpc::ByteBuffer& answer) = nullptr;
+};
+
+// Likewise, of messages and their answers.
+absl::StatusOr<LoopResult> RunStreamLoop(const StreamTarget& target, std::chrono::nanoseconds duration);
 
 }  // namespace switchyard

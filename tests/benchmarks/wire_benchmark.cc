@@ -1,8 +1,9 @@
 // How close the whole service comes to the line it stands on: one client sends the same rows to a bare gRPC echo of the
-// same settings, and to a real front with one worker whose engine returns rows as they are, over either API. Rows are
-// 4 KiB (2048 bf16) and there is one expert, so that gate and plan are small; what they take is told separately.
+// same settings, and to a real front with one worker whose engine returns rows as they are, over either API, calls and
+// streams. Rows are 4 KiB (2048 bf16) and there is one expert, so that gate and plan are small; what they take is told
+// separately.
 //
-// For every size and number in flight, the three take turns for some rounds, on closed loops. Prints Markdown, a whole
+// For every size and number in flight, they take turns for some rounds, on closed loops. Prints Markdown, a whole
 // document. Starts echo_server and echo_worker, which lie beside this program, and switchyard_server, from where the
 // build or the bundle puts it. docs/benchmarks/run_wire.sh writes docs/benchmarks/wire.md.
 #include <sys/utsname.h>
@@ -43,6 +44,8 @@ constexpr int64_t kWidth = 2048;
 constexpr int64_t kRowBytes = kWidth * 2;
 constexpr int kStageSamples = 300;
 constexpr double kMiB = 1 << 20;
+constexpr uint32_t kIdTag = v1::ForwardStreamResponse::kIdFieldNumber << 3;                  // a varint
+constexpr uint32_t kResponseTag = v1::ForwardStreamResponse::kResponseFieldNumber << 3 | 2;  // a message
 
 struct Settings {
   std::vector<int64_t> rows = {1, 16, 256, 4096};
@@ -70,13 +73,42 @@ grpc::ByteBuffer WithRows(std::string head, int field_number, const HostMatrix& 
   return grpc::ByteBuffer(slices, 2);
 }
 
-grpc::ByteBuffer ForwardMessage(const HostMatrix& rows) {
+v1::ForwardRequest ForwardHead(const HostMatrix& rows) {
   v1::ForwardRequest head;
   head.set_model("bench");
   head.set_layer("0");
   head.set_dtype(v1::DATA_TYPE_BF16);
   head.set_num_rows(rows.num_rows);
-  return WithRows(head.SerializeAsString(), v1::ForwardRequest::kRowsFieldNumber, rows);
+  return head;
+}
+
+grpc::ByteBuffer ForwardMessage(const HostMatrix& rows) {
+  return WithRows(ForwardHead(rows).SerializeAsString(), v1::ForwardRequest::kRowsFieldNumber, rows);
+}
+
+// The same as the message of a place in a loop, whose number is in the id.
+grpc::ByteBuffer StreamMessage(const HostMatrix& rows, size_t place) {
+  const size_t num_row_bytes = rows.view().size_bytes();
+  std::string forward_head = ForwardHead(rows).SerializeAsString();
+  const grpc::Slice rows_head = HeadSlice(std::move(forward_head), v1::ForwardRequest::kRowsFieldNumber, num_row_bytes);
+  v1::ForwardStreamRequest head;
+  head.set_id(place + 1);
+  const grpc::Slice slices[] = {HeadSlice(head.SerializeAsString(), v1::ForwardStreamRequest::kForwardFieldNumber,
+                                          rows_head.size() + num_row_bytes),
+                                rows_head, grpc::Slice(rows.buffer.data(), num_row_bytes, grpc::Slice::STATIC_SLICE)};
+  return grpc::ByteBuffer(slices, 3);
+}
+
+// Reads no further than to the id and what follows it.
+absl::StatusOr<size_t> PlaceOfAnswer(const grpc::ByteBuffer& answer) {
+  SY_ASSIGN_OR_RETURN(const auto slices, SlicesOf(answer));
+  SliceStream bytes(*slices);
+  google::protobuf::io::CodedInputStream stream(&bytes);
+  uint64_t id = 0;
+  if (stream.ReadTag() != kIdTag || !stream.ReadVarint64(&id) || stream.ReadTag() != kResponseTag) {
+    return absl::InternalError("an answer that is not a response");
+  }
+  return id - 1;
 }
 
 grpc::ByteBuffer InferMessage(const HostMatrix& rows) {
@@ -140,6 +172,11 @@ class Servers {
   LoopTarget Forward(const HostMatrix& rows) {
     return {&front_stubs_, "/switchyard.v1.Switchyard/Forward", ForwardMessage(rows), rows.view().size_bytes()};
   }
+  StreamTarget Stream(const HostMatrix& rows, int in_flight) {
+    StreamTarget target = {&front_stubs_, "/switchyard.v1.Switchyard/ForwardStream", {}, PlaceOfAnswer};
+    for (int place = 0; place < in_flight; ++place) target.requests.push_back(StreamMessage(rows, place));
+    return target;
+  }
   LoopTarget Infer(const HostMatrix& rows) {
     return {&front_stubs_, "/inference.GRPCInferenceService/ModelInfer", InferMessage(rows), rows.view().size_bytes()};
   }
@@ -160,7 +197,7 @@ class Servers {
 
 // One size and number in flight.
 struct Cell {
-  LoopResult echo, forward, infer;
+  LoopResult echo, forward, infer, stream;
 };
 
 absl::StatusOr<Cell> Measure(Servers& servers, const HostMatrix& rows, int in_flight, const Settings& settings) {
@@ -173,6 +210,8 @@ absl::StatusOr<Cell> Measure(Servers& servers, const HostMatrix& rows, int in_fl
       SY_ASSIGN_OR_RETURN(const LoopResult measured, RunClosedLoop(target, in_flight, duration));
       result->Add(measured);
     }
+    SY_ASSIGN_OR_RETURN(const LoopResult measured, RunStreamLoop(servers.Stream(rows, in_flight), duration));
+    cell.stream.Add(measured);
   }
   return cell;
 }
@@ -181,9 +220,12 @@ void PrintSpeedRow(int64_t num_rows, int in_flight, const Cell& cell) {
   const auto speed = [&](const LoopResult& result) {
     return result.calls_per_second() * static_cast<double>(num_rows * kRowBytes) / kMiB;
   };
-  const double echo = speed(cell.echo), forward = speed(cell.forward), infer = speed(cell.infer);
-  absl::PrintF("| %d | %d | %.0f | %.0f | %.2f | %.0f | %.2f |\n", num_rows, in_flight, echo, forward, forward / echo,
-               infer, infer / echo);
+  const double echo = speed(cell.echo);
+  absl::PrintF("| %d | %d | %.0f |", num_rows, in_flight, echo);
+  for (const LoopResult* result : {&cell.forward, &cell.infer, &cell.stream}) {
+    absl::PrintF(" %.0f | %.2f |", speed(*result), speed(*result) / echo);
+  }
+  absl::PrintF("\n");
   std::fflush(stdout);
 }
 
@@ -226,7 +268,8 @@ void PrintLatency(const Cell& cell, const Stages& stages) {
   absl::PrintF("| echo | %.1f | %.1f | |\n", echo, Micros(cell.echo.latency, 99));
   absl::PrintF("| link alone, submission to result | %.1f | | |\n", stages.step_us);
   absl::PrintF("| bound, 1.4 × echo + link | %.1f | | |\n", bound);
-  for (const auto& [name, result] : {std::pair{"`Forward`", &cell.forward}, std::pair{"`ModelInfer`", &cell.infer}}) {
+  for (const auto& [name, result] : {std::pair{"`Forward`", &cell.forward}, std::pair{"`ModelInfer`", &cell.infer},
+                                     std::pair{"`ForwardStream`", &cell.stream}}) {
     absl::PrintF("| %s | %.1f | %.1f | %.2f |\n", name, Micros(result->latency, 50), Micros(result->latency, 99),
                  Micros(result->latency, 50) / bound);
   }
@@ -262,7 +305,9 @@ void PrintHead(const Settings& settings) {
       "one\n"
       "local worker whose engine returns rows as they are, and a gate for one expert. Rows are 4 KiB (2048 bf16); "
       "bytes are\n"
-      "theirs, one way. The three take turns, %d times, on closed loops.\n\n",
+      "theirs, one way. They take turns, %d times, on closed loops. `ForwardStream` has one stream for each "
+      "connection, and\n"
+      "is compared with the same echo of unary calls.\n\n",
       settings.connections, settings.rounds);
 }
 
@@ -271,8 +316,11 @@ absl::Status Run(const Settings& settings) {
   SY_ASSIGN_OR_RETURN(const auto servers, Servers::Start(settings));
   std::optional<Cell> smallest;
   absl::PrintF("## Bytes per second\n\n");
-  absl::PrintF("| rows | in flight | echo MiB/s | `Forward` MiB/s | ratio | `ModelInfer` MiB/s | ratio |\n");
-  absl::PrintF("|---:|---:|---:|---:|---:|---:|---:|\n");
+  absl::PrintF(
+      "| rows | in flight | echo MiB/s | `Forward` MiB/s | ratio | `ModelInfer` MiB/s | ratio | `ForwardStream` MiB/s "
+      "| "
+      "ratio |\n");
+  absl::PrintF("|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n");
   for (const int64_t num_rows : settings.rows) {
     const auto rows = NormalRows(num_rows);
     for (const int in_flight : settings.in_flight) {
