@@ -139,8 +139,13 @@ void Batcher::Age(SteadyTime now) {
 
 // ---- Batches
 
+SteadyTime Batcher::CompanyIsWaitedForUntil(const LayerQueue& layer) const {
+  const Request& oldest = *layer.by_arrival.front()->request;
+  return oldest.is_warm_up ? oldest.arrival : oldest.arrival + options_.max_queue_delay;
+}
+
 bool Batcher::HasWaitedForCompany(const LayerQueue& layer, SteadyTime now) const {
-  return now - layer.by_arrival.front()->request->arrival >= options_.max_queue_delay;
+  return now >= CompanyIsWaitedForUntil(layer);
 }
 
 bool Batcher::IsReady(const LayerQueue& layer, SteadyTime now, bool idle) const {
@@ -223,7 +228,7 @@ void Batcher::AppendRows(QueuedRequest& queued, int64_t count, Batch* batch) {
 std::optional<SteadyTime> Batcher::NextReadyTime() const {
   std::optional<SteadyTime> next;
   for (const auto& [id, layer] : layers_) {
-    const SteadyTime ready = layer->by_arrival.front()->request->arrival + options_.max_queue_delay;
+    const SteadyTime ready = CompanyIsWaitedForUntil(*layer);
     if (!next.has_value() || ready < *next) next = ready;
   }
   return next;

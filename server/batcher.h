@@ -87,6 +87,8 @@ class Batcher {
 
  private:
   bool IsReady(const LayerQueue& layer, SteadyTime now, bool idle) const;
+  // None comes to a warm-up.
+  SteadyTime CompanyIsWaitedForUntil(const LayerQueue& layer) const;
   bool HasWaitedForCompany(const LayerQueue& layer, SteadyTime now) const;
   LayerQueue* ChooseLayer(SteadyTime now, bool idle);
   Batch Cut(LayerQueue& layer);

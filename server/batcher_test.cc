@@ -57,6 +57,18 @@ TEST_F(BatcherTest, AnIdleGroupTakesWhatIsThere) {
   EXPECT_EQ(batcher.num_rows(), 0);
 }
 
+TEST_F(BatcherTest, AWarmUpWaitsForNoCompany) {
+  Batcher batcher({100, microseconds(500)});
+  const auto warm_up = MakeRequest(1, 1);
+  warm_up->is_warm_up = true;
+  batcher.Add(warm_up);
+  EXPECT_EQ(batcher.NextReadyTime(), clock_.Now());
+  EXPECT_TRUE(Take(batcher).has_value());
+  batcher.Add(MakeRequest(1, 1));
+  EXPECT_EQ(batcher.NextReadyTime(), clock_.Now() + microseconds(500));
+  EXPECT_FALSE(Take(batcher).has_value());
+}
+
 TEST_F(BatcherTest, ABusyGroupLetsSmallBatchesGrow) {
   Batcher batcher({100, microseconds(0)});
   batcher.Add(MakeRequest(0, 24));

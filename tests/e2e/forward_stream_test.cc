@@ -381,21 +381,32 @@ TEST_F(ForwardStreamE2e, TheExampleRuns) {
   EXPECT_THAT((*stranger)->Log(), HasSubstr("no model 'nobody' is served"));
 }
 
+// Five rows wait for one more, to be a batch: six are refused while they do.
 TEST(ForwardStreamOverload, IsRefusedWithAWord) {
-  auto server = ServerProcess::Start({"--model=jargon-moe=" + Folder("jargon-moe"), "--local_workers=1",
-                                      "--max_queued_rows=10", "--max_request_bytes=10240"});
+  auto server =
+      ServerProcess::Start({"--model=jargon-moe=" + Folder("jargon-moe"), "--local_workers=1", "--max_batch_rows=6",
+                            "--max_queue_delay_us=60000000", "--max_queued_rows=10", "--max_request_bytes=10240"});
   ASSERT_TRUE(server.ok()) << server.status();
   const auto client = (*server)->Connect();
   const auto stream = *client->OpenStream({});
   const GoldenLayer golden = OneLayer();
-  const absl::Status refused = stream->Forward(ArgsFor(golden, 0, 11)).status();
+  Notification answered;
+  stream->Submit(ArgsFor(golden, 0, 5), [&](const absl::StatusOr<ForwardResult>& result) {
+    EXPECT_TRUE(result.ok()) << result.status();
+    answered.Notify();
+  });
+  const absl::Status refused = stream->Forward(ArgsFor(golden, 0, 6)).status();
   EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
   EXPECT_EQ(RetryAfter(refused), absl::Milliseconds(50));
+  const absl::Status never = stream->Forward(ArgsFor(golden, 0, 11)).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(never)) << never;
+  EXPECT_EQ(RetryAfter(never), absl::ZeroDuration()) << "it would never fit";
   // Too large, by less than the room that a message has beside its rows.
   const absl::Status large = stream->Forward(ArgsFor(golden, 0, 21)).status();
   EXPECT_TRUE(absl::IsResourceExhausted(large));
   EXPECT_THAT(large.message(), HasSubstr("--max_request_bytes"));
-  EXPECT_TRUE(stream->Forward(ArgsFor(golden, 0, 10)).ok());
+  EXPECT_TRUE(stream->Forward(ArgsFor(golden, 0, 1)).ok());
+  answered.WaitForNotification();
   // By more: gRPC ends the stream, and says why.
   const absl::Status huge = stream->Forward(ArgsFor(golden, 0, 512)).status();
   EXPECT_TRUE(absl::IsResourceExhausted(huge)) << huge;

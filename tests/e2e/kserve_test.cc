@@ -224,25 +224,30 @@ TEST_F(KserveTest, MutatedMessagesAreAnsweredAndTheStreamGoesOn) {
   EXPECT_TRUE(stream.Finish().ok());
 }
 
+// Five rows wait for one more, to be a batch: six are refused while they do.
 TEST(KserveOverload, IsRefusedWithAWord) {
-  auto server = ServerProcess::Start({absl::StrCat("--model=m=", kModel), "--local_workers=1", "--max_queued_rows=10"});
+  auto server = ServerProcess::Start({absl::StrCat("--model=m=", kModel), "--local_workers=1", "--max_queued_rows=10",
+                                      "--max_batch_rows=6", "--max_queue_delay_us=60000000"});
   ASSERT_TRUE(server.ok()) << server.status();
   const auto channel = grpc::CreateChannel((*server)->grpc_address(), grpc::InsecureChannelCredentials());
   const auto stub = GRPCInferenceService::NewStub(channel);
-  {
-    grpc::ClientContext context;
-    ModelInferResponse response;
-    EXPECT_EQ(stub->ModelInfer(&context, ZeroRows(11), &response).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-    EXPECT_EQ(context.GetServerTrailingMetadata().count("grpc-retry-pushback-ms"), 1);
-  }
   grpc::ClientContext context;
   const auto stream = stub->ModelStreamInfer(&context);
   ModelStreamInferResponse response;
-  EXPECT_TRUE(stream->Write(ZeroRows(11, "large")) && stream->Read(&response));
-  EXPECT_EQ(response.error_message().rfind("RESOURCE_EXHAUSTED: ", 0), 0) << response.error_message();
+  EXPECT_TRUE(stream->Write(ZeroRows(5, "waits")) && stream->Write(ZeroRows(6, "large")) && stream->Read(&response));
+  EXPECT_EQ(response.error_message().rfind("RESOURCE_EXHAUSTED: queue full", 0), 0) << response.error_message();
   EXPECT_EQ(response.infer_response().id(), "large");
-  EXPECT_TRUE(stream->Write(ZeroRows(1, "small")) && stream->Read(&response));
-  EXPECT_EQ(response.error_message(), "");
+  {
+    grpc::ClientContext unary;
+    ModelInferResponse refused;
+    EXPECT_EQ(stub->ModelInfer(&unary, ZeroRows(6), &refused).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+    EXPECT_EQ(unary.GetServerTrailingMetadata().count("grpc-retry-pushback-ms"), 1);
+  }
+  EXPECT_TRUE(stream->Write(ZeroRows(1, "small")));
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_TRUE(stream->Read(&response));
+    EXPECT_EQ(response.error_message(), "");
+  }
 }
 
 // SIGTERM answers what is in flight on a stream, refuses what comes after, and does not wait for the stream's end.
