@@ -222,8 +222,9 @@ void Membership::DropFromNeeds(ModelId id) {
 }
 
 bool Membership::HasSuccessor(const GroupModel& model) const {
-  return std::any_of(models_.begin(), models_.end(),
-                     [&](const Model& other) { return !other.is_needed && other.what.name == model.name; });
+  return std::any_of(models_.begin(), models_.end(), [&](const Model& other) {
+    return other.what.name == model.name && other.what.id.value > model.id.value;
+  });
 }
 
 // Tells every rank that has something of the model, or is about to, to free it.

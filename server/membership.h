@@ -97,8 +97,8 @@ class MembershipListener {
   virtual void OnModelLoaded(ModelId id) = 0;
   // A model that was added could not be loaded everywhere, and is given up.
   virtual void OnModelFailed(ModelId id, const absl::Status& why) = 0;
-  // A rank cannot load a needed model, and another one of its name is being added, or it was released: the group does
-  // without the old one from now on. It is to be removed, too.
+  // A rank cannot load a needed model, and a later one of its name is there or being added, or it was released: the
+  // group does without the old one from now on. It is to be removed, too.
   virtual void OnModelAbandoned(ModelId id, const absl::Status& why) = 0;
   // No worker has anything of a removed model.
   virtual void OnModelGone(ModelId id) = 0;

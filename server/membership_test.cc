@@ -440,6 +440,23 @@ TEST_F(MembershipModelsTest, AModelThatCannotBeHadAnyMoreGivesWayToItsSuccessor)
   EXPECT_EQ(loaded_, std::vector<int64_t>{2});
 }
 
+// Also one that every rank has already, while it is warmed up.
+TEST_F(MembershipModelsTest, AModelGivesWayToASuccessorThatIsNeededToo) {
+  Add(2, false, "m1");
+  SayLoaded(a_, 2);
+  SayLoaded(b_, 2);
+  ASSERT_EQ(loaded_, std::vector<int64_t>{2});
+  membership_->Leave(b_.get(), "killed", clock_.Now());
+  const auto c = JoinWorker();
+  SayFailed(c, 1);
+  ASSERT_EQ(abandoned_.size(), 1u);
+  EXPECT_EQ(abandoned_[0].first, 1);
+  EXPECT_TRUE(load_failures_.empty());
+  SayLoaded(c, 2);
+  Form({a_, c}, 2);
+  EXPECT_TRUE(serving());
+}
+
 TEST_F(MembershipModelsTest, AReleasedModelThatCannotBeHadAnyMoreIsAbandoned) {
   membership_->Leave(b_.get(), "killed", clock_.Now());
   SayFailed(JoinWorker(), 1);
