@@ -111,6 +111,10 @@ void DefineWorkers(CLI::App& app, ServerOptions* options) {
   app.add_option("--worker_threads", options->worker_threads,
                  "CPU threads of each local worker; 0 shares the cores out evenly")
       ->capture_default_str();
+  app.add_option("--link_spin_us", options->link_spin_us,
+                 "local workers and the threads that read from them look for the next message for so long before they "
+                 "sleep; 0 never: for containers with a limit of CPU time")
+      ->capture_default_str();
   app.add_option("--worker_binary", options->worker_binary, "the worker program; default: beside this one");
   app.add_option("--worker_http_port", options->worker_http_port,
                  "local worker i serves /metrics of its own at this port + i; 0 for none")

@@ -198,6 +198,7 @@ void Front::CreateGroup(const std::string& token) {
     load_display_->Update(models, now);
   };
   group.on_model_abandoned = [this](ModelId id, const absl::Status& why) { Abandon(id, why); };
+  group.link_spin = std::chrono::microseconds(options_.link_spin_us);
   group.membership.worker_timeout = std::chrono::milliseconds(options_.worker_timeout_ms);
   group_ = std::make_unique<Group>(group, links, scheduler_.get(), metrics_.get(), [this](const absl::Status& why) {
     MutexLock lock(&mu_);
@@ -225,6 +226,7 @@ absl::Status Front::StartWorkers(const std::string& token) {
                           absl::StrCat("--gpu_memory_limit=", options_.gpu_memory_limit),
                           absl::StrCat("--allow_tf32=", options_.allow_tf32 ? "true" : "false"),
                           absl::StrCat("--threads=", threads),
+                          absl::StrCat("--link_spin_us=", options_.link_spin_us),
                           absl::StrCat("--log_level=", options_.log_level),
                           absl::StrCat("--log_format=", options_.log_format)};
   if (options_.worker_http_port > 0) {

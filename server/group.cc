@@ -80,7 +80,7 @@ void Group::Loop() {
 void Group::LocalWorkerSpawned(int rank, UniqueFd link_socket) {
   Post([this, rank, socket = std::make_shared<UniqueFd>(std::move(link_socket))] {
     shm_links_[rank].reset();
-    auto link = ShmLink::Start(rank, std::move(*socket), *buffers_[rank],
+    auto link = ShmLink::Start(rank, std::move(*socket), *buffers_[rank], options_.link_spin,
                                [this](int from, const ResultMessage& result, std::span<const std::byte> rows) {
                                  scheduler_->OnResult(from, result, rows);
                                });

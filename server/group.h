@@ -28,6 +28,7 @@ class Supervisor;
 struct GroupOptions {
   MembershipOptions membership;
   std::chrono::milliseconds tick{200};
+  std::chrono::microseconds link_spin{0};  // of ShmLink
   // As MembershipListener::OnModelAbandoned.
   std::function<void(ModelId id, const absl::Status& why)> on_model_abandoned = [](ModelId, const absl::Status&) {};
 };

@@ -23,6 +23,7 @@ namespace {
 
 constexpr int64_t kRowBytes = 4096;
 constexpr int kSteps = 2000;  // of an iteration
+constexpr std::chrono::microseconds kSpin(1000);
 
 // The worker's end, until the link closes: Worker::Serve without its control stream, and no computation.
 void ServeSteps(UniqueFd socket) {
@@ -32,7 +33,7 @@ void ServeSteps(UniqueFd socket) {
   const auto memory = SharedMemory::Attach(UniqueFd(dup(setup->memory_fd.get())), layout.total_bytes());
   if (!memory.ok()) return;
   pollfd polled = {socket.get(), POLLIN, 0};
-  SpinWait spin;
+  SpinWait spin(kSpin);
   while (true) {
     spin.Until([&] { return poll(&polled, 1, 0) > 0; });
     const auto step = ReceiveStep(socket.get());
@@ -56,7 +57,7 @@ class Chain {
       _exit(0);
     }
     sockets.worker = UniqueFd();
-    link_ = *ShmLink::Start(0, std::move(sockets.front), *buffers_,
+    link_ = *ShmLink::Start(0, std::move(sockets.front), *buffers_, kSpin,
                             [this](int, const ResultMessage& result, std::span<const std::byte>) { Next(result); });
   }
   ~Chain() {

@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kSteps = 500;
 constexpr int kSlots = 3;
+constexpr std::chrono::microseconds kSpin(100);
 
 // Answers every step by negating its input row, until the socket closes.
 void PlayWorker(UniqueFd socket) {
@@ -58,7 +59,7 @@ TEST(ShmLink, CarriesManyStepsInFlight) {
     ++answered;
     changed.SignalAll();
   };
-  auto link = *ShmLink::Start(5, std::move(sockets.front), *buffers, on_result);
+  auto link = *ShmLink::Start(5, std::move(sockets.front), *buffers, kSpin, on_result);
   for (int32_t step = 1; step <= kSteps; ++step) {
     int slot;
     {
@@ -89,13 +90,14 @@ TEST(ShmLink, AWorkerThatDiesLeavesTheRowsToItsReplacement) {
   std::memcpy(buffers->input(1), &value, sizeof(value));
   {
     SocketPair sockets = *MakeSocketPair();
-    auto link = *ShmLink::Start(0, std::move(sockets.front), *buffers, [](int, const ResultMessage&, auto) { FAIL(); });
+    auto link =
+        *ShmLink::Start(0, std::move(sockets.front), *buffers, kSpin, [](int, const ResultMessage&, auto) { FAIL(); });
     sockets.worker.reset();  // dies before it answers
   }
   SocketPair sockets = *MakeSocketPair();
   std::thread worker([&] { PlayWorker(std::move(sockets.worker)); });
   Notification answered;
-  auto link = *ShmLink::Start(0, std::move(sockets.front), *buffers,
+  auto link = *ShmLink::Start(0, std::move(sockets.front), *buffers, kSpin,
                               [&](int, const ResultMessage&, auto) { answered.Notify(); });
   StepSubmission submission;
   submission.message = {Epoch{2}, StepId{1}, LayerId{0}, 1, 1, 1, 0};

@@ -60,6 +60,7 @@ struct ServerOptions {
   bool allow_tf32 = false;       // fp32 products on GPUs may round their inputs to TF32
   int worker_threads = 0;        // CPU threads of each; 0 shares the cores out evenly
   std::string worker_binary;     // empty: beside this program
+  int link_spin_us = 1000;       // both ends of a local link watch out for so long before they sleep; 0 never
   int worker_http_port = 0;      // worker i serves its metrics at this port + i; 0 for none
   // … or this many are awaited on the worker port.
   int await_workers = 0;

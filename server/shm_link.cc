@@ -20,18 +20,19 @@ class ShmConnection final : public LinkConnection {
 
 }  // namespace
 
-ShmLink::ShmLink(int rank, std::shared_ptr<UniqueFd> socket, ResultFn on_result)
+ShmLink::ShmLink(int rank, std::shared_ptr<UniqueFd> socket, std::chrono::microseconds spin, ResultFn on_result)
     : rank_(rank),
       socket_(std::move(socket)),
+      spin_(spin),
       on_result_(std::move(on_result)),
       connection_(std::make_shared<ShmConnection>(socket_)),
       reader_([this] { ReadResults(); }) {}
 
 absl::StatusOr<std::unique_ptr<ShmLink>> ShmLink::Start(int rank, UniqueFd socket, const LinkBuffers& buffers,
-                                                        ResultFn on_result) {
+                                                        std::chrono::microseconds spin, ResultFn on_result) {
   SY_RETURN_IF_ERROR(SendSetup(socket.get(), buffers.layout(), buffers.memory_fd()));
   return std::unique_ptr<ShmLink>(
-      new ShmLink(rank, std::make_shared<UniqueFd>(std::move(socket)), std::move(on_result)));
+      new ShmLink(rank, std::make_shared<UniqueFd>(std::move(socket)), spin, std::move(on_result)));
 }
 
 ShmLink::~ShmLink() {
@@ -40,7 +41,7 @@ ShmLink::~ShmLink() {
 }
 
 void ShmLink::ReadResults() {
-  SpinWait spin;
+  SpinWait spin(spin_);
   pollfd polled = {socket_->get(), POLLIN, 0};
   while (true) {
     spin.Until([&] { return poll(&polled, 1, 0) > 0; });

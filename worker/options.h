@@ -40,6 +40,8 @@ struct WorkerOptions {
   int local_index = -1;
   int num_local_workers = 1;
   int link_fd = -1;
+  // How long to look for the next step on that link before sleeping.
+  int link_spin_us = 0;
 };
 
 }  // namespace switchyard

@@ -48,6 +48,7 @@ void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
   app.add_option("--local_index", options.local_index)->group("");
   app.add_option("--num_local_workers", options.num_local_workers)->group("");
   app.add_option("--link_fd", options.link_fd)->group("");
+  app.add_option("--link_spin_us", options.link_spin_us)->group("");
 }
 
 // A descriptor that becomes readable on the signals that ask this process to stop. A worker that a front started leaves

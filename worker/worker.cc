@@ -166,7 +166,7 @@ absl::Status Worker::Run(int stop_fd) {
 
 absl::Status Worker::Serve(int stop_fd) {
   pollfd polled[] = {{inbox_->wake_fd(), POLLIN, 0}, {stop_fd, POLLIN, 0}, {link_socket_.get(), POLLIN, 0}};
-  SpinWait spin;
+  SpinWait spin{std::chrono::microseconds(options_.link_spin_us)};
   while (!drained_) {
     const bool is_ready = polled[2].fd >= 0 && spin.Until([&] { return poll(polled, 3, 0) > 0; });
     if (!is_ready && poll(polled, 3, -1) < 0 && errno != EINTR) return ErrnoStatus(errno, "poll");

@@ -4,16 +4,16 @@
 
 #include <algorithm>
 
+#include "moe/linear/bf16_products.h"
+
 namespace switchyard {
 namespace {
-
-#define SY_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
 
 constexpr int kMaxRows = 4;  // of a tile, whose sums and operands fit the registers
 constexpr int kMaxCols = 4;  // likewise
 constexpr int kMinSums = 8;  // independent sums that keep the multiplier busy
 
-SY_AVX512_BF16 inline float SumOf(__m512 sums) {
+SY_BF16_PRODUCTS inline float SumOf(__m512 sums) {
   constexpr int kNumSums = 16;
   alignas(64) float values[kNumSums];
   _mm512_store_ps(values, sums);
@@ -36,7 +36,7 @@ struct Tile {
 
 // kRows rows by kCols columns. With few sums each is split into kSplits, which are added at the end.
 template <int kRows, int kCols>
-SY_AVX512_BF16 void MultiplyTile(const Tile& tile) {
+SY_BF16_PRODUCTS void MultiplyTile(const Tile& tile) {
   constexpr int kSplits = std::max(1, kMinSums / (kRows * kCols));
   __m512 sums[kSplits][kRows][kCols];
 #pragma GCC unroll 8
@@ -47,7 +47,7 @@ SY_AVX512_BF16 void MultiplyTile(const Tile& tile) {
       for (__m512& sum : row) sum = _mm512_setzero_ps();
     }
   }
-  const auto add = [&](int64_t block, __mmask32 lanes, int split) SY_AVX512_BF16 __attribute__((always_inline)) {
+  const auto add = [&](int64_t block, __mmask32 lanes, int split) SY_BF16_PRODUCTS __attribute__((always_inline)) {
     __m512bh w[kCols];
 #pragma GCC unroll 4
     for (int c = 0; c < kCols; ++c) {
@@ -96,11 +96,6 @@ int64_t PartOf(int64_t whole, int64_t most) {
 }
 
 }  // namespace
-
-bool CanMultiplyFewColumns() {
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl");
-}
 
 void PackFewColumns(const uint16_t* weight, int64_t in_features, int num_cols, uint16_t* packed) {
   for (int64_t begin = 0; begin < in_features; begin += kFewColumnsBlock) {

@@ -1,6 +1,6 @@
-// y[M, N] = x[M, K] · Wᵀ for bf16 and a handful of columns: dot products of a row of x and a row of W, summed in fp32
-// by the CPU's own instruction for pairs of bf16. Where columns are few, the usual kernels, which hold a column in each
-// lane of a register, leave most lanes empty; here the lanes share out K.
+// y[M, N] = x[M, K] · Wᵀ for bf16 and a handful of columns: dot products of a row of x and a row of W. Where columns
+// are few, the usual kernels, which hold a column in each lane of a register, leave most lanes empty; here the lanes
+// share out K. The CPU must have bf16_products.h's instruction.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,6 @@ namespace switchyard {
 
 inline constexpr int kFewColumns = 8;
 inline constexpr int64_t kFewColumnsBlock = 32;  // of K: a register
-
-// Whether this CPU has the instructions (AVX512-BF16).
-bool CanMultiplyFewColumns();
 
 // Elements of `num_cols` columns once they are packed.
 constexpr int64_t PackedFewColumns(int64_t in_features, int num_cols) {

@@ -5,19 +5,19 @@
 #include <algorithm>
 #include <cstring>
 
+#include "moe/linear/bf16_products.h"
+
 namespace switchyard {
 namespace {
-
-#define SY_AVX512_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
 
 constexpr int kLanes = 16;        // columns in a register
 constexpr int kMaxRows = 6;       // rows whose sums fit the registers, four for each
 constexpr int kMinSums = 8;       // independent sums that keep the multiplier busy
 constexpr int kPairElements = 2;  // bf16 in a pair
 
-SY_AVX512_BF16 inline __m512bh Pairs(const uint16_t* packed) { return (__m512bh)_mm512_loadu_si512(packed); }
+SY_BF16_PRODUCTS inline __m512bh Pairs(const uint16_t* packed) { return (__m512bh)_mm512_loadu_si512(packed); }
 
-SY_AVX512_BF16 inline __m512bh BroadcastPair(const uint16_t* x) {
+SY_BF16_PRODUCTS inline __m512bh BroadcastPair(const uint16_t* x) {
   int32_t pair;
   std::memcpy(&pair, x, sizeof(pair));
   return (__m512bh)_mm512_set1_epi32(pair);
@@ -26,7 +26,7 @@ SY_AVX512_BF16 inline __m512bh BroadcastPair(const uint16_t* x) {
 // kRows rows by the first kVectors · 16 columns. With few rows the sum over k is split into kSplits, which are added at
 // the end.
 template <int kRows, int kVectors>
-SY_AVX512_BF16 void MultiplyTile(const FewRowsProduct& p) {
+SY_BF16_PRODUCTS void MultiplyTile(const FewRowsProduct& p) {
   constexpr int kSplits = std::max(1, kMinSums / (kRows * kVectors));
   __m512 sums[kSplits][kRows][kVectors];
   for (auto& split : sums) {
@@ -35,7 +35,7 @@ SY_AVX512_BF16 void MultiplyTile(const FewRowsProduct& p) {
     }
   }
   const int64_t num_pairs = p.in_features / kPairElements;
-  const auto add = [&](int64_t pair, int split) SY_AVX512_BF16 __attribute__((always_inline)) {
+  const auto add = [&](int64_t pair, int split) SY_BF16_PRODUCTS __attribute__((always_inline)) {
     __m512bh w[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
@@ -81,11 +81,6 @@ void MultiplyRows(const FewRowsProduct& p) {
 }
 
 }  // namespace
-
-bool CanMultiplyFewRows() {
-  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl");
-}
 
 void MultiplyFewRows(const FewRowsProduct& product) {
   if (product.num_cols <= kLanes) return MultiplyRows<1>(product);

@@ -1,5 +1,5 @@
 // y[M, N] = x[M, K] · W for a handful of bf16 rows, where a library's general kernel spends its time on everything but
-// reading W once: products of bf16 pairs summed in fp32 by the CPU's own instruction.
+// reading W once. The CPU must have bf16_products.h's instruction.
 //
 // W is read in oneDNN's layout for such CPUs (BA16a64b2a), so that few and many rows share one copy of the weights:
 // columns in blocks of 64, padded with zeros; in a block, for each pair of consecutive k, the pairs of all columns.
@@ -10,9 +10,6 @@
 namespace switchyard {
 
 inline constexpr int64_t kFewRowsBlock = 64;  // columns
-
-// Whether this CPU has the instructions (AVX512-BF16).
-bool CanMultiplyFewRows();
 
 // One block, of which the first num_cols <= 64 columns are wanted. K is even. Rows of x and y lie
 // x_stride and y_stride elements apart, at any address. Pure.

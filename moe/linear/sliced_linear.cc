@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "moe/linear/bf16_products.h"
 #include "moe/linear/dnnl_status.h"
 #include "moe/linear/few_columns.h"
 #include "moe/linear/few_rows.h"
@@ -19,7 +20,7 @@ using dnnl::memory;
 
 // Whether few_rows.h reads the packed weights of `shape`.
 bool IsFewRowsBlock(const MatmulShape& shape) {
-  if (shape.compute_dtype() != DType::kBF16 || shape.in_features() % 2 != 0 || !CanMultiplyFewRows()) return false;
+  if (shape.compute_dtype() != DType::kBF16 || shape.in_features() % 2 != 0 || !HasBf16Products()) return false;
   const memory::desc wanted({shape.in_features(), shape.out_features()}, memory::data_type::bf16,
                             memory::format_tag::BA16a64b2a);
   return shape.out_features() <= kFewRowsBlock && shape.weights_desc() == wanted;
@@ -42,7 +43,7 @@ absl::StatusOr<std::unique_ptr<SlicedLinear>> SlicedLinear::Create(LinearContext
 }
 
 absl::StatusOr<SlicedLinear::Slice> SlicedLinear::MakeSlice(ConstMatrixView weight) const {
-  if (compute_ == DType::kBF16 && weight.num_rows <= kFewColumns && CanMultiplyFewColumns()) {
+  if (compute_ == DType::kBF16 && weight.num_rows <= kFewColumns && HasBf16Products()) {
     return MakeFewColumnsSlice(weight);
   }
   SY_ASSIGN_OR_RETURN(MatmulShape * shape, context_->impl().ShapeFor(compute_, weight.num_cols, weight.num_rows, 1));

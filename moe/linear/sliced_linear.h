@@ -4,12 +4,12 @@
 // rows, by slices or by both. Everything is compiled at creation, for one thread and for a few numbers of rows that any
 // other number is put together from: no call is slow because it is the first of its size.
 //
-//   compute type   x      accumulation, y   by
-//   fp32           fp32   fp32              oneDNN
-//   bf16           bf16   fp32              where the CPU has bf16 products: few_columns.h in a slice of 1 to 8
-//   columns,
-//                                           few_rows.h in one of 9 to 16 and, of others, for 1 to 15 rows; else oneDNN
-// oneDNN computes whole blocks of 64 columns, however few are wanted.
+//   compute type   x      accumulation, y   columns of a slice, and rows   by
+//   fp32           fp32   fp32              any                            oneDNN
+//   bf16           bf16   fp32              1 to 8                         few_columns.h
+//                                           9 to 16, or 1 to 15 rows       few_rows.h
+//                                           others                         oneDNN
+// Without the CPU's bf16 products all is oneDNN's, which computes whole blocks of 64 columns, however few are wanted.
 //
 // Thread-safety: after creation any number of threads may call Run, each with a Scratch of its own.
 #pragma once
@@ -67,7 +67,7 @@ class SlicedLinear {
   struct Slice {
     int64_t num_cols = 0;
     Kernel other = Kernel::kLibrary;  // multiplies the rows that `kernels` leave
-    HostBuffer packed;  // for kFewColumns the rows of the weight as they are, else in the library's layout
+    HostBuffer packed;                // by PackFewColumns for its kernel, else in the library's layout
     std::array<const MatmulKernel*, kPieceRows.size()> kernels{};  // null for sizes never needed
   };
 

@@ -119,9 +119,11 @@ int LooksInVain(SpinWait& spin, FakeClock& clock, std::chrono::microseconds look
   return looks;
 }
 
+constexpr std::chrono::microseconds kLongest(500);
+
 TEST(SpinWait, SkipsWhatWasInVain) {
   FakeClock clock;
-  SpinWait spin(clock);
+  SpinWait spin(kLongest, clock);
   const std::chrono::microseconds look(1);
   const int whole = LooksInVain(spin, clock, look);
   EXPECT_GT(whole, 10);
@@ -133,9 +135,16 @@ TEST(SpinWait, SkipsWhatWasInVain) {
   EXPECT_EQ(LooksInVain(spin, clock, look), whole) << "a success makes up for it";
 }
 
+TEST(SpinWait, LooksOnceWhenItIsNotToSpin) {
+  FakeClock clock;
+  SpinWait spin(std::chrono::microseconds(0), clock);
+  EXPECT_EQ(LooksInVain(spin, clock, std::chrono::microseconds(1)), 1);
+  EXPECT_TRUE(spin.Until([] { return true; }));
+}
+
 TEST(SpinWait, EndsWhenAnotherThreadHadTheCore) {
   FakeClock clock;
-  SpinWait spin(clock);
+  SpinWait spin(kLongest, clock);
   for (int i = 0; i < 5; ++i) EXPECT_EQ(LooksInVain(spin, clock, std::chrono::microseconds(50)), 2);
 }
 

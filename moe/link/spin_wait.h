@@ -3,7 +3,8 @@
 //
 // It gives way: between looks the core is offered to whoever waits for it (sched_yield), and when another thread has
 // had it the spinning ends, so that it takes only time that a core would have idled. It gives up: after spins that
-// found nothing, more and more waits go by without one, up to kMaxSkipped, until a spin succeeds again.
+// found nothing, more and more waits go by without one, up to kMaxSkipped, until a spin succeeds again. It should be
+// longer than a small request's whole round trip, or each would find both ends of the link asleep.
 //
 // Thread-safety: one thread uses it.
 #pragma once
@@ -19,12 +20,15 @@ namespace switchyard {
 
 class SpinWait {
  public:
-  explicit SpinWait(const Clock& clock = Clock::Real()) : clock_(clock) {}
+  // Spins for up to `longest`; 0 never spins.
+  explicit SpinWait(std::chrono::microseconds longest, const Clock& clock = Clock::Real())
+      : longest_(longest), clock_(clock) {}
 
   // True as soon as `ready` says so; false when it is time to block.
   template <typename Ready>
   bool Until(Ready ready) {
     if (ready()) return true;
+    if (longest_.count() == 0) return false;
     if (num_to_skip_ > 0) {
       --num_to_skip_;
       return false;
@@ -40,18 +44,17 @@ class SpinWait {
       }
       now = clock_.Now();
       if (now - before > kOwnTurn) return false;
-    } while (now - begin < kLongest);
+    } while (now - begin < longest_);
     skipped_after_failure_ = std::min(2 * skipped_after_failure_ + 1, kMaxSkipped);
     num_to_skip_ = skipped_after_failure_;
     return false;
   }
 
  private:
-  // More than a small request's whole round trip, or each would find both ends of the link asleep.
-  static constexpr std::chrono::microseconds kLongest{1000};
   static constexpr std::chrono::microseconds kOwnTurn{10};  // a look takes less when nobody else has the core between
   static constexpr int kMaxSkipped = 63;
 
+  const std::chrono::microseconds longest_;
   const Clock& clock_;
   int skipped_after_failure_ = 0;
   int num_to_skip_ = 0;
