@@ -29,17 +29,8 @@
 namespace switchyard {
 namespace {
 
-sigset_t StopSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  return signals;
-}
-
-// Waits up to `timeout_ms` for a signal to stop.
-bool StopRequested(int timeout_ms) {
-  const sigset_t signals = StopSignals();
+// Waits up to `timeout_ms` for one of the signals to stop.
+bool StopRequested(const sigset_t& signals, int timeout_ms) {
   const timespec timeout = {timeout_ms / 1000, (timeout_ms % 1000) * 1'000'000L};
   return sigtimedwait(&signals, nullptr, &timeout) > 0;
 }
@@ -54,10 +45,10 @@ absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const Front& front, const 
 constexpr int kHealthIntervalMs = 100;
 
 // Waits for the signal to stop, and drains.
-void ServeUntilStopped(Front& front, HealthReporter& health) {
+void ServeUntilStopped(Front& front, HealthReporter& health, const sigset_t& stop_signals) {
   do {
     health.Update(front.ready(), front.models()->layers());
-  } while (!StopRequested(kHealthIntervalMs));
+  } while (!StopRequested(stop_signals, kHealthIntervalMs));
   health.Update(false, {});
   front.Drain();
 }
@@ -80,7 +71,7 @@ std::unique_ptr<ClientMemory> CreateClientMemory(const ServerOptions& options) {
   return std::make_unique<ClientMemory>(options.max_queued_bytes);
 }
 
-absl::Status Serve(const ServerOptions& options) {
+absl::Status Serve(const ServerOptions& options, const sigset_t& stop_signals) {
   SY_RETURN_IF_ERROR(CheckConfig(options));
   if (options.check_config) return absl::OkStatus();
   SY_ASSIGN_OR_RETURN(const auto access, AccessControl::Open(options));
@@ -95,12 +86,12 @@ absl::Status Serve(const ServerOptions& options) {
   SY_ASSIGN_OR_RETURN(const auto http, StartHttp(*front, metrics));
   HealthReporter health(server.get(), {v1::Switchyard::service_full_name(), InferenceService::service_full_name()});
   health.Update(false, front->models()->layers());
-  const absl::Status serving = front->WaitUntilServing([] { return StopRequested(0); });
+  const absl::Status serving = front->WaitUntilServing([&] { return StopRequested(stop_signals, 0); });
   if (serving.ok()) {
     std::printf("READY grpc=%s:%d http=%s:%d workers=%d\n", options.host.c_str(), port, options.host.c_str(),
                 http->port(), front->num_ranks());
     std::fflush(stdout);
-    ServeUntilStopped(*front, health);
+    ServeUntilStopped(*front, health, stop_signals);
   }
   front->repository().Stop();  // what its callers wait for
   server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
@@ -118,12 +109,12 @@ void RaiseDescriptorLimit() {
 absl::Status RunServer(const ServerOptions& options) {
   StopLookingForDeadlocks();
   SY_RETURN_IF_ERROR(SetUpLogging({options.log_level, options.log_format, "front"}));
-  KeepSignalsForThisThread({SIGTERM, SIGINT});  // before any thread starts
+  const sigset_t stop_signals = KeepSignalsForThisThread({SIGTERM, SIGINT});  // before any thread starts
   signal(SIGPIPE, SIG_IGN);
   RaiseDescriptorLimit();
   // What is wrong with a message, its sender is told; protobuf would also write it to stderr, in a format of its own.
   google::protobuf::SetLogHandler(nullptr);
-  return Serve(options);
+  return Serve(options, stop_signals);
 }
 
 }  // namespace

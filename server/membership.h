@@ -11,8 +11,8 @@
 // Models come and go while the group serves. One that is added is wanted of every rank; once all have it, it is
 // *needed* like those of the start: the group does not form without it. What cannot be loaded on one rank is undone on
 // the others. A rank that joins is told all models, the needed ones first. One that cannot load a needed model is given
-// up, unless another model of that name is being added, or nobody can ask for the model any more: then the group does
-// without the old one, whose files are likely to be gone.
+// up, unless a later model of that name is there or being added, or nobody can ask for the model any more: then the
+// group does without the old one, whose files are likely to be gone.
 //
 // Thread-compatible: the Group's thread owns it. Time is passed in.
 #pragma once

@@ -228,8 +228,8 @@ Scheduler::Work Scheduler::WaitForWork() {
         work.group = group_;
         break;
       }
-      const SteadyTime now =
-          clock_.Now();  // one for both: what was not ready for the one is still to come for the other
+      // One for both: what was not ready for the one is still to come for the other.
+      const SteadyTime now = clock_.Now();
       if ((work.fresh = TakeStep(now)) != nullptr) break;
       const auto ready = batcher_.NextReadyTime();
       if (group_ == nullptr || free_slots_.empty() || !ready.has_value() || *ready <= now) {

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include "moe/linear/bf16_products.h"
-
 namespace switchyard {
 namespace {
 
@@ -106,7 +104,7 @@ void PackFewColumns(const uint16_t* weight, int64_t in_features, int num_cols, u
   }
 }
 
-void MultiplyFewColumns(const FewColumnsProduct& p) {
+void MultiplyFewColumns(const Bf16Product& p) {
   int64_t num_rows = 0;
   for (int64_t row = 0; row < p.num_rows; row += num_rows) {
     num_rows = PartOf(p.num_rows - row, kMaxRows);

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "moe/linear/bf16_products.h"
+
 namespace switchyard {
 
 inline constexpr int kFewColumns = 8;
@@ -19,18 +21,7 @@ constexpr int64_t PackedFewColumns(int64_t in_features, int num_cols) {
 // not compete for places in the cache, as rows that lie a power of two apart do.
 void PackFewColumns(const uint16_t* weight, int64_t in_features, int num_cols, uint16_t* packed);
 
-// Rows of x and y lie x_stride and y_stride elements apart, at any address. num_cols is 1 to kFewColumns. Pure.
-struct FewColumnsProduct {
-  const uint16_t* x;  // bf16 [num_rows, K]
-  int64_t x_stride;
-  const uint16_t* packed;  // bf16 [⌈K / kFewColumnsBlock⌉, num_cols, kFewColumnsBlock]
-  float* y;                // [num_rows, num_cols]
-  int64_t y_stride;
-  int64_t num_rows;
-  int64_t in_features;  // K
-  int num_cols;
-};
-
-void MultiplyFewColumns(const FewColumnsProduct& product);
+// num_cols is 1 to kFewColumns; packed is [⌈K / kFewColumnsBlock⌉, num_cols, kFewColumnsBlock]. Pure.
+void MultiplyFewColumns(const Bf16Product& product);
 
 }  // namespace switchyard

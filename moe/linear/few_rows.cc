@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "moe/linear/bf16_products.h"
-
 namespace switchyard {
 namespace {
 
@@ -26,7 +24,7 @@ SY_BF16_PRODUCTS inline __m512bh BroadcastPair(const uint16_t* x) {
 // kRows rows by the first kVectors · 16 columns. With few rows the sum over k is split into kSplits, which are added at
 // the end.
 template <int kRows, int kVectors>
-SY_BF16_PRODUCTS void MultiplyTile(const FewRowsProduct& p) {
+SY_BF16_PRODUCTS void MultiplyTile(const Bf16Product& p) {
   constexpr int kSplits = std::max(1, kMinSums / (kRows * kVectors));
   __m512 sums[kSplits][kRows][kVectors];
   for (auto& split : sums) {
@@ -65,11 +63,11 @@ SY_BF16_PRODUCTS void MultiplyTile(const FewRowsProduct& p) {
 }
 
 template <int kVectors>
-void MultiplyRows(const FewRowsProduct& p) {
-  using Tile = void (*)(const FewRowsProduct&);
+void MultiplyRows(const Bf16Product& p) {
+  using Tile = void (*)(const Bf16Product&);
   constexpr Tile kTiles[kMaxRows] = {MultiplyTile<1, kVectors>, MultiplyTile<2, kVectors>, MultiplyTile<3, kVectors>,
                                      MultiplyTile<4, kVectors>, MultiplyTile<5, kVectors>, MultiplyTile<6, kVectors>};
-  FewRowsProduct tile = p;
+  Bf16Product tile = p;
   // As few tiles as can be, of about equal height.
   for (int64_t left = p.num_rows, num_tiles = (left + kMaxRows - 1) / kMaxRows; num_tiles > 0; --num_tiles) {
     tile.num_rows = (left + num_tiles - 1) / num_tiles;
@@ -82,7 +80,7 @@ void MultiplyRows(const FewRowsProduct& p) {
 
 }  // namespace
 
-void MultiplyFewRows(const FewRowsProduct& product) {
+void MultiplyFewRows(const Bf16Product& product) {
   if (product.num_cols <= kLanes) return MultiplyRows<1>(product);
   if (product.num_cols <= 2 * kLanes) return MultiplyRows<2>(product);
   MultiplyRows<4>(product);

@@ -7,23 +7,14 @@
 
 #include <cstdint>
 
+#include "moe/linear/bf16_products.h"
+
 namespace switchyard {
 
 inline constexpr int64_t kFewRowsBlock = 64;  // columns
 
-// One block, of which the first num_cols <= 64 columns are wanted. K is even. Rows of x and y lie
-// x_stride and y_stride elements apart, at any address. Pure.
-struct FewRowsProduct {
-  const uint16_t* x;  // bf16 [num_rows, K]
-  int64_t x_stride;
-  const uint16_t* packed;  // bf16 [K / 2, kFewRowsBlock, 2]
-  float* y;                // [num_rows, num_cols]
-  int64_t y_stride;
-  int64_t num_rows;
-  int64_t in_features;  // K
-  int num_cols;
-};
-
-void MultiplyFewRows(const FewRowsProduct& product);
+// One block, of which the first num_cols <= 64 columns are wanted; packed is [K / 2, kFewRowsBlock, 2]. K is even.
+// Pure.
+void MultiplyFewRows(const Bf16Product& product);
 
 }  // namespace switchyard

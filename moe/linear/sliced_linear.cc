@@ -122,27 +122,16 @@ absl::Status SlicedLinear::RunPiece(const Slice& slice, const MatmulKernel& kern
 }
 
 void SlicedLinear::RunOther(const Slice& slice, ConstMatrixView x, float* y) const {
-  const auto* const packed = reinterpret_cast<const uint16_t*>(slice.packed.data());
-  const int num_cols = static_cast<int>(slice.num_cols);
-  if (slice.other == Kernel::kFewColumns) {
-    MultiplyFewColumns({.x = x.as<uint16_t>(),
-                        .x_stride = in_features_,
-                        .packed = packed,
-                        .y = y,
-                        .y_stride = out_features_,
-                        .num_rows = x.num_rows,
-                        .in_features = in_features_,
-                        .num_cols = num_cols});
-  } else {
-    MultiplyFewRows({.x = x.as<uint16_t>(),
-                     .x_stride = in_features_,
-                     .packed = packed,
-                     .y = y,
-                     .y_stride = out_features_,
-                     .num_rows = x.num_rows,
-                     .in_features = in_features_,
-                     .num_cols = num_cols});
-  }
+  const Bf16Product product = {.x = x.as<uint16_t>(),
+                               .x_stride = in_features_,
+                               .packed = reinterpret_cast<const uint16_t*>(slice.packed.data()),
+                               .y = y,
+                               .y_stride = out_features_,
+                               .num_rows = x.num_rows,
+                               .in_features = in_features_,
+                               .num_cols = static_cast<int>(slice.num_cols)};
+  if (slice.other == Kernel::kFewColumns) return MultiplyFewColumns(product);
+  MultiplyFewRows(product);
 }
 
 }  // namespace switchyard

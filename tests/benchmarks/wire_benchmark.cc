@@ -317,9 +317,8 @@ absl::Status Run(const Settings& settings) {
   std::optional<Cell> smallest;
   absl::PrintF("## Bytes per second\n\n");
   absl::PrintF(
-      "| rows | in flight | echo MiB/s | `Forward` MiB/s | ratio | `ModelInfer` MiB/s | ratio | `ForwardStream` MiB/s "
-      "| "
-      "ratio |\n");
+      "| rows | in flight | echo MiB/s | `Forward` MiB/s | ratio | `ModelInfer` MiB/s | ratio | "
+      "`ForwardStream` MiB/s | ratio |\n");
   absl::PrintF("|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n");
   for (const int64_t num_rows : settings.rows) {
     const auto rows = NormalRows(num_rows);
