@@ -19,7 +19,7 @@ def sy_cc_test(name, copts = [], deps = [], main = True, **kwargs):
     native.cc_test(
         name = name,
         copts = _COPTS + copts,
-        deps = deps + ["@system//:gtest"] + (["//moe/base:test_main"] if main else []),
+        deps = deps + ["@system//:gtest"] + (["//base:test_main"] if main else []),
         **kwargs
     )
 

@@ -24,9 +24,9 @@
 #include <string>
 
 #include "absl/time/time.h"
-#include "moe/base/status.h"
+#include "base/status.h"
+#include "base/tensor/buffer.h"
 #include "moe/gating/routing.h"
-#include "moe/tensor/buffer.h"
 #include "proto/switchyard.pb.h"
 
 namespace switchyard {

@@ -9,9 +9,9 @@
 #include <thread>
 #include <vector>
 
+#include "base/mutex.h"
 #include "client/fake_front.h"
 #include "client/forward_codec.h"
-#include "moe/base/mutex.h"
 
 namespace switchyard {
 namespace {

@@ -4,8 +4,8 @@
 #include <grpcpp/server_context.h>
 
 #include "absl/strings/str_cat.h"
+#include "base/tensor/convert.h"
 #include "client/forward_codec.h"
-#include "moe/tensor/convert.h"
 #include "proto/inference.grpc.pb.h"
 
 namespace switchyard {

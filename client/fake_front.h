@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "moe/base/mutex.h"
+#include "base/mutex.h"
 #include "proto/switchyard.grpc.pb.h"
 
 namespace switchyard {

@@ -12,11 +12,11 @@
 #include <vector>
 
 #include "absl/strings/numbers.h"
+#include "base/clock.h"
+#include "base/deadlines.h"
+#include "base/mutex.h"
 #include "client/forward_codec.h"
 #include "client/rpc_status.h"
-#include "moe/base/clock.h"
-#include "moe/base/deadlines.h"
-#include "moe/base/mutex.h"
 
 namespace switchyard {
 namespace {

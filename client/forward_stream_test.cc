@@ -12,9 +12,9 @@
 #include <thread>
 #include <vector>
 
+#include "base/notification.h"
 #include "client/fake_front.h"
 #include "client/forward_codec.h"
-#include "moe/base/notification.h"
 
 namespace switchyard {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <grpcpp/support/status.h>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 
 namespace switchyard {
 

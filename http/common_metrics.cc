@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "moe/base/version.h"
+#include "base/version.h"
 
 namespace switchyard {
 

@@ -20,7 +20,7 @@
 #include <optional>
 #include <thread>
 
-#include "moe/base/unique_fd.h"
+#include "base/unique_fd.h"
 
 namespace switchyard {
 namespace {

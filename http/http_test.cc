@@ -6,9 +6,9 @@
 #include <map>
 #include <stdexcept>
 
+#include "base/unique_fd.h"
 #include "http/http_server.h"
 #include "http/process_metrics.h"
-#include "moe/base/unique_fd.h"
 
 namespace switchyard {
 namespace {

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <string>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 
 namespace switchyard {
 

@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 
 namespace switchyard {
 

@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 
 namespace switchyard {
 

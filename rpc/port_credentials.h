@@ -11,7 +11,7 @@
 #include <memory>
 
 #include "absl/strings/string_view.h"
-#include "moe/base/status.h"
+#include "base/status.h"
 #include "rpc/tls.h"
 
 namespace switchyard {

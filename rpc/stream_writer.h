@@ -11,7 +11,7 @@
 #include <functional>
 #include <utility>
 
-#include "moe/base/mutex.h"
+#include "base/mutex.h"
 
 namespace switchyard {
 

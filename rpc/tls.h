@@ -13,8 +13,8 @@
 #include <optional>
 #include <string>
 
-#include "moe/base/mutex.h"
-#include "moe/base/status.h"
+#include "base/mutex.h"
+#include "base/status.h"
 #include "rpc/tls_files.h"
 
 namespace switchyard {

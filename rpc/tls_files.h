@@ -1,7 +1,7 @@
 // The flags that give one side of TLS its certificates.
 #pragma once
 
-#include "moe/base/status.h"
+#include "base/status.h"
 #include "rpc/flag_file.h"
 
 namespace switchyard {

@@ -15,9 +15,9 @@
 #include <vector>
 
 #include "absl/strings/string_view.h"
-#include "moe/base/clock.h"
-#include "moe/base/mutex.h"
-#include "moe/base/status.h"
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "base/status.h"
 #include "rpc/flag_file.h"
 
 namespace switchyard {

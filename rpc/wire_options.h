@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 
 namespace switchyard {
 

@@ -8,23 +8,23 @@
 #include <chrono>
 #include <cstdio>
 
+#include "base/deadlock_detection.h"
+#include "base/logging.h"
+#include "base/stop_signals.h"
+#include "base/version.h"
 #include "http/http_server.h"
-#include "moe/base/deadlock_detection.h"
-#include "moe/base/logging.h"
-#include "moe/base/stop_signals.h"
-#include "moe/base/version.h"
 #include "rpc/loopback.h"
 #include "rpc/tls.h"
-#include "server/flags.h"
-#include "server/front.h"
-#include "server/metrics_page.h"
-#include "server/rpc/access_control.h"
-#include "server/rpc/client_memory.h"
-#include "server/rpc/grpc_server.h"
-#include "server/rpc/health.h"
-#include "server/rpc/kserve_models.h"
-#include "server/rpc/kserve_service.h"
-#include "server/rpc/switchyard_service.h"
+#include "server/api/calls/access_control.h"
+#include "server/api/calls/grpc_server.h"
+#include "server/api/calls/health.h"
+#include "server/api/client_memory/client_memory.h"
+#include "server/api/forward/switchyard_service.h"
+#include "server/api/kserve/kserve_models.h"
+#include "server/api/kserve/kserve_service.h"
+#include "server/config/flags.h"
+#include "server/front/front.h"
+#include "server/front/metrics_page.h"
 
 namespace switchyard {
 namespace {

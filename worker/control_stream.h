@@ -11,7 +11,7 @@
 #include <memory>
 #include <string>
 
-#include "moe/base/ids.h"
+#include "base/ids.h"
 #include "proto/worker.grpc.pb.h"
 #include "rpc/stream_writer.h"
 #include "worker/inbox.h"

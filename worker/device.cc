@@ -3,7 +3,7 @@
 #include <charconv>
 #include <optional>
 
-#include "moe/base/logging.h"
+#include "base/logging.h"
 #include "moe/exchange/gloo/gloo_communicator.h"
 #include "moe/experts/cpu/cpu_engine.h"
 

@@ -6,7 +6,7 @@
 #include <optional>
 #include <thread>
 
-#include "moe/base/mutex.h"
+#include "base/mutex.h"
 
 namespace switchyard {
 namespace {

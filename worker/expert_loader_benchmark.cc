@@ -15,7 +15,7 @@
 #include <filesystem>
 #include <map>
 
-#include "moe/base/clock.h"
+#include "base/clock.h"
 #include "moe/experts/cpu/cpu_engine.h"
 #include "moe/weights/checkpoint_writer.h"
 #include "worker/expert_loader.h"

@@ -9,7 +9,7 @@
 #include <thread>
 #include <unordered_set>
 
-#include "moe/base/mutex.h"
+#include "base/mutex.h"
 #include "moe/weights/checkpoint_writer.h"
 
 namespace switchyard {

@@ -8,8 +8,8 @@
 #include <cstring>
 #include <utility>
 
-#include "moe/base/logging.h"
-#include "moe/base/unique_fd.h"
+#include "base/logging.h"
+#include "base/unique_fd.h"
 #include "moe/cuda/memory.h"
 #include "moe/exchange/nccl/nccl_communicator.h"
 #include "moe/experts/cuda/cuda_engine.h"

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "moe/base/ids.h"
-#include "moe/base/mutex.h"
+#include "base/ids.h"
+#include "base/mutex.h"
 #include "moe/exchange/communicator.h"
 
 namespace switchyard {

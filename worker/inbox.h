@@ -9,8 +9,8 @@
 #include <optional>
 #include <variant>
 
-#include "moe/base/mutex.h"
-#include "moe/base/unique_fd.h"
+#include "base/mutex.h"
+#include "base/unique_fd.h"
 #include "proto/worker.pb.h"
 
 namespace switchyard {

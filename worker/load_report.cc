@@ -1,6 +1,6 @@
 #include "worker/load_report.h"
 
-#include "moe/base/logging.h"
+#include "base/logging.h"
 
 namespace switchyard {
 namespace {

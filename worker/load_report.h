@@ -4,8 +4,8 @@
 #include <functional>
 #include <optional>
 
-#include "moe/base/clock.h"
-#include "moe/base/progress.h"
+#include "base/clock.h"
+#include "base/progress.h"
 #include "proto/worker.pb.h"
 #include "worker/model_loader.h"
 

@@ -7,7 +7,7 @@
 #include <set>
 #include <utility>
 
-#include "moe/base/logging.h"
+#include "base/logging.h"
 #include "moe/weights/weight_source.h"
 #include "worker/expert_loader.h"
 

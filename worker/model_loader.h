@@ -18,9 +18,9 @@
 #include <string>
 #include <vector>
 
-#include "moe/base/mutex.h"
-#include "moe/base/status.h"
-#include "moe/base/task_queue.h"
+#include "base/mutex.h"
+#include "base/status.h"
+#include "base/task_queue.h"
 #include "proto/worker.pb.h"
 #include "worker/shard.h"
 

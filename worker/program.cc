@@ -9,10 +9,10 @@
 #include <cerrno>
 #include <cstdio>
 
-#include "moe/base/deadlock_detection.h"
-#include "moe/base/logging.h"
-#include "moe/base/stop_signals.h"
-#include "moe/base/version.h"
+#include "base/deadlock_detection.h"
+#include "base/logging.h"
+#include "base/stop_signals.h"
+#include "base/version.h"
 #include "worker/worker.h"
 
 namespace switchyard {

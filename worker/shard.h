@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "moe/base/model_id.h"
+#include "base/model_id.h"
 #include "moe/experts/expert_engine.h"
 
 namespace switchyard {

@@ -15,8 +15,8 @@
 #include <optional>
 #include <thread>
 
-#include "moe/base/clock.h"
-#include "moe/base/mutex.h"
+#include "base/clock.h"
+#include "base/mutex.h"
 #include "worker/step_runner.h"
 
 namespace switchyard {

@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "moe/base/clock.h"
+#include "base/clock.h"
 
 namespace switchyard {
 namespace {

@@ -18,14 +18,14 @@
 #include <optional>
 #include <vector>
 
-#include "moe/base/ids.h"
-#include "moe/base/status.h"
+#include "base/ids.h"
+#include "base/status.h"
+#include "base/tensor/tensor.h"
 #include "moe/exchange/communicator.h"
 #include "moe/experts/expert_engine.h"
 #include "moe/link/step_socket.h"
 #include "moe/plan/chunked_plan.h"
 #include "moe/plan/step_plan.h"
-#include "moe/tensor/tensor.h"
 
 namespace switchyard {
 

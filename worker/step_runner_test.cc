@@ -5,10 +5,10 @@
 
 #include <algorithm>
 
+#include "base/tensor/buffer.h"
 #include "moe/exchange/in_process.h"
 #include "moe/exchange/testing.h"
 #include "moe/plan/testing.h"
-#include "moe/tensor/buffer.h"
 #include "worker/testing.h"
 
 namespace switchyard {

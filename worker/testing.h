@@ -8,13 +8,13 @@
 #include <thread>
 #include <vector>
 
-#include "moe/base/mutex.h"
-#include "moe/base/notification.h"
+#include "base/mutex.h"
+#include "base/notification.h"
+#include "base/tensor/buffer.h"
 #include "moe/exchange/communicator.h"
 #include "moe/experts/expert_engine.h"
 #include "moe/gating/routing.h"
 #include "moe/plan/placement.h"
-#include "moe/tensor/buffer.h"
 #include "moe/weights/weight_source.h"
 
 namespace switchyard {

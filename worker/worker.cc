@@ -8,9 +8,9 @@
 #include <chrono>
 #include <limits>
 
-#include "moe/base/clock.h"
-#include "moe/base/logging.h"
-#include "moe/base/version.h"
+#include "base/clock.h"
+#include "base/logging.h"
+#include "base/version.h"
 #include "moe/link/spin_wait.h"
 #include "moe/plan/plan_codec.h"
 #include "rpc/build_fingerprint.h"

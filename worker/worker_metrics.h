@@ -12,8 +12,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "base/ids.h"
 #include "http/process_metrics.h"
-#include "moe/base/ids.h"
 #include "worker/step_pipeline.h"
 
 namespace switchyard {

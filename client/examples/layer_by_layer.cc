@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "base/clock.h"
+#include "base/mutex.h"
 #include "client/forward_stream.h"
-#include "moe/base/clock.h"
-#include "moe/base/mutex.h"
 
 namespace switchyard {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 
 // Runs a CUDA runtime call and returns its failure from the enclosing function.
 #define SY_CUDA(call) SY_RETURN_IF_ERROR(::switchyard::CudaStatus((call), #call))

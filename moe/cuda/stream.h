@@ -5,7 +5,7 @@
 
 #include <utility>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 
 namespace switchyard {
 

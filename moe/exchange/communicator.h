@@ -19,7 +19,7 @@
 #include <span>
 #include <string>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 
 struct CUstream_st;  // CUDA's stream, so that this header needs no CUDA
 

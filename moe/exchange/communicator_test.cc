@@ -8,7 +8,7 @@
 #include <random>
 #include <thread>
 
-#include "moe/base/clock.h"
+#include "base/clock.h"
 #include "moe/exchange/gloo/gloo_communicator.h"
 #include "moe/exchange/in_process.h"
 #include "moe/exchange/testing.h"

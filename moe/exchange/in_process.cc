@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/strings/str_join.h"
-#include "moe/base/mutex.h"
+#include "base/mutex.h"
 
 namespace switchyard {
 namespace {

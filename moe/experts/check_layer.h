@@ -1,7 +1,7 @@
 // What a layer must be for the engines to compute it. Errors name the layer and the field. Pure.
 #pragma once
 
-#include "moe/base/status.h"
+#include "base/status.h"
 #include "moe/weights/layer_spec.h"
 
 namespace switchyard {

@@ -5,7 +5,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_join.h"
-#include "moe/base/mutex.h"
+#include "base/mutex.h"
 
 namespace switchyard {
 namespace {

@@ -28,9 +28,9 @@
 #include <memory>
 #include <string>
 
-#include "moe/base/status.h"
+#include "base/status.h"
+#include "base/tensor/tensor.h"
 #include "moe/linear/linear_context.h"
-#include "moe/tensor/tensor.h"
 #include "moe/weights/layer_spec.h"
 #include "moe/weights/weight_source.h"
 

@@ -30,11 +30,11 @@
 #include <cstdint>
 #include <memory>
 
-#include "moe/base/ids.h"
-#include "moe/base/status.h"
+#include "base/ids.h"
+#include "base/status.h"
+#include "base/tensor/tensor.h"
 #include "moe/exchange/communicator.h"
 #include "moe/plan/step_plan.h"
-#include "moe/tensor/tensor.h"
 #include "moe/weights/layer_spec.h"
 #include "moe/weights/weight_source.h"
 

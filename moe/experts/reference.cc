@@ -3,7 +3,7 @@
 #include <cmath>
 #include <numbers>
 
-#include "moe/tensor/convert.h"
+#include "base/tensor/convert.h"
 
 namespace switchyard {
 namespace {

@@ -4,8 +4,8 @@
 #include <span>
 #include <vector>
 
+#include "base/tensor/tensor.h"
 #include "moe/gating/routing.h"
-#include "moe/tensor/tensor.h"
 #include "moe/weights/layer_spec.h"
 #include "moe/weights/weight_source.h"
 

@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "moe/base/mutex.h"
+#include "base/mutex.h"
+#include "base/tensor/buffer.h"
+#include "base/work_pool.h"
 #include "moe/gating/router.h"
 #include "moe/gating/select_experts.h"
-#include "moe/linear/work_pool.h"
-#include "moe/tensor/buffer.h"
 
 namespace switchyard {
 namespace {

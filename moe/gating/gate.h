@@ -4,11 +4,11 @@
 
 #include <memory>
 
-#include "moe/base/status.h"
+#include "base/status.h"
+#include "base/tensor/tensor.h"
 #include "moe/gating/routing.h"
 #include "moe/gating/score_stats.h"
 #include "moe/linear/linear_context.h"
-#include "moe/tensor/tensor.h"
 #include "moe/weights/layer_spec.h"
 #include "moe/weights/weight_source.h"
 

@@ -14,9 +14,9 @@
 #include <thread>
 #include <vector>
 
+#include "base/tensor/convert.h"
 #include "moe/gating/gate.h"
 #include "moe/gating/select_experts.h"
-#include "moe/tensor/convert.h"
 
 namespace switchyard {
 namespace {

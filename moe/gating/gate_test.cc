@@ -13,8 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "base/tensor/convert.h"
 #include "moe/gating/select_experts.h"
-#include "moe/tensor/convert.h"
 
 namespace switchyard {
 namespace {

@@ -15,12 +15,12 @@
 #include <memory>
 #include <vector>
 
-#include "moe/base/status.h"
+#include "base/status.h"
+#include "base/tensor/buffer.h"
+#include "base/tensor/tensor.h"
 #include "moe/gating/select_experts.h"
 #include "moe/linear/linear_context.h"
 #include "moe/linear/sliced_linear.h"
-#include "moe/tensor/buffer.h"
-#include "moe/tensor/tensor.h"
 #include "moe/weights/layer_spec.h"
 #include "moe/weights/weight_source.h"
 

@@ -4,8 +4,8 @@
 
 #include <cmath>
 
+#include "base/tensor/convert.h"
 #include "moe/linear/parallel.h"
-#include "moe/tensor/convert.h"
 
 namespace switchyard {
 namespace {

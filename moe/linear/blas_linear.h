@@ -3,8 +3,8 @@
 
 #include <memory>
 
+#include "base/tensor/buffer.h"
 #include "moe/linear/packed_linear.h"
-#include "moe/tensor/buffer.h"
 
 namespace switchyard {
 

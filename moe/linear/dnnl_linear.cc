@@ -1,10 +1,10 @@
 #include "moe/linear/dnnl_linear.h"
 
+#include "base/tensor/convert.h"
 #include "moe/linear/dnnl_status.h"
 #include "moe/linear/pack_weights.h"
 #include "moe/linear/parallel.h"
 #include "moe/linear/row_chunks.h"
-#include "moe/tensor/convert.h"
 
 namespace switchyard {
 namespace {

@@ -6,9 +6,9 @@
 #include <exception>
 
 #include "absl/strings/str_cat.h"
+#include "base/status.h"
 #include "dnnl.hpp"
 #include "dnnl_debug.h"
-#include "moe/base/status.h"
 
 // Runs `expr` and returns an absl::Status that names it when the library throws.
 #define SY_DNNL_CALL(expr) ::switchyard::CallDnnl(#expr, [&] { expr; })

@@ -8,8 +8,8 @@
 
 #include <memory>
 
-#include "moe/base/status.h"
-#include "moe/linear/work_pool.h"
+#include "base/status.h"
+#include "base/work_pool.h"
 
 namespace switchyard {
 

@@ -5,10 +5,10 @@
 #include <tuple>
 
 #include "absl/container/flat_hash_map.h"
+#include "base/tensor/buffer.h"
 #include "dnnl.hpp"
 #include "moe/linear/linear_context.h"
 #include "moe/linear/matmul_shape.h"
-#include "moe/tensor/buffer.h"
 
 namespace switchyard {
 

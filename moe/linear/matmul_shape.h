@@ -12,9 +12,9 @@
 #include <unordered_map>
 
 #include "absl/container/flat_hash_map.h"
+#include "base/status.h"
+#include "base/tensor/dtype.h"
 #include "dnnl.hpp"
-#include "moe/base/status.h"
-#include "moe/tensor/dtype.h"
 #include "moe/weights/layer_spec.h"
 
 namespace switchyard {

@@ -2,10 +2,10 @@
 
 #include <cstdint>
 
+#include "base/tensor/convert.h"
 #include "moe/linear/dnnl_status.h"
 #include "moe/linear/linear_context_impl.h"
 #include "moe/linear/parallel.h"
-#include "moe/tensor/convert.h"
 
 namespace switchyard {
 namespace {

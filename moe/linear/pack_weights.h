@@ -1,9 +1,9 @@
 // A weight matrix on its way into the layout of a shape's primitives.
 #pragma once
 
+#include "base/tensor/buffer.h"
 #include "moe/linear/linear_context.h"
 #include "moe/linear/matmul_shape.h"
-#include "moe/tensor/buffer.h"
 #include "moe/weights/weight_source.h"
 
 namespace switchyard {

@@ -16,9 +16,9 @@
 #include <memory>
 #include <optional>
 
-#include "moe/base/status.h"
+#include "base/status.h"
+#include "base/tensor/tensor.h"
 #include "moe/linear/linear_context.h"
-#include "moe/tensor/tensor.h"
 #include "moe/weights/weight_source.h"
 
 namespace switchyard {

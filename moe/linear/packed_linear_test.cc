@@ -10,8 +10,8 @@
 #include <tuple>
 #include <vector>
 
+#include "base/tensor/convert.h"
 #include "moe/linear/row_chunks.h"
-#include "moe/tensor/convert.h"
 
 namespace switchyard {
 namespace {

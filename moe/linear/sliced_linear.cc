@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/tensor/convert.h"
 #include "moe/linear/bf16_products.h"
 #include "moe/linear/dnnl_status.h"
 #include "moe/linear/few_columns.h"
@@ -11,7 +12,6 @@
 #include "moe/linear/linear_context_impl.h"
 #include "moe/linear/pack_weights.h"
 #include "moe/linear/parallel.h"
-#include "moe/tensor/convert.h"
 
 namespace switchyard {
 namespace {

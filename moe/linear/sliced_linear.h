@@ -18,12 +18,12 @@
 #include <memory>
 #include <vector>
 
+#include "base/status.h"
+#include "base/tensor/buffer.h"
+#include "base/tensor/tensor.h"
 #include "dnnl.hpp"
-#include "moe/base/status.h"
 #include "moe/linear/linear_context.h"
 #include "moe/linear/matmul_shape.h"
-#include "moe/tensor/buffer.h"
-#include "moe/tensor/tensor.h"
 
 namespace switchyard {
 

@@ -9,7 +9,7 @@
 #include <tuple>
 #include <vector>
 
-#include "moe/tensor/convert.h"
+#include "base/tensor/convert.h"
 
 namespace switchyard {
 namespace {

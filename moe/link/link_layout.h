@@ -12,7 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 
 namespace switchyard {
 

@@ -8,7 +8,7 @@
 #include <chrono>
 #include <cstring>
 
-#include "moe/base/clock.h"
+#include "base/clock.h"
 #include "moe/link/link_layout.h"
 #include "moe/link/shared_memory.h"
 #include "moe/link/spin_wait.h"

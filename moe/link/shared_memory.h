@@ -6,8 +6,8 @@
 
 #include <cstddef>
 
-#include "moe/base/status.h"
-#include "moe/base/unique_fd.h"
+#include "base/status.h"
+#include "base/unique_fd.h"
 
 namespace switchyard {
 

@@ -14,7 +14,7 @@
 #include <algorithm>
 #include <chrono>
 
-#include "moe/base/clock.h"
+#include "base/clock.h"
 
 namespace switchyard {
 

@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <string>
 
-#include "moe/base/ids.h"
-#include "moe/base/status.h"
-#include "moe/base/unique_fd.h"
+#include "base/ids.h"
+#include "base/status.h"
+#include "base/unique_fd.h"
 #include "moe/link/link_layout.h"
 
 namespace switchyard {

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <span>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 #include "moe/plan/step_plan.h"
 
 namespace switchyard {

@@ -8,7 +8,7 @@
 #include <cerrno>
 
 #include "absl/strings/match.h"
-#include "moe/base/unique_fd.h"
+#include "base/unique_fd.h"
 #include "moe/weights/fingerprint.h"
 #include "moe/weights/quoted.h"
 #include "moe/weights/strict_json.h"

@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 
 namespace switchyard {
 

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "moe/tensor/dtype.h"
+#include "base/tensor/dtype.h"
 
 namespace switchyard {
 

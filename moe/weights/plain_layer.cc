@@ -6,7 +6,7 @@
 #include <numbers>
 #include <numeric>
 
-#include "moe/tensor/convert.h"
+#include "base/tensor/convert.h"
 
 namespace switchyard {
 namespace {

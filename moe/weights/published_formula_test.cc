@@ -6,7 +6,7 @@
 #include <cmath>
 #include <random>
 
-#include "moe/tensor/float16.h"
+#include "base/tensor/float16.h"
 #include "moe/weights/plain_layer.h"
 #include "moe/weights/test_checkpoint.h"
 

@@ -4,7 +4,7 @@
 #include <bit>
 #include <limits>
 
-#include "moe/tensor/float16.h"
+#include "base/tensor/float16.h"
 
 namespace switchyard {
 namespace {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "moe/tensor/float16.h"
+#include "base/tensor/float16.h"
 
 namespace switchyard {
 namespace {

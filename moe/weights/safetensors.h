@@ -23,7 +23,7 @@
 #include <string_view>
 #include <vector>
 
-#include "moe/tensor/tensor.h"
+#include "base/tensor/tensor.h"
 #include "moe/weights/safetensors_header.h"
 
 namespace switchyard {

@@ -8,7 +8,7 @@
 #include <functional>
 #include <random>
 
-#include "moe/base/unique_fd.h"
+#include "base/unique_fd.h"
 #include "moe/weights/testing.h"
 
 namespace switchyard {

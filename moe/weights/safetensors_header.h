@@ -16,7 +16,7 @@
 #include <string_view>
 #include <vector>
 
-#include "moe/tensor/dtype.h"
+#include "base/tensor/dtype.h"
 
 namespace switchyard {
 

@@ -7,7 +7,7 @@
 #include <fstream>
 #include <numeric>
 
-#include "moe/tensor/buffer.h"
+#include "base/tensor/buffer.h"
 #include "moe/weights/testing.h"
 
 namespace switchyard {

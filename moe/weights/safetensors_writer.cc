@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "moe/base/unique_fd.h"
+#include "base/unique_fd.h"
 #include "moe/weights/quoted.h"
 #include "moe/weights/safetensors.h"
 #include "moe/weights/strict_json.h"

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "moe/tensor/convert.h"
+#include "base/tensor/convert.h"
 #include "moe/weights/quantized.h"
 
 namespace switchyard {

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <set>
 
-#include "moe/tensor/convert.h"
+#include "base/tensor/convert.h"
 
 namespace switchyard {
 namespace {

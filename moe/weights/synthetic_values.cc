@@ -5,7 +5,7 @@
 #include <bit>
 #include <cstring>
 
-#include "moe/tensor/convert.h"
+#include "base/tensor/convert.h"
 
 namespace switchyard {
 namespace {

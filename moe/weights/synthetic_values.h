@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "moe/tensor/tensor.h"
+#include "base/tensor/tensor.h"
 
 namespace switchyard {
 

@@ -10,7 +10,7 @@
 #include <string>
 #include <string_view>
 
-#include "moe/tensor/buffer.h"
+#include "base/tensor/buffer.h"
 #include "moe/weights/layer_spec.h"
 
 namespace switchyard {

@@ -4,7 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "moe/tensor/convert.h"
+#include "base/tensor/convert.h"
 #include "moe/weights/test_checkpoint.h"
 
 namespace switchyard {

@@ -4,9 +4,9 @@
 #include <optional>
 #include <utility>
 
-#include "moe/base/clock.h"
-#include "moe/base/mutex.h"
-#include "moe/base/notification.h"
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "base/notification.h"
 #include "rpc/grpc_status.h"
 
 namespace switchyard {

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "client/histogram.h"
-#include "moe/base/status.h"
+#include "base/status.h"
+#include "cli/histogram.h"
 
 namespace switchyard {
 

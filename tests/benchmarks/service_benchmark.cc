@@ -22,8 +22,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/tensor/float16.h"
 #include "moe/experts/cpu/bare_onednn.h"
-#include "moe/tensor/float16.h"
 #include "tests/e2e/server_process.h"
 
 namespace switchyard {

@@ -10,8 +10,8 @@
 #include <random>
 #include <thread>
 
-#include "client/compare.h"
-#include "client/tensor_io.h"
+#include "cli/compare.h"
+#include "cli/tensor_io.h"
 #include "proto/switchyard.grpc.pb.h"
 #include "tests/e2e/server_process.h"
 

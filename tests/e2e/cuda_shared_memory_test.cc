@@ -9,8 +9,8 @@
 
 #include <cstring>
 
-#include "client/compare.h"
-#include "client/tensor_io.h"
+#include "cli/compare.h"
+#include "cli/tensor_io.h"
 #include "proto/inference.grpc.pb.h"
 #include "tests/e2e/server_process.h"
 

@@ -12,9 +12,9 @@
 #include <thread>
 
 #include "absl/strings/match.h"
-#include "client/compare.h"
-#include "client/tensor_io.h"
-#include "moe/base/notification.h"
+#include "base/notification.h"
+#include "cli/compare.h"
+#include "cli/tensor_io.h"
 #include "proto/inference.grpc.pb.h"
 #include "proto/switchyard.grpc.pb.h"
 #include "tests/e2e/raw_stream.h"

@@ -8,8 +8,8 @@
 #include <fstream>
 
 #include "absl/strings/match.h"
-#include "client/compare.h"
-#include "client/tensor_io.h"
+#include "cli/compare.h"
+#include "cli/tensor_io.h"
 #include "moe/weights/safetensors.h"
 #include "tests/e2e/server_process.h"
 

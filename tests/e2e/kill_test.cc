@@ -11,9 +11,9 @@
 #include <random>
 #include <thread>
 
-#include "client/compare.h"
-#include "client/tensor_io.h"
-#include "moe/base/clock.h"
+#include "base/clock.h"
+#include "cli/compare.h"
+#include "cli/tensor_io.h"
 #include "tests/e2e/server_process.h"
 
 namespace switchyard {

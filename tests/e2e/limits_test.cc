@@ -11,8 +11,8 @@
 #include <map>
 
 #include "absl/strings/numbers.h"
-#include "moe/base/clock.h"
-#include "moe/base/unique_fd.h"
+#include "base/clock.h"
+#include "base/unique_fd.h"
 #include "proto/switchyard.grpc.pb.h"
 #include "tests/e2e/server_process.h"
 

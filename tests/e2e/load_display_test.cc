@@ -12,7 +12,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_split.h"
-#include "moe/base/unique_fd.h"
+#include "base/unique_fd.h"
 #include "tests/e2e/server_process.h"
 
 extern char** environ;

@@ -14,9 +14,9 @@
 #include <random>
 #include <thread>
 
-#include "client/compare.h"
-#include "client/tensor_io.h"
-#include "moe/base/clock.h"
+#include "base/clock.h"
+#include "cli/compare.h"
+#include "cli/tensor_io.h"
 #include "proto/inference.grpc.pb.h"
 #include "tests/e2e/server_process.h"
 

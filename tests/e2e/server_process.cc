@@ -16,7 +16,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "moe/base/unique_fd.h"
+#include "base/unique_fd.h"
 
 extern char** environ;
 

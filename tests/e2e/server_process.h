@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "base/status.h"
 #include "client/client.h"
-#include "moe/base/status.h"
 
 namespace switchyard {
 

@@ -7,8 +7,8 @@
 #include <fstream>
 #include <iterator>
 
-#include "client/compare.h"
-#include "client/tensor_io.h"
+#include "cli/compare.h"
+#include "cli/tensor_io.h"
 #include "tests/e2e/server_process.h"
 
 namespace switchyard {

@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <utility>
 
-#include "moe/base/clock.h"
+#include "base/clock.h"
 #include "tests/e2e/server_process.h"
 
 namespace switchyard {

@@ -5,7 +5,7 @@
 #include <bit>
 
 #include "proto/switchyard.pb.h"
-#include "server/rpc/forward_codec.h"
+#include "server/api/forward/forward_codec.h"
 #include "tests/fuzz/messages.h"
 #include "tests/fuzz/mutator.h"
 

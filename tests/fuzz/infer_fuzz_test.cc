@@ -5,8 +5,8 @@
 #include <gtest/gtest.h>
 
 #include "proto/inference.pb.h"
-#include "server/rpc/kserve_infer_request.h"
-#include "server/testing.h"
+#include "server/api/kserve/kserve_infer_request.h"
+#include "server/models/testing.h"
 #include "tests/fuzz/messages.h"
 #include "tests/fuzz/mutator.h"
 

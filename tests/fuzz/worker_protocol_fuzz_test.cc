@@ -4,10 +4,10 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
-#include "moe/base/logging.h"
+#include "base/logging.h"
 #include "moe/link/step_socket.h"
-#include "server/load_display.h"
-#include "server/membership.h"
+#include "server/group/load_display.h"
+#include "server/group/membership.h"
 #include "tests/fuzz/mutator.h"
 
 namespace switchyard {

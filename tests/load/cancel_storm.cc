@@ -8,9 +8,9 @@
 #include <thread>
 #include <vector>
 
-#include "client/load_generator.h"
-#include "moe/base/clock.h"
-#include "moe/base/mutex.h"
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "cli/load_generator.h"
 #include "proto/inference.pb.h"
 #include "proto/switchyard.pb.h"
 

@@ -7,7 +7,7 @@
 #include <map>
 #include <string>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 
 namespace switchyard {
 

@@ -6,7 +6,7 @@
 #include <cerrno>
 #include <string_view>
 
-#include "moe/base/clock.h"
+#include "base/clock.h"
 #include "tests/load/tcp.h"
 
 namespace switchyard {

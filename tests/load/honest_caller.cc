@@ -2,9 +2,9 @@
 
 #include <utility>
 
-#include "client/compare.h"
-#include "client/payloads.h"
-#include "moe/base/clock.h"
+#include "base/clock.h"
+#include "cli/compare.h"
+#include "cli/payloads.h"
 
 namespace switchyard {
 namespace {

@@ -8,10 +8,10 @@
 #include <string>
 #include <thread>
 
-#include "client/histogram.h"
-#include "client/tensor_io.h"
-#include "moe/base/clock.h"
-#include "moe/base/mutex.h"
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "cli/histogram.h"
+#include "cli/tensor_io.h"
 #include "tests/e2e/server_process.h"
 
 namespace switchyard {

@@ -6,7 +6,7 @@
 #include <chrono>
 #include <vector>
 
-#include "moe/base/notification.h"
+#include "base/notification.h"
 
 namespace switchyard {
 namespace {

@@ -5,8 +5,8 @@
 #include <memory>
 #include <vector>
 
-#include "moe/base/clock.h"
-#include "moe/base/mutex.h"
+#include "base/clock.h"
+#include "base/mutex.h"
 #include "proto/switchyard.grpc.pb.h"
 
 namespace switchyard {

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <string>
 
-#include "client/load_generator.h"
+#include "cli/load_generator.h"
 
 namespace switchyard {
 

@@ -14,7 +14,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "moe/base/clock.h"
+#include "base/clock.h"
 #include "tests/load/cancel_storm.h"
 #include "tests/load/half_open.h"
 #include "tests/load/honest_caller.h"

@@ -7,7 +7,7 @@
 #include <fstream>
 #include <iterator>
 
-#include "moe/base/clock.h"
+#include "base/clock.h"
 
 namespace switchyard {
 namespace {

@@ -5,7 +5,7 @@
 
 #include <set>
 
-#include "moe/base/clock.h"
+#include "base/clock.h"
 #include "tests/fuzz/messages.h"
 #include "tests/fuzz/mutator.h"
 #include "tests/load/cancel_storm.h"

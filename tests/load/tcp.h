@@ -4,8 +4,8 @@
 #include <string>
 #include <string_view>
 
-#include "moe/base/status.h"
-#include "moe/base/unique_fd.h"
+#include "base/status.h"
+#include "base/unique_fd.h"
 
 namespace switchyard {
 

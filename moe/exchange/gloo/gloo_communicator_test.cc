@@ -7,7 +7,7 @@
 
 #include <random>
 
-#include "moe/base/clock.h"
+#include "base/clock.h"
 #include "moe/exchange/gloo/gloo_address.h"
 #include "moe/exchange/testing.h"
 

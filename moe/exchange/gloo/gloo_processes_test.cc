@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "moe/base/clock.h"
-#include "moe/base/unique_fd.h"
+#include "base/clock.h"
+#include "base/unique_fd.h"
 #include "moe/exchange/gloo/gloo_communicator.h"
 
 namespace switchyard {

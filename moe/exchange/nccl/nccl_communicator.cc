@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "moe/base/mutex.h"
+#include "base/mutex.h"
 #include "moe/cuda/cuda_status.h"
 #include "moe/cuda/memory.h"
 #include "moe/cuda/stream.h"

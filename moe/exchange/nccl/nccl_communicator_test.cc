@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "moe/base/clock.h"
+#include "base/clock.h"
 #include "moe/cuda/memory.h"
 #include "moe/cuda/stream.h"
 #include "moe/exchange/nccl/nccl_address.h"

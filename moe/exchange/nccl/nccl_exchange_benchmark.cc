@@ -28,7 +28,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "moe/base/clock.h"
+#include "base/clock.h"
 #include "moe/cuda/cuda_status.h"
 #include "moe/cuda/memory.h"
 #include "moe/cuda/stream.h"

@@ -14,7 +14,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
-#include "moe/base/clock.h"
+#include "base/clock.h"
 #include "moe/cuda/cuda_status.h"
 #include "moe/cuda/memory.h"
 #include "moe/cuda/stream.h"

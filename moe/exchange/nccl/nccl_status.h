@@ -4,7 +4,7 @@
 
 #include <nccl.h>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 
 namespace switchyard {
 

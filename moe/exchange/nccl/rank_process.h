@@ -19,8 +19,8 @@
 #include <utility>
 #include <vector>
 
-#include "moe/base/status.h"
-#include "moe/base/unique_fd.h"
+#include "base/status.h"
+#include "base/unique_fd.h"
 
 namespace switchyard {
 

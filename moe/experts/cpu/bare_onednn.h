@@ -13,9 +13,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/status.h"
+#include "base/tensor/buffer.h"
 #include "dnnl.hpp"
-#include "moe/base/status.h"
-#include "moe/tensor/buffer.h"
 
 namespace switchyard {
 

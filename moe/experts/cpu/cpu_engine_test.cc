@@ -13,9 +13,9 @@
 #include <string>
 #include <vector>
 
+#include "base/tensor/convert.h"
 #include "moe/experts/reference.h"
 #include "moe/plan/step_plan.h"
-#include "moe/tensor/convert.h"
 
 namespace switchyard {
 namespace {

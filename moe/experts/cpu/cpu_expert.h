@@ -7,11 +7,11 @@
 #include <memory>
 #include <utility>
 
-#include "moe/base/status.h"
+#include "base/status.h"
+#include "base/tensor/buffer.h"
 #include "moe/experts/cpu/row_kernels.h"
 #include "moe/experts/custom_expert.h"
 #include "moe/linear/packed_linear.h"
-#include "moe/tensor/buffer.h"
 #include "moe/weights/layer_spec.h"
 #include "moe/weights/weight_source.h"
 

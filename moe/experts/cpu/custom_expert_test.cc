@@ -10,11 +10,11 @@
 #include <string>
 #include <vector>
 
+#include "base/tensor/buffer.h"
+#include "base/tensor/convert.h"
 #include "moe/experts/cpu/cpu_engine.h"
 #include "moe/experts/reference.h"
 #include "moe/plan/step_plan.h"
-#include "moe/tensor/buffer.h"
-#include "moe/tensor/convert.h"
 
 namespace switchyard {
 namespace {

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <numbers>
 
-#include "moe/tensor/float16.h"
+#include "base/tensor/float16.h"
 
 namespace switchyard {
 namespace {

@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "moe/tensor/float16.h"
+#include "base/tensor/float16.h"
 
 namespace switchyard {
 namespace {

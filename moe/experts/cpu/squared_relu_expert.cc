@@ -7,11 +7,11 @@
 #include <memory>
 #include <utility>
 
+#include "base/tensor/buffer.h"
+#include "base/tensor/convert.h"
 #include "moe/experts/custom_expert.h"
 #include "moe/linear/packed_linear.h"
 #include "moe/linear/parallel.h"
-#include "moe/tensor/buffer.h"
-#include "moe/tensor/convert.h"
 
 namespace switchyard {
 namespace {

@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "base/tensor/buffer.h"
 #include "moe/experts/expert_engine.h"
 #include "moe/gating/routing.h"
-#include "moe/tensor/buffer.h"
 #include "moe/weights/layer_spec.h"
 #include "moe/weights/weight_source.h"
 

@@ -3,7 +3,7 @@
 
 #include <cublas_v2.h>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 
 // Runs a cuBLAS call and returns its failure from the enclosing function.
 #define SY_CUBLAS(call) SY_RETURN_IF_ERROR(::switchyard::CublasStatus((call), #call))

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "moe/base/logging.h"
+#include "base/logging.h"
 #include "moe/cuda/cuda_status.h"
 #include "moe/experts/cuda/cublas_status.h"
 

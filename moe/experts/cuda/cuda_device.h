@@ -17,11 +17,11 @@
 #include <memory>
 #include <vector>
 
-#include "moe/base/status.h"
+#include "base/status.h"
+#include "base/tensor/tensor.h"
 #include "moe/cuda/memory.h"
 #include "moe/cuda/stream.h"
 #include "moe/experts/cuda/cuda_engine.h"
-#include "moe/tensor/tensor.h"
 
 struct cublasContext;
 

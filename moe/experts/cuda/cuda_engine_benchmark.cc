@@ -26,13 +26,13 @@
 #include <vector>
 
 #include "absl/strings/str_format.h"
+#include "base/tensor/buffer.h"
 #include "moe/cuda/cuda_status.h"
 #include "moe/experts/cuda/bench_layer.h"
 #include "moe/experts/cuda/cuda_engine.h"
 #include "moe/experts/cuda/yardsticks.h"
 #include "moe/gating/gate.h"
 #include "moe/plan/step_plan.h"
-#include "moe/tensor/buffer.h"
 #include "moe/weights/synthetic_values.h"
 
 namespace switchyard {

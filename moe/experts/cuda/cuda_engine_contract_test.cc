@@ -15,12 +15,12 @@
 #include <utility>
 #include <vector>
 
+#include "base/tensor/convert.h"
 #include "moe/cuda/memory.h"
 #include "moe/experts/cuda/cuda_engine.h"
 #include "moe/experts/cuda/engine_fixture.h"
 #include "moe/experts/cuda/testing.h"
 #include "moe/experts/reference.h"
-#include "moe/tensor/convert.h"
 
 namespace switchyard {
 namespace {

@@ -21,10 +21,10 @@
 
 #include <cstdint>
 
-#include "moe/base/status.h"
+#include "base/status.h"
+#include "base/tensor/dtype.h"
 #include "moe/experts/cuda/inner_formula.h"
 #include "moe/experts/cuda/layouts.h"
-#include "moe/tensor/dtype.h"
 
 namespace switchyard {
 

@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-#include "moe/base/status.h"
-#include "moe/tensor/dtype.h"
+#include "base/status.h"
+#include "base/tensor/dtype.h"
 
 namespace switchyard {
 

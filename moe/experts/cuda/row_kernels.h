@@ -11,9 +11,9 @@
 
 #include <cstdint>
 
-#include "moe/base/status.h"
+#include "base/status.h"
+#include "base/tensor/tensor.h"
 #include "moe/experts/cuda/inner_formula.h"
-#include "moe/tensor/tensor.h"
 
 namespace switchyard {
 

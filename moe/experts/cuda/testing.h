@@ -12,11 +12,11 @@
 #include <string>
 #include <vector>
 
+#include "base/tensor/buffer.h"
 #include "moe/experts/cuda/cuda_engine.h"
 #include "moe/gating/routing.h"
 #include "moe/plan/chunked_plan.h"
 #include "moe/plan/step_plan.h"
-#include "moe/tensor/buffer.h"
 #include "moe/weights/layer_spec.h"
 #include "moe/weights/weight_source.h"
 

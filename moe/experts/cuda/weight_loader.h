@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "moe/base/mutex.h"
-#include "moe/base/status.h"
+#include "base/mutex.h"
+#include "base/status.h"
 #include "moe/cuda/memory.h"
 #include "moe/cuda/stream.h"
 #include "moe/experts/cuda/pack_weights.h"

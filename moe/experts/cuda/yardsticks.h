@@ -13,7 +13,7 @@
 #include <functional>
 #include <vector>
 
-#include "moe/base/status.h"
+#include "base/status.h"
 #include "moe/cuda/memory.h"
 #include "moe/cuda/stream.h"
 #include "moe/weights/layer_spec.h"

@@ -1,0 +1,57 @@
+#include "server/api/calls/layer_call.h"
+
+#include "server/api/calls/request_checks.h"
+
+namespace switchyard {
+
+void LayerCall::Submit(absl::StatusOr<std::shared_ptr<Request>> request, const ServedLayer* layer) {
+  const absl::Status status = TrySubmit(std::move(request));
+  if (status.ok()) return;
+  RecordRefusal(*front_, layer, status, *identity_);
+  Refuse(status);
+}
+
+absl::Status LayerCall::TrySubmit(absl::StatusOr<std::shared_ptr<Request>> made) {
+  SY_ASSIGN_OR_RETURN(const std::shared_ptr<Request> request, std::move(made));
+  request->client = identity_->client;
+  request->deadline = identity_->deadline;
+  // Weak, for the request holds the function; whoever calls it holds the request.
+  request->done = [self = shared_from_this(), submitted = std::weak_ptr<Request>(request)](const absl::Status& status) {
+    self->OnDone(submitted.lock(), status);
+  };
+  SY_RETURN_IF_ERROR(front_->Submit(request, static_cast<int64_t>(request->rows.size_bytes())));
+  bool is_given_up;
+  {
+    MutexLock lock(&mu_);
+    if (!ended_) request_ = request;
+    is_given_up = cancelled_;
+  }
+  if (is_given_up) front_->Cancel(request);  // Cancel came before there was anything to take from the queue
+  return absl::OkStatus();
+}
+
+void LayerCall::Cancel() {
+  std::shared_ptr<Request> request;
+  {
+    MutexLock lock(&mu_);
+    cancelled_ = true;
+    request = request_;
+  }
+  if (request != nullptr) front_->Cancel(request);
+}
+
+void LayerCall::OnDone(const std::shared_ptr<Request>& request, const absl::Status& status) {
+  std::shared_ptr<Request> released;  // outside the lock
+  {
+    MutexLock lock(&mu_);
+    ended_ = true;
+    released.swap(request_);
+  }
+  Answer(status, request);
+}
+
+void LayerCall::Record(const Request& request, const absl::Status& status) const {
+  RecordAnswer(*front_, request, status, *identity_);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,32 @@
+// Threads for work that would hold up those of gRPC or of the links.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#include "base/mutex.h"
+
+namespace switchyard {
+
+// Tasks start in the order in which they were given. Thread-safe.
+class TaskThreads {
+ public:
+  explicit TaskThreads(int num_threads);
+  // Runs what was given, and joins. No task may give another by then.
+  ~TaskThreads();
+
+  void Run(std::function<void()> task);
+
+ private:
+  void Loop();
+
+  Mutex mu_;
+  CondVar changed_;
+  std::deque<std::function<void()>> tasks_ ABSL_GUARDED_BY(mu_);
+  bool ending_ ABSL_GUARDED_BY(mu_) = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,274 @@
+#include "server/api/kserve/kserve_service.h"
+
+#include <memory>
+#include <utility>
+
+#include "base/version.h"
+#include "rpc/grpc_status.h"
+#include "server/api/calls/memory_owner.h"
+#include "server/api/calls/request_checks.h"
+#include "server/api/kserve/kserve_config.h"
+#include "server/api/kserve/kserve_infer_call.h"
+#include "server/api/kserve/kserve_repository.h"
+#include "server/api/kserve/kserve_statistics.h"
+#include "server/api/kserve/kserve_stream.h"
+#include "server/api/kserve/log_settings.h"
+#include "server/api/kserve/trace_setting.h"
+
+namespace switchyard {
+namespace {
+
+// Parts of the protocol beyond its core that are here, by the names that Triton gives them.
+constexpr const char* kExtensions[] = {"model_configuration",
+                                       "parameters",
+                                       "statistics",
+                                       "trace",
+                                       "logging",
+                                       "model_repository",
+                                       "model_repository(unload_dependents)"};
+constexpr const char* kMemoryExtensions[] = {"system_shared_memory", "cuda_shared_memory"};
+
+grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const absl::Status& status) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status));
+  return reactor;
+}
+
+// CUDA takes its time to start: other calls need not wait for it.
+template <typename Request>
+grpc::ServerUnaryReactor* RegisterAndFinish(grpc::CallbackServerContext* context, MemoryAccess access,
+                                            const Request* request) {
+  if (access.memory == nullptr) return FinishNow(context, RegisterMemory(access, *request));
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  TaskThreads& threads = access.memory->threads();
+  threads.Run([reactor, access = std::move(access), request] {
+    reactor->Finish(ToGrpcStatus(RegisterMemory(access, *request)));
+  });
+  return reactor;
+}
+
+ServingFacts FactsOf(const Front& front) {
+  const ServerOptions& options = front.options();
+  ServingFacts facts = {.max_batch_rows = options.max_batch_rows,
+                        .max_queue_delay_us = options.max_queue_delay_us,
+                        .steps_in_flight = options.steps_in_flight,
+                        .devices = {}};
+  for (const RankInfo& rank : front.group_info().ranks) facts.devices.push_back(rank.device);
+  return facts;
+}
+
+// One ModelInfer call. Deletes itself when gRPC is done with it.
+class UnaryInfer final : public grpc::ServerUnaryReactor {
+ public:
+  UnaryInfer(Front* front, const KserveModels* models, MemoryAccess access, grpc::CallbackServerContext* context,
+             const grpc::ByteBuffer* request, grpc::ByteBuffer* response)
+      : context_(context),
+        response_(response),
+        call_(std::make_shared<InferCall>(front, models, std::move(access),
+                                          std::make_shared<const RequestIdentity>(IdentifyCall(context)), request,
+                                          [this](const InferAnswer& answer) { Answer(answer); })) {}
+
+  void Start() {
+    const std::shared_ptr<InferCall> call = call_;  // this object may be gone before Start returns
+    call->Start();
+  }
+
+ private:
+  void Answer(const InferAnswer& answer) {
+    if (answer.status.ok()) *response_ = EncodeInfer(answer.head, answer.tensors);
+    AddPushback(answer.status, context_);
+    Finish(ToGrpcStatus(answer.status));
+  }
+
+  void OnCancel() override { call_->Cancel(); }
+  void OnDone() override { delete this; }
+  // Both are short: gRPC may call them where it is, instead of on a thread of its executor.
+  bool InternalInlineable() override { return true; }
+
+  grpc::CallbackServerContext* const context_;
+  grpc::ByteBuffer* const response_;
+  const std::shared_ptr<InferCall> call_;
+};
+
+}  // namespace
+
+// ---- Health and metadata --------------------------------------------------------------------------------------------
+
+KserveService::Reactor* KserveService::ServerLive(Context* context, const inference::ServerLiveRequest*,
+                                                  inference::ServerLiveResponse* response) {
+  response->set_live(true);
+  return FinishNow(context, absl::OkStatus());
+}
+
+KserveService::Reactor* KserveService::ServerReady(Context* context, const inference::ServerReadyRequest*,
+                                                   inference::ServerReadyResponse* response) {
+  response->set_ready(front_->ready());
+  return FinishNow(context, absl::OkStatus());
+}
+
+KserveService::Reactor* KserveService::ModelReady(Context* context, const inference::ModelReadyRequest* request,
+                                                  inference::ModelReadyResponse* response) {
+  const auto entry = models_->Find(request->name(), request->version());
+  response->set_ready(entry.ok() && front_->ready());
+  // A model that is not there, or not served, is not ready; anything else that is wrong is the caller's mistake.
+  const bool is_mistake = absl::IsInvalidArgument(entry.status());
+  return FinishNow(context, is_mistake ? entry.status() : absl::OkStatus());
+}
+
+KserveService::Reactor* KserveService::ServerMetadata(Context* context, const inference::ServerMetadataRequest*,
+                                                      inference::ServerMetadataResponse* response) {
+  response->set_name("switchyard");
+  response->set_version(std::string(kVersion));
+  for (const char* extension : kExtensions) response->add_extensions(extension);
+  if (memory_ != nullptr) {
+    for (const char* extension : kMemoryExtensions) response->add_extensions(extension);
+  }
+  return FinishNow(context, absl::OkStatus());
+}
+
+KserveService::Reactor* KserveService::ModelMetadata(Context* context, const inference::ModelMetadataRequest* request,
+                                                     inference::ModelMetadataResponse* response) {
+  const auto entry = models_->Find(request->name(), request->version());
+  if (entry.ok()) *response = MetadataOf(**entry);
+  return FinishNow(context, entry.status());
+}
+
+KserveService::Reactor* KserveService::ModelConfig(Context* context, const inference::ModelConfigRequest* request,
+                                                   inference::ModelConfigResponse* response) {
+  const auto entry = models_->Find(request->name(), request->version());
+  if (entry.ok()) {
+    *response->mutable_config() = ConfigOf(**entry);
+    DescribeServing(FactsOf(*front_), response->mutable_config());
+  }
+  return FinishNow(context, entry.status());
+}
+
+// ---- Repository -----------------------------------------------------------------------------------------------------
+
+KserveService::Reactor* KserveService::RepositoryIndex(Context* context,
+                                                       const inference::RepositoryIndexRequest* request,
+                                                       inference::RepositoryIndexResponse* response) {
+  const absl::Status status = CheckRepositoryName(request->repository_name());
+  if (status.ok()) *response = IndexOf(*front_->models(), front_->state(), request->ready());
+  return FinishNow(context, status);
+}
+
+KserveService::Reactor* KserveService::RepositoryModelLoad(Context* context,
+                                                           const inference::RepositoryModelLoadRequest* request,
+                                                           inference::RepositoryModelLoadResponse*) {
+  absl::Status status = access_->CheckAdmin(*context, "RepositoryModelLoad");
+  status.Update(CheckLoad(*request));
+  if (!status.ok()) return FinishNow(context, status);
+  Reactor* const reactor = context->DefaultReactor();
+  front_->repository().Load(request->model_name(),
+                            [reactor](const absl::Status& done) { reactor->Finish(ToGrpcStatus(done)); });
+  return reactor;
+}
+
+KserveService::Reactor* KserveService::RepositoryModelUnload(Context* context,
+                                                             const inference::RepositoryModelUnloadRequest* request,
+                                                             inference::RepositoryModelUnloadResponse*) {
+  absl::Status status = access_->CheckAdmin(*context, "RepositoryModelUnload");
+  status.Update(CheckUnload(*request));
+  if (!status.ok()) return FinishNow(context, status);
+  Reactor* const reactor = context->DefaultReactor();
+  front_->repository().Unload(request->model_name(),
+                              [reactor](const absl::Status& done) { reactor->Finish(ToGrpcStatus(done)); });
+  return reactor;
+}
+
+// ---- Inference ------------------------------------------------------------------------------------------------------
+
+KserveService::Reactor* KserveService::ModelInfer(Context* context, const grpc::ByteBuffer* request,
+                                                  grpc::ByteBuffer* response) {
+  auto* call = new UnaryInfer(front_, models_, AccessOf(*context), context, request, response);
+  call->Start();
+  return call;
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* KserveService::ModelStreamInfer(Context* context) {
+  return NewCallStream(std::make_unique<InferProtocol>(front_, models_, AccessOf(*context), IdentifyCall(context)),
+                       {.max_bytes = front_->options().max_request_bytes});
+}
+
+// ---- Statistics and settings ----------------------------------------------------------------------------------------
+
+KserveService::Reactor* KserveService::ModelStatistics(Context* context,
+                                                       const inference::ModelStatisticsRequest* request,
+                                                       inference::ModelStatisticsResponse* response) {
+  const auto add = [&](const KserveModels::Entry& entry) {
+    *response->add_model_stats() = StatisticsOf(entry.name, front_->metrics().Statistics(entry.layer->id));
+  };
+  if (request->name().empty()) {
+    for (const auto& entry : models_->entries()) add(*entry);
+    return FinishNow(context, absl::OkStatus());
+  }
+  const auto entry = models_->Find(request->name(), request->version());
+  if (entry.ok()) add(**entry);
+  return FinishNow(context, entry.status());
+}
+
+KserveService::Reactor* KserveService::LogSettings(Context* context, const inference::LogSettingsRequest* request,
+                                                   inference::LogSettingsResponse* response) {
+  absl::Status status = request->settings().empty() ? absl::OkStatus() : access_->CheckAdmin(*context, "LogSettings");
+  if (status.ok()) status = ChangeLogSettings(*request);
+  if (status.ok()) *response = CurrentLogSettings();
+  return FinishNow(context, status);
+}
+
+KserveService::Reactor* KserveService::TraceSetting(Context* context, const inference::TraceSettingRequest* request,
+                                                    inference::TraceSettingResponse* response) {
+  if (!request->model_name().empty()) {
+    const auto entry = models_->Find(request->model_name(), "");
+    if (!entry.ok()) return FinishNow(context, entry.status());
+  }
+  absl::Status status = request->settings().empty() ? absl::OkStatus() : access_->CheckAdmin(*context, "TraceSetting");
+  if (status.ok()) status = ChangeTraceSettings(*request, &front_->tracer());
+  if (status.ok()) *response = CurrentTraceSettings(request->model_name(), front_->tracer());
+  return FinishNow(context, status);
+}
+
+// ---- Shared memory --------------------------------------------------------------------------------------------------
+
+MemoryAccess KserveService::AccessOf(const Context& context) const {
+  if (memory_ == nullptr) return {};
+  return {memory_, OwnerOf(context)};
+}
+
+KserveService::Reactor* KserveService::SystemSharedMemoryStatus(
+    Context* context, const inference::SystemSharedMemoryStatusRequest* request,
+    inference::SystemSharedMemoryStatusResponse* response) {
+  return FinishNow(context, ListMemory(AccessOf(*context), *request, response));
+}
+
+KserveService::Reactor* KserveService::SystemSharedMemoryRegister(
+    Context* context, const inference::SystemSharedMemoryRegisterRequest* request,
+    inference::SystemSharedMemoryRegisterResponse*) {
+  return RegisterAndFinish(context, AccessOf(*context), request);
+}
+
+KserveService::Reactor* KserveService::SystemSharedMemoryUnregister(
+    Context* context, const inference::SystemSharedMemoryUnregisterRequest* request,
+    inference::SystemSharedMemoryUnregisterResponse*) {
+  return FinishNow(context, UnregisterMemory(AccessOf(*context), *request));
+}
+
+KserveService::Reactor* KserveService::CudaSharedMemoryStatus(Context* context,
+                                                              const inference::CudaSharedMemoryStatusRequest* request,
+                                                              inference::CudaSharedMemoryStatusResponse* response) {
+  return FinishNow(context, ListMemory(AccessOf(*context), *request, response));
+}
+
+KserveService::Reactor* KserveService::CudaSharedMemoryRegister(
+    Context* context, const inference::CudaSharedMemoryRegisterRequest* request,
+    inference::CudaSharedMemoryRegisterResponse*) {
+  return RegisterAndFinish(context, AccessOf(*context), request);
+}
+
+KserveService::Reactor* KserveService::CudaSharedMemoryUnregister(
+    Context* context, const inference::CudaSharedMemoryUnregisterRequest* request,
+    inference::CudaSharedMemoryUnregisterResponse*) {
+  return FinishNow(context, UnregisterMemory(AccessOf(*context), *request));
+}
+
+}  // namespace switchyard

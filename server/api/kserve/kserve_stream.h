@@ -1,0 +1,31 @@
+// ModelStreamInfer: ModelInfer's requests as a stream of calls.
+#pragma once
+
+#include <memory>
+#include <utility>
+
+#include "server/api/calls/call_stream.h"
+#include "server/api/kserve/kserve_memory.h"
+#include "server/api/kserve/kserve_models.h"
+
+namespace switchyard {
+
+class InferProtocol final : public StreamProtocol {
+ public:
+  // Both outlive the stream; `access` is the shared memory that the caller may use, `identity` that of all requests.
+  InferProtocol(Front* front, const KserveModels* models, MemoryAccess access, RequestIdentity identity)
+      : front_(front),
+        models_(models),
+        access_(std::move(access)),
+        identity_(std::make_shared<const RequestIdentity>(std::move(identity))) {}
+
+  Action Read(const grpc::ByteBuffer& message, StreamReply reply) override;
+
+ private:
+  Front* const front_;
+  const KserveModels* const models_;
+  const MemoryAccess access_;
+  const std::shared_ptr<const RequestIdentity> identity_;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,119 @@
+#include "server/config/options.h"
+
+#include <filesystem>
+#include <set>
+
+#include "rpc/loopback.h"
+
+namespace switchyard {
+namespace {
+
+absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(flag, "=", value, ": expected ", low, " to ", high));
+}
+
+absl::Status CheckModels(const ServerOptions& options) {
+  if (options.models.empty() && options.model_repository.empty()) {
+    return absl::InvalidArgumentError(
+        "--model=NAME=DIR is needed at least once, or --model_repository=DIR with models to load later: there is "
+        "nothing to serve");
+  }
+  std::error_code error;
+  if (!options.model_repository.empty() && !std::filesystem::is_directory(options.model_repository, error)) {
+    return absl::NotFoundError(absl::StrCat("--model_repository=", options.model_repository, ": expected a folder",
+                                            error ? ": " : "", error ? error.message() : ""));
+  }
+  std::set<std::string> names;
+  for (const ModelOption& model : options.models) {
+    if (!names.insert(model.name).second) {
+      return absl::InvalidArgumentError(absl::StrCat("--model: the name ", model.name, " is given twice"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckWorkers(const ServerOptions& options) {
+  if ((options.local_workers > 0) == (options.await_workers > 0)) {
+    return absl::InvalidArgumentError(
+        "exactly one of --local_workers=N (start N workers here) and --await_workers=N (wait for N) is needed");
+  }
+  if (!IsLoopback(options.worker_host) && options.worker_token_file.empty() && options.worker_tls_ca.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--worker_host=", options.worker_host,
+        " is reachable from other hosts: --worker_tls_cert, --worker_tls_key and --worker_tls_ca, or at least "
+        "--worker_token_file, are needed, so that no stranger can join as a worker"));
+  }
+  return CheckMutualTlsFlags(options.worker_tls());
+}
+
+absl::Status CheckSecurity(const ServerOptions& options) {
+  SY_RETURN_IF_ERROR(CheckTlsFlags(options.client_tls()));
+  if (!options.tls_client_ca.empty() && options.tls_cert.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--tls_client_ca=", options.tls_client_ca,
+                     ": --tls_cert and --tls_key are needed with it, for there is no mutual TLS without TLS"));
+  }
+  for (const FlagFile& tokens : {options.auth_tokens(), options.admin_tokens()}) {
+    if (!tokens.given() || !options.tls_cert.empty() || IsLoopback(options.host)) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        tokens.flag, "=", tokens.path, ": --tls_cert and --tls_key are needed with it, for --host=", options.host,
+        " is reachable from other hosts and tokens would cross the network in clear"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckConnections(const ServerOptions& options) {
+  constexpr int64_t kMaxMs = 24 * 3'600'000;
+  SY_RETURN_IF_ERROR(CheckRange("--keepalive_time_ms", options.keepalive_time_ms, 0, kMaxMs));
+  SY_RETURN_IF_ERROR(CheckRange("--keepalive_timeout_ms", options.keepalive_timeout_ms, 1, kMaxMs));
+  SY_RETURN_IF_ERROR(CheckRange("--max_connection_idle_ms", options.max_connection_idle_ms, 0, kMaxMs));
+  SY_RETURN_IF_ERROR(CheckRange("--max_connection_age_ms", options.max_connection_age_ms, 0, kMaxMs));
+  SY_RETURN_IF_ERROR(CheckRange("--max_connection_age_grace_ms", options.max_connection_age_grace_ms, 0, kMaxMs));
+  SY_RETURN_IF_ERROR(CheckRange("--handshake_timeout_ms", options.handshake_timeout_ms, 1, kMaxMs));
+  SY_RETURN_IF_ERROR(CheckRange("--max_concurrent_streams", options.max_concurrent_streams, 1, 1 << 20));
+  SY_RETURN_IF_ERROR(CheckRange("--max_metadata_bytes", options.max_metadata_bytes, 1024, 1 << 20));
+  if (options.grpc_memory_bytes == 0) return absl::OkStatus();
+  return CheckRange("--grpc_memory_bytes", options.grpc_memory_bytes, 1 << 20, int64_t{1} << 40);
+}
+
+}  // namespace
+
+absl::StatusOr<ModelOption> ParseModelOption(const std::string& text) {
+  const size_t equals = text.find('=');
+  if (equals == 0 || equals == std::string::npos || equals + 1 == text.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("--model=", text, ": expected NAME=DIR"));
+  }
+  return ModelOption{text.substr(0, equals), text.substr(equals + 1)};
+}
+
+absl::Status ValidateOptions(const ServerOptions& options) {
+  SY_RETURN_IF_ERROR(CheckModels(options));
+  SY_RETURN_IF_ERROR(CheckWorkers(options));
+  SY_RETURN_IF_ERROR(CheckSecurity(options));
+  SY_RETURN_IF_ERROR(CheckConnections(options));
+  constexpr int64_t kMaxRows = int64_t{1} << 20;
+  SY_RETURN_IF_ERROR(CheckRange("--port", options.port, 0, 65535));
+  SY_RETURN_IF_ERROR(CheckRange("--http_port", options.http_port, 0, 65535));
+  SY_RETURN_IF_ERROR(CheckRange("--worker_port", options.worker_port, 0, 65535));
+  SY_RETURN_IF_ERROR(CheckRange("--worker_http_port", options.worker_http_port, 0, 65535 - options.local_workers));
+  SY_RETURN_IF_ERROR(CheckRange("--local_workers", options.local_workers, 0, 1024));
+  SY_RETURN_IF_ERROR(CheckRange("--await_workers", options.await_workers, 0, 1024));
+  SY_RETURN_IF_ERROR(CheckRange("--link_spin_us", options.link_spin_us, 0, 1'000'000));
+  SY_RETURN_IF_ERROR(CheckRange("--gpu_memory_limit", options.gpu_memory_limit, 0, int64_t{1} << 50));
+  SY_RETURN_IF_ERROR(CheckRange("--max_batch_rows", options.max_batch_rows, 1, kMaxRows));
+  SY_RETURN_IF_ERROR(CheckRange("--max_queue_delay_us", options.max_queue_delay_us, 0, 60'000'000));
+  SY_RETURN_IF_ERROR(CheckRange("--priority_aging_ms", options.priority_aging_ms, 0, 3'600'000));
+  SY_RETURN_IF_ERROR(CheckRange("--default_queue_timeout_us", options.default_queue_timeout_us, 0, kLongestTimeoutUs));
+  SY_RETURN_IF_ERROR(CheckRange("--steps_in_flight", options.steps_in_flight, 1, 16));
+  SY_RETURN_IF_ERROR(CheckRange("--gate_threads", options.gate_threads, 0, 1024));
+  SY_RETURN_IF_ERROR(CheckRange("--max_request_bytes", options.max_request_bytes, 1, int64_t{1} << 30));
+  SY_RETURN_IF_ERROR(
+      CheckRange("--max_queued_bytes", options.max_queued_bytes, options.max_request_bytes, int64_t{1} << 40));
+  SY_RETURN_IF_ERROR(CheckRange("--max_queued_rows", options.max_queued_rows, 1, int64_t{1} << 40));
+  SY_RETURN_IF_ERROR(CheckRange("--worker_timeout_ms", options.worker_timeout_ms, 100, 3'600'000));
+  SY_RETURN_IF_ERROR(CheckRange("--slow_request_ms", options.slow_request_ms, 0, 3'600'000));
+  return CheckRange("--drain_timeout_ms", options.drain_timeout_ms, 0, 3'600'000);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,136 @@
+// Settings of the front, with the defaults that its flags show.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "rpc/flag_file.h"
+#include "rpc/tls_files.h"
+
+namespace switchyard {
+
+struct ModelOption {
+  std::string name;
+  std::string location;  // a checkpoint folder, or "synthetic:…"
+};
+
+// A longer time limit of a request is none; clocks overflow beyond.
+constexpr int64_t kLongestTimeoutUs = int64_t{86'400} * 1'000'000;
+
+struct ServerOptions {
+  std::vector<ModelOption> models;
+  // A folder whose sub-folders with a config.json can be loaded at run time, by their names; empty for none.
+  std::string model_repository;
+
+  // Where clients connect. Port 0 takes a free one.
+  std::string host = "127.0.0.1";
+  int port = 8001;
+  int http_port = 8002;
+  // Clients may register memory that they share with this server, and leave tensors there.
+  bool allow_client_shm = false;
+
+  // Security of the gRPC port, all in files; see rpc/tls.h and rpc/token_list.h.
+  std::string tls_cert;  // with tls_key: TLS
+  std::string tls_key;
+  std::string tls_client_ca;     // clients must show a certificate of these roots
+  std::string auth_token_file;   // every call must bring one of these tokens
+  std::string admin_token_file;  // calls that change the server must bring one of these
+  bool allow_remote_admin = false;
+
+  // Connections of clients. 0 where nothing is to be limited.
+  int keepalive_time_ms = 60'000;     // after so long without a word, a ping …
+  int keepalive_timeout_ms = 20'000;  // … which must be answered by then
+  int max_connection_idle_ms = 0;
+  int max_connection_age_ms = 0;
+  int max_connection_age_grace_ms = 30'000;
+  int handshake_timeout_ms = 10'000;  // until the first HTTP/2 settings have come
+  int max_concurrent_streams = 1024;  // of one connection
+  int max_metadata_bytes = 16 << 10;  // of one call
+  bool compression = true;  // calls may be compressed; gRPC limits what they take before they are unpacked only
+  // What gRPC may hold of messages on their way in. 0 for max_queued_bytes and four of the largest requests.
+  int64_t grpc_memory_bytes = 0;
+
+  // Either this many workers are started and supervised here, …
+  int local_workers = 0;
+  std::string device = "auto";
+  int64_t gpu_memory_limit = 0;  // bytes of GPU memory of each; 0 for all that is free
+  std::string custom_expert;     // of local workers, see WorkerOptions
+  bool allow_tf32 = false;       // fp32 products on GPUs may round their inputs to TF32
+  int worker_threads = 0;        // CPU threads of each; 0 shares the cores out evenly
+  std::string worker_binary;     // empty: beside this program
+  int link_spin_us = 1000;       // both ends of a local link watch out for so long before they sleep; 0 never
+  int worker_http_port = 0;      // worker i serves its metrics at this port + i; 0 for none
+  // … or this many are awaited on the worker port.
+  int await_workers = 0;
+  std::string worker_host = "127.0.0.1";
+  int worker_port = 8003;
+  std::string worker_token_file;  // this or worker_tls_ is needed when worker_host is not loopback
+  // All three or none: workers and front show each other certificates.
+  std::string worker_tls_cert;
+  std::string worker_tls_key;
+  std::string worker_tls_ca;
+
+  // "auto" is each checkpoint's own type, or the nearest wider one that the device's engine has.
+  std::string compute_dtype = "auto";
+
+  // A step never has more rows. More rows per step use the device better and make small requests wait longer.
+  int64_t max_batch_rows = 4096;
+  // How long rows may wait for company before an idle group takes them. 0 never waits.
+  int64_t max_queue_delay_us = 0;
+  // What waited so long shares the place of the highest priority.
+  int64_t priority_aging_ms = 1000;
+  // Of requests that bring none: how long they may wait in the queue for their first row to leave it. 0 for ever.
+  int64_t default_queue_timeout_us = 0;
+  // Steps prepared or running at once: one runs while the next is gated and uploaded.
+  int steps_in_flight = 3;
+  // Threads of the gate's router matmul; 0 takes a quarter of the cores.
+  int gate_threads = 0;
+
+  // The largest request, in bytes of rows, and what may be queued and in flight in all before new requests are refused.
+  int64_t max_request_bytes = int64_t{256} << 20;
+  int64_t max_queued_bytes = int64_t{1} << 30;
+  int64_t max_queued_rows = int64_t{1} << 22;
+
+  // A worker that does not answer pings for so long is given up (and killed, when local).
+  int worker_timeout_ms = 2500;
+  // Passed on to local workers.
+  std::string log_level = "info";
+  std::string log_format = "text";
+
+  // Whether steps of every layer are run before the front is ready, so that no request pays for what comes first.
+  bool warmup = true;
+  // Requests that take so long are logged as slow; 0 for none.
+  int64_t slow_request_ms = 1000;
+  // Where traces of requests go; empty when none can be traced.
+  std::string trace_file;
+
+  // How long SIGTERM waits for requests in flight.
+  int drain_timeout_ms = 25'000;
+  // Only say whether these settings could be served with.
+  bool check_config = false;
+
+  TlsFiles client_tls() const {
+    return {{"--tls_cert", tls_cert}, {"--tls_key", tls_key}, {"--tls_client_ca", tls_client_ca}};
+  }
+  TlsFiles worker_tls() const {
+    return {{"--worker_tls_cert", worker_tls_cert},
+            {"--worker_tls_key", worker_tls_key},
+            {"--worker_tls_ca", worker_tls_ca}};
+  }
+  FlagFile auth_tokens() const { return {"--auth_token_file", auth_token_file}; }
+  FlagFile admin_tokens() const { return {"--admin_token_file", admin_token_file}; }
+  // grpc_memory_bytes, or what stands for 0.
+  int64_t grpc_memory() const {
+    return grpc_memory_bytes > 0 ? grpc_memory_bytes : max_queued_bytes + 4 * max_request_bytes;
+  }
+};
+
+// InvalidArgument names the flag, what was expected and what came.
+absl::Status ValidateOptions(const ServerOptions& options);
+
+// "NAME=LOCATION" of --model.
+absl::StatusOr<ModelOption> ParseModelOption(const std::string& text);
+
+}  // namespace switchyard

@@ -1,0 +1,111 @@
+#include "server/config/options.h"
+
+#include <gtest/gtest.h>
+
+namespace switchyard {
+namespace {
+
+ServerOptions Valid() {
+  ServerOptions options;
+  options.models = {{"m", "/models/m"}};
+  options.local_workers = 2;
+  return options;
+}
+
+void ExpectRefused(const ServerOptions& options, const std::string& flag) {
+  const absl::Status status = ValidateOptions(options);
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+  EXPECT_NE(std::string(status.message()).find(flag), std::string::npos) << status;
+}
+
+TEST(ServerOptions, DefaultsWithAModelAndWorkersAreValid) { EXPECT_TRUE(ValidateOptions(Valid()).ok()); }
+
+TEST(ServerOptions, ErrorsNameTheFlag) {
+  ServerOptions options = Valid();
+  options.models.clear();
+  ExpectRefused(options, "--model");
+  options = Valid();
+  options.models.push_back({"m", "elsewhere"});
+  ExpectRefused(options, "given twice");
+  options = Valid();
+  options.await_workers = 1;
+  ExpectRefused(options, "--await_workers");
+  options = Valid();
+  options.local_workers = 0;
+  ExpectRefused(options, "--local_workers");
+  options = Valid();
+  options.max_batch_rows = 0;
+  ExpectRefused(options, "--max_batch_rows=0: expected 1 to");
+  options = Valid();
+  options.port = 65536;
+  ExpectRefused(options, "--port=65536");
+  options = Valid();
+  options.max_queued_bytes = 1;
+  ExpectRefused(options, "--max_queued_bytes");
+}
+
+TEST(ServerOptions, AWorkerPortOpenToOthersNeedsAToken) {
+  ServerOptions options = Valid();
+  options.local_workers = 0;
+  options.await_workers = 2;
+  options.worker_host = "0.0.0.0";
+  ExpectRefused(options, "--worker_token_file");
+  options.worker_token_file = "secret";
+  EXPECT_TRUE(ValidateOptions(options).ok());
+}
+
+TEST(ServerOptions, MutualTlsWillDoInThePlaceOfAToken) {
+  ServerOptions options = Valid();
+  options.local_workers = 0;
+  options.await_workers = 2;
+  options.worker_host = "0.0.0.0";
+  options.worker_tls_cert = "cert";
+  ExpectRefused(options, "--worker_tls_");
+  options.worker_tls_key = "key";
+  options.worker_tls_ca = "ca";
+  EXPECT_TRUE(ValidateOptions(options).ok());
+}
+
+TEST(ServerOptions, FilesThatBelongTogether) {
+  ServerOptions options = Valid();
+  options.tls_key = "key";
+  ExpectRefused(options, "--tls_key=key: --tls_cert is needed with it");
+  options.tls_key = "";
+  options.tls_client_ca = "ca";
+  ExpectRefused(options, "--tls_client_ca=ca: --tls_cert and --tls_key are needed with it");
+}
+
+TEST(ServerOptions, TokensNeedTlsBeyondLoopback) {
+  ServerOptions options = Valid();
+  options.auth_token_file = "tokens";
+  EXPECT_TRUE(ValidateOptions(options).ok());
+  options.host = "0.0.0.0";
+  ExpectRefused(options, "--auth_token_file=tokens");
+  options.tls_cert = "cert";
+  options.tls_key = "key";
+  EXPECT_TRUE(ValidateOptions(options).ok());
+}
+
+TEST(ServerOptions, MemoryOfMessagesFollowsTheQueueUnlessItIsGiven) {
+  ServerOptions options = Valid();
+  options.max_request_bytes = 10;
+  options.max_queued_bytes = 100;
+  EXPECT_EQ(options.grpc_memory(), 140);
+  options.grpc_memory_bytes = int64_t{1} << 30;
+  EXPECT_EQ(options.grpc_memory(), int64_t{1} << 30);
+  EXPECT_TRUE(ValidateOptions(options).ok());
+  options.grpc_memory_bytes = 1;
+  ExpectRefused(options, "--grpc_memory_bytes=1");
+}
+
+TEST(ModelOption, SplitsAtTheFirstEqualsSign) {
+  const auto model = ParseModelOption("bench=synthetic:dim=8,hidden=8");
+  EXPECT_EQ(model->name, "bench");
+  EXPECT_EQ(model->location, "synthetic:dim=8,hidden=8");
+  for (const char* bad : {"", "name", "=dir", "name="}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(ParseModelOption(bad).status())) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace switchyard

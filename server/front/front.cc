@@ -1,0 +1,363 @@
+#include "server/front/front.h"
+
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <thread>
+
+#include "absl/strings/escaping.h"
+#include "base/logging.h"
+#include "base/version.h"
+#include "rpc/build_fingerprint.h"
+#include "rpc/token_list.h"
+#include "server/steps/warm_up.h"
+
+namespace switchyard {
+namespace {
+
+constexpr std::chrono::milliseconds kWorkerExitGrace{5000};
+
+// More copy hardly faster than memory allows.
+constexpr int kMaxCopyThreads = 4;
+
+// Answers of one connection are sent by one thread at a time however many there are, and other cores have work, too.
+constexpr int kMaxAnswerThreads = 4;
+constexpr int kCoresPerAnswerThread = 4;
+
+// Outputs of a link beyond those of the steps: answers of so many steps can be on their way without having been copied.
+constexpr int kSpareOutputs = 8;
+
+int NumCores() { return std::max(1u, std::thread::hardware_concurrency()); }
+
+int NumRanks(const ServerOptions& options) {
+  return options.local_workers > 0 ? options.local_workers : options.await_workers;
+}
+
+std::string RandomToken() {
+  char bytes[16] = {};
+  // Never fails for so few bytes once the kernel is up; a zero token would still only be known to our own workers.
+  if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes)) spdlog::warn("no random bytes for the workers' token");
+  return absl::BytesToHexString(absl::string_view(bytes, sizeof(bytes)));
+}
+
+absl::StatusOr<std::string> WorkerToken(const ServerOptions& options) {
+  if (options.local_workers > 0) return RandomToken();
+  if (options.worker_token_file.empty()) return std::string();
+  return ReadToken({"--worker_token_file", options.worker_token_file});
+}
+
+// The worker program: as given, else beside this program, else where the build puts it.
+std::string WorkerBinary(const ServerOptions& options) {
+  if (!options.worker_binary.empty()) return options.worker_binary;
+  std::error_code ignored;
+  const auto folder = std::filesystem::read_symlink("/proc/self/exe", ignored).parent_path();
+  const auto beside = folder / "switchyard_worker";
+  if (std::filesystem::exists(beside, ignored)) return beside;
+  return folder.parent_path() / "worker" / "switchyard_worker";
+}
+
+// How libgomp's threads wait between the many short parallel loops of a step: spinning for some 50 µs bridges the gaps
+// without taking the cores from the front for long; where threads outnumber cores any spinning only gets in the way.
+std::vector<std::string> ThreadWaiting(int num_threads) {
+  if (getenv("OMP_WAIT_POLICY") != nullptr || getenv("GOMP_SPINCOUNT") != nullptr) return {};
+  if (num_threads > NumCores()) return {"OMP_WAIT_POLICY=passive"};
+  return {"OMP_WAIT_POLICY=active", "GOMP_SPINCOUNT=20000"};
+}
+
+std::vector<LayerId> LayersOf(const ServedModel& model) {
+  std::vector<LayerId> layers;
+  for (const auto& layer : model.layers) layers.push_back(layer->id);
+  return layers;
+}
+
+}  // namespace
+
+Front::Front(const ServerOptions& options)
+    : options_(options),
+      num_ranks_(NumRanks(options)),
+      opener_(options, num_ranks_),
+      request_log_(options.slow_request_ms),
+      admission_(std::make_shared<Admission>(options.max_queued_rows, options.max_queued_bytes)) {}
+
+absl::StatusOr<std::unique_ptr<Front>> Front::Create(const ServerOptions& options) {
+  SY_RETURN_IF_ERROR(ValidateOptions(options));
+  SY_ASSIGN_OR_RETURN(const std::string token, WorkerToken(options));
+  std::unique_ptr<Front> front(new Front(options));
+  SY_ASSIGN_OR_RETURN(front->tracer_, Tracer::Create(options.trace_file));
+  SY_ASSIGN_OR_RETURN(const auto models, front->OpenModels());
+  SY_RETURN_IF_ERROR(front->CreateLinks(models));
+  front->CreateGroup(token);
+  front->CreateRepository(models);
+  SY_RETURN_IF_ERROR(front->StartWorkers(token));
+  return front;
+}
+
+absl::StatusOr<std::vector<std::shared_ptr<ServedModel>>> Front::OpenModels() {
+  std::vector<std::shared_ptr<ServedModel>> models;
+  for (const ModelOption& option : options_.models) {
+    auto model = opener_.Open(option);
+    if (!model.ok()) return Annotate(model.status(), absl::StrCat("--model=", option.name, "=", option.location));
+    models.push_back(*std::move(model));
+  }
+  return models;
+}
+
+absl::Status Front::CreateLinks(const std::vector<std::shared_ptr<ServedModel>>& models) {
+  link_layout_ = ChooseLinkLayout(models, options_, num_ranks_, {!options_.model_repository.empty(), kSpareOutputs});
+  for (int rank = 0; rank < num_ranks_; ++rank) {
+    SY_ASSIGN_OR_RETURN(auto buffers, LinkBuffers::Create(link_layout_));
+    links_.push_back(std::move(buffers));
+  }
+  for (const auto& model : models) {
+    SY_RETURN_IF_ERROR(FitToLinks(link_layout_, options_.max_batch_rows, num_ranks_, model.get()));
+  }
+  return absl::OkStatus();
+}
+
+void Front::CreateRepository(const std::vector<std::shared_ptr<ServedModel>>& models) {
+  for (const auto& model : models) {
+    AddMetrics(*model);
+    group_->AddNeededModel(MakeGroupModel(model));
+  }
+  const auto open = [this](const ModelOption& option) -> absl::StatusOr<std::shared_ptr<ServedModel>> {
+    SY_ASSIGN_OR_RETURN(std::shared_ptr<ServedModel> model, opener_.Open(option));
+    SY_RETURN_IF_ERROR(FitToLinks(link_layout_, options_.max_batch_rows, num_ranks_, model.get()));
+    return model;
+  };
+  repository_ =
+      std::make_unique<ModelRepository>(models, options_.model_repository, open, static_cast<ModelHost*>(this));
+}
+
+void Front::AddMetrics(const ServedModel& model) {
+  for (const auto& layer : model.layers) metrics_->AddLayer(*layer);
+}
+
+GroupModel Front::MakeGroupModel(const std::shared_ptr<ServedModel>& model) const {
+  GroupModel made = {model->id, model->name, MakeShares(*model, num_ranks_), nullptr};
+  // The group does not share in the model, which ends when no request does.
+  made.choose_compute_dtype = [shared = std::weak_ptr<ServedModel>(model), chosen = std::make_shared<std::string>()](
+                                  const std::vector<std::string>& available) -> absl::StatusOr<std::string> {
+    if (const std::shared_ptr<ServedModel> still = shared.lock()) {
+      SY_RETURN_IF_ERROR(AgreeOnComputeDType(available, still.get()));
+      *chosen = std::string(DTypeName(still->compute_dtype()));
+    }
+    return *chosen;
+  };
+  return made;
+}
+
+void Front::Load(const std::shared_ptr<ServedModel>& model, std::function<void(absl::Status)> done) {
+  AddMetrics(*model);
+  group_->AddModel(MakeGroupModel(model), std::move(done));
+}
+
+void Front::Release(const ServedModel& model) { group_->ReleaseModel(model.id); }
+
+void Front::Unload(const ServedModel& model, std::function<void()> done) {
+  group_->RemoveModel(model.id, [this, layers = LayersOf(model), done = std::move(done)] {
+    scheduler_->DropLayers(layers);
+    metrics_->RemoveLayers(layers);
+    done();
+  });
+}
+
+void Front::Abandon(ModelId id, const absl::Status& why) {
+  const std::shared_ptr<ServedModel> model = repository_->Abandon(id);
+  if (model == nullptr) return;
+  spdlog::warn("model {} is given up until it is loaded anew: {}", model->name, why.message());
+  scheduler_->FailLayers(LayersOf(*model),
+                         absl::UnavailableError(absl::StrCat("model ", model->name, " was lost: ", why.message())));
+}
+
+void Front::CreateGroup(const std::string& token) {
+  std::vector<LinkBuffers*> links;
+  for (const auto& link : links_) links.push_back(link.get());
+
+  SchedulerOptions scheduler;
+  scheduler.batcher = {options_.max_batch_rows, std::chrono::microseconds(options_.max_queue_delay_us),
+                       std::chrono::milliseconds(options_.priority_aging_ms)};
+  scheduler.num_ranks = num_ranks_;
+  scheduler.num_slots = options_.steps_in_flight;
+  scheduler.num_copy_threads = std::min(kMaxCopyThreads, NumCores());
+  scheduler.num_answer_threads = std::clamp(NumCores() / kCoresPerAnswerThread, 1, kMaxAnswerThreads);
+  scheduler_ = std::make_unique<Scheduler>(
+      scheduler, links, metrics_.get(), Clock::Real(),
+      [this](Epoch epoch, int rank, const absl::Status& why) { group_->StepFailed(epoch, rank, why); });
+
+  load_display_ = std::make_unique<LoadDisplay>(StderrLoadOutput(options_.log_format));
+
+  GroupOptions group;
+  group.membership.num_ranks = num_ranks_;
+  group.membership.local = options_.local_workers > 0;
+  group.membership.token = token;
+  group.membership.version = std::string(kVersion);
+  group.membership.build = std::string(kBuildFingerprint);
+  group.membership.show_load = [this](const std::vector<ModelLoad>& models, SteadyTime now) {
+    load_display_->Update(models, now);
+  };
+  group.on_model_abandoned = [this](ModelId id, const absl::Status& why) { Abandon(id, why); };
+  group.link_spin = std::chrono::microseconds(options_.link_spin_us);
+  group.membership.worker_timeout = std::chrono::milliseconds(options_.worker_timeout_ms);
+  group_ = std::make_unique<Group>(group, links, scheduler_.get(), metrics_.get(), [this](const absl::Status& why) {
+    MutexLock lock(&mu_);
+    load_failure_ = why;
+  });
+}
+
+absl::Status Front::StartWorkers(const std::string& token) {
+  if (options_.await_workers > 0) {
+    SY_ASSIGN_OR_RETURN(worker_port_,
+                        WorkerPort::Listen(options_.worker_host, options_.worker_port, options_.worker_tls(),
+                                           link_layout_.output_bytes, group_.get()));
+    spdlog::info("waiting for {} workers on {}:{}", num_ranks_, options_.worker_host, worker_port_->port());
+    return absl::OkStatus();
+  }
+  SY_ASSIGN_OR_RETURN(worker_port_,
+                      WorkerPort::Listen("127.0.0.1", 0, TlsFiles(), link_layout_.output_bytes, group_.get()));
+  SupervisorOptions supervisor;
+  supervisor.num_workers = num_ranks_;
+  supervisor.binary = WorkerBinary(options_);
+  const int threads = options_.worker_threads > 0 ? options_.worker_threads : std::max(1, NumCores() / num_ranks_);
+  supervisor.arguments = {absl::StrCat("--front=127.0.0.1:", worker_port_->port()),
+                          absl::StrCat("--num_local_workers=", num_ranks_),
+                          absl::StrCat("--device=", options_.device),
+                          absl::StrCat("--gpu_memory_limit=", options_.gpu_memory_limit),
+                          absl::StrCat("--allow_tf32=", options_.allow_tf32 ? "true" : "false"),
+                          absl::StrCat("--threads=", threads),
+                          absl::StrCat("--link_spin_us=", options_.link_spin_us),
+                          absl::StrCat("--log_level=", options_.log_level),
+                          absl::StrCat("--log_format=", options_.log_format)};
+  if (options_.worker_http_port > 0) {
+    supervisor.arguments.push_back(absl::StrCat("--http_port=", options_.worker_http_port));
+    supervisor.arguments.push_back(absl::StrCat("--http_host=", options_.host));
+  }
+  // An empty value would take the next argument instead.
+  if (!options_.custom_expert.empty()) {
+    supervisor.arguments.push_back(absl::StrCat("--custom_expert=", options_.custom_expert));
+  }
+  supervisor.environment = {absl::StrCat("SWITCHYARD_WORKER_TOKEN=", token)};
+  const auto thread_waiting = ThreadWaiting(threads * num_ranks_);
+  supervisor.environment.insert(supervisor.environment.end(), thread_waiting.begin(), thread_waiting.end());
+  SY_ASSIGN_OR_RETURN(
+      supervisor_,
+      Supervisor::Start(
+          supervisor, [this](int rank, UniqueFd socket) { group_->LocalWorkerSpawned(rank, std::move(socket)); },
+          [this](int rank, const std::string& how) {
+            group_->LocalWorkerExited(rank, how);
+            MutexLock lock(&mu_);
+            if (!served_.load() && !load_failure_.has_value()) {
+              load_failure_ = absl::InternalError(
+                  absl::StrCat("worker ", rank, " ended before it served: ", how, "; its own message is above"));
+            }
+          }));
+  group_->SetSupervisor(supervisor_.get());
+  return absl::OkStatus();
+}
+
+Front::~Front() {
+  if (repository_ != nullptr) repository_->Stop();
+  if (group_ != nullptr) group_->SetSupervisor(nullptr);
+  deadlines_.Stop();
+}
+
+absl::Status Front::WaitUntilServing(const std::function<bool()>& should_stop) {
+  while (!group_->WaitUntilServing(absl::Milliseconds(100))) SY_RETURN_IF_ERROR(StartFailure(should_stop));
+  std::vector<std::shared_ptr<ServedLayer>> layers;
+  const std::shared_ptr<const ModelTable> table = models();
+  for (const auto& entry : table->layers()) layers.push_back(entry->layer);
+  SY_RETURN_IF_ERROR(WarmUpLayers(layers, [&] { return StartFailure(should_stop); }));
+  served_.store(true);
+  return absl::OkStatus();
+}
+
+absl::Status Front::StartFailure(const std::function<bool()>& should_stop) {
+  if (should_stop()) return absl::CancelledError("stopped before the workers were ready");
+  MutexLock lock(&mu_);
+  if (!load_failure_.has_value()) return absl::OkStatus();
+  if (supervisor_ != nullptr) supervisor_->StopRestarting();
+  return *load_failure_;
+}
+
+absl::Status Front::WarmUpLayers(const std::vector<std::shared_ptr<ServedLayer>>& layers,
+                                 const std::function<absl::Status()>& should_stop) {
+  if (!options_.warmup || layers.empty()) return absl::OkStatus();
+  return switchyard::WarmUp(
+      {.full_rows = options_.max_batch_rows}, layers,
+      {.enqueue = [this](std::shared_ptr<Request> request) { scheduler_->Enqueue(std::move(request)); },
+       .cancel = [this](const std::shared_ptr<Request>& request) { Cancel(request); },
+       .should_stop = should_stop});
+}
+
+absl::Status Front::WarmUp(const std::shared_ptr<ServedModel>& model,
+                           const std::function<absl::Status()>& should_stop) {
+  std::vector<std::shared_ptr<ServedLayer>> layers;
+  for (size_t i = 0; i < model->layers.size(); ++i) layers.push_back(ShareLayer(model, i));
+  return WarmUpLayers(layers, should_stop);
+}
+
+absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_bytes) {
+  SY_RETURN_IF_ERROR(admission_->Admit(request->client, request->num_rows, num_bytes));
+  // Checked after admission, so that Drain, which looks the other way round, cannot miss a request.
+  if (draining_.load() || !served_.load()) {
+    admission_->Release(request->client, request->num_rows, num_bytes);
+    return absl::UnavailableError(draining_.load() ? "the server is draining; another replica may take the request"
+                                                   : "the server is still starting");
+  }
+  request->arrival = Clock::Real().Now();
+  if (request->queue_timeout.count() == 0) {
+    request->queue_timeout = std::chrono::microseconds(options_.default_queue_timeout_us);
+  }
+  const bool expires = request->timeout_us > 0 && request->timeout_us <= kLongestTimeoutUs;
+  const SteadyTime limit = request->arrival + std::chrono::microseconds(expires ? request->timeout_us : 0);
+  if (expires) request->deadline = std::min(request->deadline, limit);
+  const Deadlines::Key deadline = expires ? deadlines_.NewKey(limit) : Deadlines::Key();
+  request->held_bytes =
+      std::shared_ptr<const void>(nullptr, [admission = admission_, client = request->client, num_bytes](const void*) {
+        admission->ReleaseBytes(client, num_bytes);
+      });
+  request->done = [this, client = request->client, num_rows = request->num_rows, deadline,
+                   done = std::move(request->done)](absl::Status status) {
+    if (deadline.number != 0) deadlines_.Remove(deadline);
+    admission_->ReleaseRows(client, num_rows);
+    done(std::move(status));
+  };
+  if (expires) {
+    deadlines_.Add(deadline, [this, submitted = std::weak_ptr<Request>(request)] {
+      if (const auto late = submitted.lock()) Expire(late);
+    });
+  }
+  if (!request->completed.load()) scheduler_->Enqueue(request);  // a short timeout may have passed
+  return absl::OkStatus();
+}
+
+void Front::Cancel(const std::shared_ptr<Request>& request) {
+  const SteadyTime now = Clock::Real().Now();
+  scheduler_->Cancel(
+      request, now < request->deadline ? absl::CancelledError("the caller cancelled") : WhyExpired(*request, now));
+}
+
+void Front::Expire(const std::shared_ptr<Request>& request) {
+  scheduler_->Cancel(request, WhyExpired(*request, Clock::Real().Now()));
+}
+
+void Front::Drain() {
+  draining_.store(true);
+  repository_->Stop();
+  spdlog::info("draining: {} requests in flight", held().requests);
+  if (!admission_->WaitUntilEmpty(std::chrono::milliseconds(options_.drain_timeout_ms))) {
+    spdlog::warn("drain timeout: {} requests are given up", held().requests);
+  }
+  if (supervisor_ != nullptr) supervisor_->StopRestarting();
+  group_->Drain();
+  if (supervisor_ != nullptr) supervisor_->Shutdown(kWorkerExitGrace);
+}
+
+std::string Front::state() const {
+  if (draining_.load()) return "draining";
+  if (!served_.load()) return "starting";
+  return group_->info().serving ? "serving" : "recovering";
+}
+
+}  // namespace switchyard

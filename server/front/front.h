@@ -1,0 +1,119 @@
+// The front: what every RPC needs, put together in one place.
+//
+//   auto front = *Front::Create(options);     opens and checks the models, listens on the worker port, starts workers
+//   front->WaitUntilServing();                loading, first group
+//   … RPCs call Submit() …
+//   front->repository().Load(…)               at any time
+//   front->Drain();                           refuses new requests, answers those in flight, ends the workers
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+
+#include "base/deadlines.h"
+#include "server/config/options.h"
+#include "server/group/group.h"
+#include "server/group/load_display.h"
+#include "server/group/supervisor.h"
+#include "server/group/worker_port.h"
+#include "server/models/model_opener.h"
+#include "server/models/model_repository.h"
+#include "server/observe/metrics.h"
+#include "server/observe/request_log.h"
+#include "server/observe/tracer.h"
+#include "server/requests/admission.h"
+#include "server/steps/scheduler.h"
+
+namespace switchyard {
+
+// Thread-safe after Create, except where noted.
+class Front final : private ModelHost {
+ public:
+  static absl::StatusOr<std::unique_ptr<Front>> Create(const ServerOptions& options);
+  ~Front() override;
+
+  // Waits until the first group serves, and warms it up. An error when a worker cannot load, or when `should_stop` says
+  // so.
+  absl::Status WaitUntilServing(const std::function<bool()>& should_stop);
+
+  // Checks the drain state and the budgets, and enqueues. On success `request->done` will be called exactly once, with
+  // the budget released before; otherwise it is never called. `num_bytes` is the size of its rows. A request with a
+  // timeout ends with DEADLINE_EXCEEDED when that has passed, wherever it is.
+  absl::Status Submit(const std::shared_ptr<Request>& request, int64_t num_bytes);
+  // The caller of a submitted request is gone, or its deadline has passed.
+  void Cancel(const std::shared_ptr<Request>& request);
+
+  // Refuses new requests and changes of models, waits for those in flight up to the drain timeout, and ends the
+  // workers. Once.
+  void Drain();
+
+  const ServerOptions& options() const { return options_; }
+  std::shared_ptr<const ModelTable> models() const { return repository_->table(); }
+  ModelRepository& repository() { return *repository_; }
+  Metrics& metrics() { return *metrics_; }
+  RequestLog& request_log() { return request_log_; }
+  Tracer& tracer() { return *tracer_; }
+  GroupInfo group_info() const { return group_->info(); }
+  Scheduler::Load load() const { return scheduler_->load(); }
+  Admission::Held held() const { return admission_->held(); }
+
+  bool draining() const { return draining_.load(); }
+  // "starting", "serving", "recovering" or "draining".
+  std::string state() const;
+  // Whether a new request would be served now.
+  bool ready() const { return state() == "serving"; }
+
+  int num_ranks() const { return num_ranks_; }
+  int worker_port() const { return worker_port_->port(); }
+
+ private:
+  explicit Front(const ServerOptions& options);
+
+  // ModelHost.
+  void Load(const std::shared_ptr<ServedModel>& model, std::function<void(absl::Status)> done) override;
+  absl::Status WarmUp(const std::shared_ptr<ServedModel>& model,
+                      const std::function<absl::Status()>& should_stop) override;
+  void Release(const ServedModel& model) override;
+  void Unload(const ServedModel& model, std::function<void()> done) override;
+
+  // On the group's thread: a rank cannot have the model any more.
+  void Abandon(ModelId id, const absl::Status& why);
+
+  absl::StatusOr<std::vector<std::shared_ptr<ServedModel>>> OpenModels();
+  absl::Status CreateLinks(const std::vector<std::shared_ptr<ServedModel>>& models);
+  void CreateRepository(const std::vector<std::shared_ptr<ServedModel>>& models);
+  void AddMetrics(const ServedModel& model);
+  GroupModel MakeGroupModel(const std::shared_ptr<ServedModel>& model) const;
+  void CreateGroup(const std::string& token);
+  // Why the start is given up, if it is.
+  absl::Status StartFailure(const std::function<bool()>& should_stop);
+  absl::Status WarmUpLayers(const std::vector<std::shared_ptr<ServedLayer>>& layers,
+                            const std::function<absl::Status()>& should_stop);
+  absl::Status StartWorkers(const std::string& token);
+  void Expire(const std::shared_ptr<Request>& request);
+
+  const ServerOptions options_;
+  const int num_ranks_;
+  ModelOpener opener_;
+  const std::unique_ptr<Metrics> metrics_ = std::make_unique<Metrics>();
+  RequestLog request_log_;
+  std::unique_ptr<Tracer> tracer_;
+  const std::shared_ptr<Admission> admission_;  // shared with what gRPC may still be sending
+  Deadlines deadlines_;
+  LinkLayout link_layout_;
+  std::vector<std::unique_ptr<LinkBuffers>> links_;
+  std::atomic<bool> draining_{false};
+  std::atomic<bool> served_{false};
+  Mutex mu_;
+  std::optional<absl::Status> load_failure_ ABSL_GUARDED_BY(mu_);
+  // In the order in which they are built; they end in reverse, each before what it uses.
+  std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<LoadDisplay> load_display_;
+  std::unique_ptr<Group> group_;
+  std::unique_ptr<ModelRepository> repository_;
+  std::unique_ptr<WorkerPort> worker_port_;
+  std::unique_ptr<Supervisor> supervisor_;
+};
+
+}  // namespace switchyard

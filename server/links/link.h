@@ -1,0 +1,64 @@
+// The front's end of the link to one rank.
+//
+// The memory of a rank's link belongs to the front and outlives the worker: when a worker dies, the rows of the steps
+// in flight are still here and are replayed to its replacement. What comes and goes with a worker is the connection.
+#pragma once
+
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "base/ids.h"
+#include "moe/link/link_layout.h"
+#include "moe/link/shared_memory.h"
+#include "moe/link/step_socket.h"
+#include "moe/plan/step_plan.h"
+
+namespace switchyard {
+
+// One rank's memory: slots with input rows and encoded plans, and outputs. Each is used by one step at a time, so it
+// needs no lock; who may touch it follows the step.
+class LinkBuffers {
+ public:
+  static absl::StatusOr<std::unique_ptr<LinkBuffers>> Create(const LinkLayout& layout) {
+    SY_ASSIGN_OR_RETURN(SharedMemory memory, SharedMemory::Create(layout.total_bytes()));
+    return std::unique_ptr<LinkBuffers>(new LinkBuffers(layout, std::move(memory)));
+  }
+
+  std::byte* input(int slot) { return memory_->data() + layout_.input_offset(slot); }
+  std::byte* plan(int slot) { return memory_->data() + layout_.plan_offset(slot); }
+  std::byte* output(int output) { return memory_->data() + layout_.output_offset(output); }
+
+  const LinkLayout& layout() const { return layout_; }
+  int memory_fd() const { return memory_->fd(); }
+  // Answers on their way may need it longer than this object lives.
+  std::shared_ptr<const void> memory() const { return memory_; }
+
+ private:
+  LinkBuffers(const LinkLayout& layout, SharedMemory memory)
+      : layout_(layout), memory_(std::make_shared<const SharedMemory>(std::move(memory))) {}
+
+  const LinkLayout layout_;
+  const std::shared_ptr<const SharedMemory> memory_;
+};
+
+// A step as one rank gets it; its rows and its encoded plan are in the slot.
+struct StepSubmission {
+  StepMessage message;
+  size_t row_bytes = 0;  // of the layer in its compute type
+};
+
+// Thread-safety: one thread submits.
+class LinkConnection {
+ public:
+  virtual ~LinkConnection() = default;
+  // Sends the step. An error means that the worker is gone; the group learns of that by itself.
+  virtual absl::Status Submit(const StepSubmission& step) = 0;
+};
+
+// Told of every result that arrives, from the connection's own thread; `rows` are the output rows when they did not
+// come through the slot.
+using ResultFn = std::function<void(int rank, const ResultMessage& result, std::span<const std::byte> rows)>;
+
+}  // namespace switchyard

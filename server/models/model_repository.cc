@@ -1,0 +1,357 @@
+#include "server/models/model_repository.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+#include <utility>
+
+#include "base/clock.h"
+#include "base/logging.h"
+
+namespace switchyard {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kNeverLoaded[] = "not loaded";
+constexpr char kUnloaded[] = "unloaded";
+
+absl::Status Stopped() { return absl::UnavailableError("the server is draining: its models stay as they are"); }
+
+absl::Status UnknownModel(const std::string& name, const std::vector<KnownModel>& models) {
+  return absl::NotFoundError(
+      absl::StrCat("no model '", CutText(name),
+                   "' is known here: expected one of --model or a folder of --model_repository with a config.json, or "
+                   "a layer of one (NAME.LAYER); there are: ",
+                   ShortListOf(models)));
+}
+
+absl::Status UnknownLayer(const std::string& model, const std::string& layer, const std::string& there) {
+  return absl::NotFoundError(
+      absl::StrCat("model '", model, "' has no MoE layer '", CutText(layer), "'; it has: ", there));
+}
+
+bool HasLayer(const ServedModel& model, const std::string& layer) {
+  return std::any_of(model.spec.layers.begin(), model.spec.layers.end(),
+                     [&](const LayerSpec& each) { return each.name == layer; });
+}
+
+// The folders of checkpoints right below `folder`, by name.
+std::vector<ModelOption> CheckpointsIn(const std::string& folder) {
+  std::vector<ModelOption> found;
+  std::error_code error;
+  // A range-for would throw where reading fails later.
+  for (fs::directory_iterator entry(folder, error); entry != fs::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename();
+    std::error_code ignored;
+    if (name.front() != '.' && fs::exists(entry->path() / "config.json", ignored)) {
+      found.push_back({name, entry->path()});
+    }
+  }
+  if (error) spdlog::warn("--model_repository={}: {}", folder, error.message());
+  std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
+  return found;
+}
+
+}  // namespace
+
+// ---- What workers hold ----------------------------------------------------------------------------------------------
+
+class ModelRepository::Residence : public std::enable_shared_from_this<Residence> {
+ public:
+  explicit Residence(ModelHost* host) : host_(host) {}
+
+  // The model is with the host, or will be at once; the host is told when nobody uses it any more.
+  void Watch(const std::shared_ptr<ServedModel>& model) {
+    {
+      MutexLock lock(&mu_);
+      resident_.insert(model->id);
+    }
+    model->on_retired = [self = shared_from_this()](const ServedModel& retired) { self->Retire(retired); };
+  }
+
+  // Waits until every worker has the model.
+  absl::Status Bring(const std::shared_ptr<ServedModel>& model) {
+    Watch(model);
+    auto result = std::make_shared<std::optional<absl::Status>>();  // guarded by mu_
+    ModelHost* host = nullptr;
+    {
+      MutexLock lock(&host_mu_);
+      if (host_ == nullptr) return Stopped();
+      host = host_;
+      host->Load(model, [self = shared_from_this(), result](absl::Status status) {
+        MutexLock done(&self->mu_);
+        *result = std::move(status);
+        self->changed_.SignalAll();
+      });
+    }
+    {
+      MutexLock lock(&mu_);
+      while (!result->has_value() && !stopping_) changed_.Wait(&mu_);
+      if (!result->has_value()) return Stopped();
+      if (!(*result)->ok()) return **result;
+    }
+    // Not with host_mu_, for this may take long: the host outlives the change's thread.
+    return host->WarmUp(model, [this] { return stopping() ? Stopped() : absl::OkStatus(); });
+  }
+
+  // Waits until nothing is left but `kept`.
+  absl::Status WaitForRetirements(const std::set<ModelId>& kept) {
+    MutexLock lock(&mu_);
+    while (!stopping_ && !std::includes(kept.begin(), kept.end(), resident_.begin(), resident_.end())) {
+      changed_.Wait(&mu_);
+    }
+    return stopping_ ? Stopped() : absl::OkStatus();
+  }
+
+  void Release(const ServedModel& model) {
+    MutexLock lock(&host_mu_);
+    if (host_ != nullptr) host_->Release(model);
+  }
+
+  void Stop() {
+    MutexLock lock(&mu_);
+    stopping_ = true;
+    changed_.SignalAll();
+  }
+  bool stopping() {
+    MutexLock lock(&mu_);
+    return stopping_;
+  }
+
+  // The host is ending: it is told nothing from now on.
+  void Detach() {
+    MutexLock lock(&host_mu_);
+    host_ = nullptr;
+  }
+
+ private:
+  // Whatever thread used it last.
+  void Retire(const ServedModel& model) {
+    MutexLock lock(&host_mu_);
+    if (host_ == nullptr) return;
+    host_->Unload(model, [self = shared_from_this(), id = model.id] {
+      MutexLock gone(&self->mu_);
+      self->resident_.erase(id);
+      self->changed_.SignalAll();
+    });
+  }
+
+  // Held while the host is called, so that it cannot end meanwhile.
+  Mutex host_mu_;
+  ModelHost* host_ ABSL_GUARDED_BY(host_mu_);
+
+  Mutex mu_;
+  CondVar changed_;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::set<ModelId> resident_ ABSL_GUARDED_BY(mu_);
+};
+
+// ---- Changes --------------------------------------------------------------------------------------------------------
+
+ModelRepository::ModelRepository(const std::vector<std::shared_ptr<ServedModel>>& served, std::string folder,
+                                 OpenModelFn open, ModelHost* host)
+    : folder_(std::move(folder)), open_(std::move(open)), residence_(std::make_shared<Residence>(host)) {
+  std::vector<KnownModel> known;
+  for (const auto& model : served) {
+    residence_->Watch(model);
+    known.push_back({.name = model->name, .location = model->location});
+    known.back().Serve(model, [](const std::string&) { return true; });
+  }
+  table_ = std::make_shared<ModelTable>(std::move(known));
+  ListFolder();
+}
+
+ModelRepository::~ModelRepository() {
+  Stop();
+  residence_->Detach();
+}
+
+std::shared_ptr<const ModelTable> ModelRepository::table() const {
+  MutexLock lock(&mu_);
+  return table_;
+}
+
+void ModelRepository::Stop() { residence_->Stop(); }
+
+void ModelRepository::Load(const std::string& name, DoneFn done) {
+  AddChange(std::move(done), [this, name] { return LoadNow(name); });
+}
+
+void ModelRepository::Unload(const std::string& name, DoneFn done) {
+  AddChange(std::move(done), [this, name] { return UnloadNow(name); });
+}
+
+void ModelRepository::AddChange(DoneFn done, std::function<absl::Status()> change) {
+  if (residence_->stopping()) return done(Stopped());
+  changes_.Add([this, done = std::move(done), change = std::move(change)] {
+    // What the change before replaced still takes memory until it has answered.
+    const absl::Status free = residence_->WaitForRetirements(LoadedModels());
+    done(free.ok() ? change() : free);
+  });
+}
+
+std::set<ModelId> ModelRepository::LoadedModels() const {
+  const std::shared_ptr<const ModelTable> now = table();
+  std::set<ModelId> loaded;
+  for (const KnownModel& model : now->models()) {
+    if (model.loaded != nullptr) loaded.insert(model.loaded->id);
+  }
+  return loaded;
+}
+
+void ModelRepository::EditTable(const std::function<void(std::vector<KnownModel>&)>& edit) {
+  std::shared_ptr<const ModelTable> old, now;  // end outside the lock, and models with them
+  {
+    MutexLock lock(&mu_);
+    std::vector<KnownModel> models = table_->models();
+    edit(models);
+    now = std::make_shared<const ModelTable>(std::move(models));
+    old = std::exchange(table_, now);
+  }
+  for (const KnownModel& before : old->models()) {
+    const bool stays = std::any_of(now->models().begin(), now->models().end(),
+                                   [&](const KnownModel& model) { return model.loaded == before.loaded; });
+    if (before.loaded != nullptr && !stays) Release(before.loaded);
+  }
+}
+
+void ModelRepository::Release(const std::shared_ptr<ServedModel>& model) {
+  {
+    MutexLock lock(&mu_);
+    std::erase_if(released_, [](const auto& each) { return each.second.expired(); });
+    released_[model->id] = model;
+  }
+  residence_->Release(*model);
+}
+
+void ModelRepository::Edit(size_t model_idx, const std::function<void(KnownModel&)>& edit) {
+  EditTable([&](std::vector<KnownModel>& models) { edit(models[model_idx]); });
+}
+
+std::shared_ptr<ServedModel> ModelRepository::Abandon(ModelId id) {
+  std::shared_ptr<ServedModel> abandoned;
+  EditTable([&](std::vector<KnownModel>& models) {
+    for (KnownModel& model : models) {
+      if (model.loaded == nullptr || model.loaded->id != id) continue;
+      abandoned = std::exchange(model.loaded, nullptr);
+      for (KnownModel::Layer& layer : model.layers) layer.is_served = false;
+      model.reason = kNeverLoaded;
+    }
+  });
+  if (abandoned != nullptr) return abandoned;
+  MutexLock lock(&mu_);
+  const auto released = released_.find(id);
+  return released == released_.end() ? nullptr : released->second.lock();
+}
+
+void ModelRepository::ListFolder() {
+  if (folder_.empty()) return;
+  const std::vector<ModelOption> found = CheckpointsIn(folder_);
+  EditTable([&](std::vector<KnownModel>& models) {
+    const auto is_among = [](const auto& all, const std::string& name) {
+      return std::any_of(all.begin(), all.end(), [&](const auto& each) { return each.name == name; });
+    };
+    // Those that are gone are forgotten, unless they are still served.
+    std::erase_if(models, [&](const KnownModel& model) {
+      return model.is_from_folder && model.loaded == nullptr && !is_among(found, model.name);
+    });
+    for (const ModelOption& option : found) {
+      if (is_among(models, option.name)) continue;
+      models.push_back(
+          {.name = option.name, .location = option.location, .reason = kNeverLoaded, .is_from_folder = true});
+    }
+  });
+}
+
+absl::StatusOr<ModelTable::Target> ModelRepository::FindTarget(const std::string& name) {
+  ListFolder();
+  const auto known = table();
+  const auto target = known->Resolve(name);
+  if (!target.has_value()) return UnknownModel(name, known->models());
+  return *target;
+}
+
+absl::Status ModelRepository::LoadNow(const std::string& name) {
+  SY_ASSIGN_OR_RETURN(const ModelTable::Target target, FindTarget(name));
+  KnownModel known = table()->models()[target.model_idx];
+  if (target.layer.has_value() && known.loaded != nullptr && known.FindLayer(*target.layer) >= 0 &&
+      !known.serves(*target.layer)) {
+    spdlog::info("model {}: layer {} is served again", known.name, *target.layer);
+    Edit(target.model_idx, [&](KnownModel& model) { model.layers[model.FindLayer(*target.layer)].is_served = true; });
+    return absl::OkStatus();
+  }
+  known.loaded = nullptr;  // who waits for its end must not keep it
+  return Reload(known, target);
+}
+
+absl::Status ModelRepository::Reload(const KnownModel& known, const ModelTable::Target& target) {
+  const SteadyTime begin = Clock::Real().Now();
+  spdlog::info("model {}: loading {}", known.name, known.location);
+  Edit(target.model_idx, [](KnownModel& model) { model.change = KnownModel::Change::kLoading; });
+  const absl::StatusOr<std::shared_ptr<ServedModel>> fresh = Bring(known, target);
+  Edit(target.model_idx, [&](KnownModel& model) {
+    model.change = KnownModel::Change::kNone;
+    if (fresh.ok()) {
+      model.Serve(*fresh, [&](const std::string& layer) {
+        return !target.layer.has_value() || layer == *target.layer || known.serves(layer);
+      });
+    } else {
+      model.reason = absl::StrCat(model.loaded == nullptr ? "not loaded" : "not reloaded", ": ",
+                                  std::string(fresh.status().message()));
+    }
+  });
+  if (!fresh.ok()) {
+    spdlog::error("not loaded: {}", fresh.status().message());
+    return fresh.status();
+  }
+  spdlog::info("model {}: served after {:.2f} s", known.name, MicrosBetween(begin, Clock::Real().Now()) / 1e6);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<ServedModel>> ModelRepository::Bring(const KnownModel& known,
+                                                                    const ModelTable::Target& target) {
+  auto opened = open_({known.name, known.location});
+  if (!opened.ok()) return Annotate(opened.status(), absl::StrCat("model ", known.name));
+  std::shared_ptr<ServedModel> model = *std::move(opened);
+  if (target.layer.has_value() && !HasLayer(*model, *target.layer)) {
+    return UnknownLayer(known.name, *target.layer, ShortListOf(model->spec.layers));
+  }
+  const absl::Status brought = residence_->Bring(model);
+  if (brought.ok()) return model;
+  Release(model);
+  model.reset();
+  // Whoever tries again finds the memory free.
+  const absl::Status undone = residence_->WaitForRetirements(LoadedModels());
+  return undone.ok() ? brought : undone;
+}
+
+absl::Status ModelRepository::UnloadNow(const std::string& name) {
+  SY_ASSIGN_OR_RETURN(const ModelTable::Target target, FindTarget(name));
+  bool is_last = true;  // that is served
+  Edit(target.model_idx, [&](KnownModel& model) {
+    for (KnownModel::Layer& layer : model.layers) {
+      if (!target.layer.has_value() || layer.name == *target.layer) layer.is_served = false;
+      is_last = is_last && !layer.is_served;
+    }
+  });
+  {
+    const auto now = table();
+    const KnownModel& model = now->models()[target.model_idx];
+    if (target.layer.has_value() && !model.layers.empty() && model.FindLayer(*target.layer) < 0) {
+      return UnknownLayer(model.name, *target.layer, ShortListOf(model.layers));
+    }
+    if (!is_last || model.loaded == nullptr) return absl::OkStatus();
+    spdlog::info("model {}: unloading", model.name);
+  }
+  Edit(target.model_idx, [](KnownModel& model) {
+    model.loaded = nullptr;
+    model.change = KnownModel::Change::kUnloading;
+    model.reason = kUnloaded;
+  });
+  const absl::Status gone = residence_->WaitForRetirements(LoadedModels());
+  Edit(target.model_idx, [](KnownModel& model) { model.change = KnownModel::Change::kNone; });
+  return gone;
+}
+
+}  // namespace switchyard

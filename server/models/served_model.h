@@ -1,0 +1,66 @@
+// A checkpoint that a front has opened: its layers, gates and placement.
+//
+// Opened once and then constant, but for the gates, which only the dispatcher thread uses, and for a compute type that
+// waits for the first worker. A checkpoint that is loaded anew is another ServedModel. Whoever uses one shares it:
+// requests through their layers, so that it ends, and tells so, when the last request for it has been answered.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/model_id.h"
+#include "moe/gating/gate.h"
+#include "moe/plan/placement.h"
+#include "moe/weights/layer_spec.h"
+
+namespace switchyard {
+
+// One MoE layer of one model.
+struct ServedLayer {
+  LayerId id;  // unique for the life of the front
+  std::string model;
+  LayerSpec spec;
+  // Of the rows in the links and the weights on the workers. Does not change once a worker has been told.
+  std::atomic<DType> compute_dtype = DType::kF32;
+  Placement placement;
+  std::vector<std::unique_ptr<Gate>> gates;  // those of spec, in order
+  // Rows of a step at most: as many as the links have room for, and no more than --max_batch_rows.
+  int64_t max_batch_rows = std::numeric_limits<int64_t>::max();
+};
+
+struct ServedModel {
+  ServedModel() = default;
+  ~ServedModel() {
+    if (on_retired) on_retired(*this);
+  }
+  ServedModel(const ServedModel&) = delete;
+  ServedModel& operator=(const ServedModel&) = delete;
+
+  DType compute_dtype() const { return layers.front()->compute_dtype; }
+
+  ModelId id;
+  std::string name;
+  std::string location;
+  ModelSpec spec;
+  uint64_t file_identity = 0;                        // of its files when they were opened; 0 where workers read others
+  std::vector<std::unique_ptr<ServedLayer>> layers;  // those of spec, in order; LayerIds follow each other
+  // Whether the compute type is known. An fp16 checkpoint's is fp16 where the workers have it, which the first of them
+  // tells. The group's.
+  bool is_dtype_settled = true;
+
+  // Called when nobody uses the model any more, on the thread of whoever was the last.
+  std::function<void(const ServedModel&)> on_retired;
+};
+
+// The layer with its share in the model.
+inline std::shared_ptr<ServedLayer> ShareLayer(const std::shared_ptr<ServedModel>& model, size_t layer_idx) {
+  return {model, model->layers[layer_idx].get()};
+}
+
+}  // namespace switchyard

@@ -1,0 +1,139 @@
+// The front's Prometheus metrics; docs/operations.md explains each.
+//
+// Thread-safe. What is counted for a layer is found by its id once, and no labels are built while requests run.
+#pragma once
+
+#include <prometheus/counter.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include <array>
+#include <atomic>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/mutex.h"
+#include "moe/link/step_socket.h"
+#include "server/models/served_model.h"
+#include "server/observe/layer_statistics.h"
+
+namespace switchyard {
+
+// What one finished step cost.
+struct StepRecord {
+  LayerId layer;
+  int64_t num_rows = 0;
+  int64_t gate_us = 0;
+  int64_t plan_us = 0;
+  int64_t total_us = 0;  // submission to last result
+  StepTimes times;       // slowest rank
+  int64_t rows_crossed = 0;
+  int64_t bytes_crossed = 0;
+  std::vector<int64_t> rows_per_rank;  // (row, expert) pairs that each computed
+};
+
+class Metrics {
+ public:
+  Metrics();
+
+  prometheus::Registry& registry() { return registry_; }
+
+  // Makes a layer known before anything is recorded for it. One that comes again under its name, with another id, goes
+  // on counting where the former stopped; what is known stays.
+  void AddLayer(const ServedLayer& layer);
+  // Layers of which nothing will be recorded any more, nor asked by their ids.
+  void RemoveLayers(const std::vector<LayerId>& layers);
+
+  void RecordStep(const StepRecord& record, const std::vector<int64_t>& rows_per_expert);
+  // A request left, with the gRPC code of its status. `stats` count when it is OK.
+  void RecordRequest(LayerId layer, absl::StatusCode code, const RequestStats& stats, int64_t total_us);
+  // A request was refused before it had a place in a queue; `layer` is unset when it had none either.
+  void RecordRejection(absl::StatusCode code, std::optional<LayerId> layer);
+  void RecordRecovery(double seconds);
+
+  void SetQueue(int64_t rows, int64_t bytes, int64_t requests);
+  // Rows that no step has taken, by Priority, the highest first.
+  void SetQueuedRows(const std::array<int64_t, kNumPriorities>& rows);
+  void SetGroup(Epoch epoch, int ranks_serving);
+
+  // Rows each expert has computed since the start.
+  std::vector<int64_t> RowsPerExpert(LayerId layer) const;
+  LayerStatistics::Snapshot Statistics(LayerId layer) const;
+  // Of every layer, by its name as KServe clients know it, NAME.LAYER.
+  std::vector<std::pair<std::string, LayerStatistics::Snapshot>> AllStatistics() const;
+
+ private:
+  // gRPC's codes, OK included.
+  static constexpr int kNumCodes = 17;
+  // Counters of requests by code. A layer's for OK is there from the start, others when they are first needed.
+  using RequestCounters = std::array<std::atomic<prometheus::Counter*>, kNumCodes>;
+
+  // What goes on from one layer to the next one of its name.
+  struct NamedCounts {
+    RequestCounters requests = {};
+    LayerStatistics statistics;
+  };
+
+  // Constant once made; what it points to is not.
+  struct LayerMetrics {
+    std::string model, layer;
+    NamedCounts* counts = nullptr;
+    std::vector<prometheus::Counter*> rows_per_expert;
+    std::vector<prometheus::Counter*> rows_per_rank;
+    prometheus::Counter* steps = nullptr;
+    prometheus::Counter* rows = nullptr;
+    prometheus::Counter* rows_crossed = nullptr;
+    prometheus::Counter* bytes_crossed = nullptr;
+    prometheus::Histogram* gate = nullptr;
+    prometheus::Histogram* plan = nullptr;
+    prometheus::Histogram* dispatch = nullptr;
+    prometheus::Histogram* expert = nullptr;
+    prometheus::Histogram* combine = nullptr;
+    prometheus::Histogram* step = nullptr;
+    prometheus::Histogram* queue = nullptr;
+    prometheus::Histogram* total = nullptr;
+    prometheus::Histogram* batch_rows = nullptr;
+    prometheus::Histogram* imbalances = nullptr;
+    prometheus::Gauge* imbalance = nullptr;
+  };
+
+  // The layer was added.
+  const LayerMetrics& Find(LayerId layer) const;
+  // That of `counters` for the code, made if need be.
+  prometheus::Counter& RequestCounter(const std::string& model, const std::string& layer, absl::StatusCode code,
+                                      RequestCounters& counters);
+  static void RecordLoad(const LayerMetrics& layer, const std::vector<int64_t>& rows_per_rank);
+
+  prometheus::Registry registry_;
+  prometheus::Family<prometheus::Histogram>& stage_seconds_;
+  prometheus::Family<prometheus::Histogram>& batch_rows_;
+  prometheus::Family<prometheus::Counter>& expert_rows_;
+  prometheus::Family<prometheus::Counter>& rank_rows_;
+  prometheus::Family<prometheus::Histogram>& imbalances_;
+  prometheus::Family<prometheus::Gauge>& imbalance_;
+  prometheus::Family<prometheus::Counter>& steps_;
+  prometheus::Family<prometheus::Counter>& rows_;
+  prometheus::Family<prometheus::Counter>& rows_crossed_;
+  prometheus::Family<prometheus::Counter>& bytes_crossed_;
+  prometheus::Family<prometheus::Counter>& requests_;
+  prometheus::Gauge& queue_rows_;
+  prometheus::Gauge& queue_bytes_;
+  prometheus::Gauge& queue_requests_;
+  std::array<prometheus::Gauge*, kNumPriorities> queued_rows_;  // by Priority
+  prometheus::Gauge& epoch_;
+  prometheus::Gauge& ranks_serving_;
+  prometheus::Counter& recoveries_;
+  prometheus::Histogram& recovery_seconds_;
+  RequestCounters unknown_requests_ = {};  // of requests that named no layer there is
+  mutable Mutex mu_;
+  std::map<std::pair<std::string, std::string>, std::unique_ptr<NamedCounts>> counts_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::unique_ptr<const LayerMetrics>> layers_ ABSL_GUARDED_BY(mu_);  // by id; null where one is not used
+};
+
+}  // namespace switchyard

@@ -1,0 +1,139 @@
+// One Forward request on its way through the front, and the batches it is cut into.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/tensor/dtype.h"
+#include "moe/gating/routing.h"
+#include "server/models/served_model.h"
+
+namespace switchyard {
+
+// Rows as they came over the wire: row-major bytes in several chunks, which the owner keeps alive. A row, even one
+// element, may straddle chunks.
+class ChunkedRows {
+ public:
+  ChunkedRows() = default;
+  ChunkedRows(std::vector<std::span<const std::byte>> chunks, std::shared_ptr<const void> owner)
+      : chunks_(std::move(chunks)), owner_(std::move(owner)) {}
+
+  size_t size_bytes() const;
+
+  // A place among the bytes.
+  struct Position {
+    size_t chunk_idx = 0;
+    size_t offset = 0;  // in the chunk
+  };
+
+  // Converts the next `num_elements` of type `from` to `to` at `dst`, and moves past them.
+  void ReadNext(DType from, size_t num_elements, DType to, std::byte* dst) {
+    next_ = ReadAt(next_, from, num_elements, to, dst);
+  }
+  // Where ReadNext goes on; moves past `num_bytes`, which are to be read from there.
+  Position SkipNext(size_t num_bytes);
+  // As ReadNext from another place; returns the place behind. Several threads may read at once.
+  Position ReadAt(Position at, DType from, size_t num_elements, DType to, std::byte* dst) const;
+
+ private:
+  std::vector<std::span<const std::byte>> chunks_;
+  std::shared_ptr<const void> owner_;
+  Position next_;
+};
+
+// What one request cost; sums over its steps.
+struct RequestStats {
+  int num_steps = 0;
+  int64_t queue_us = 0;
+  int64_t gate_us = 0;
+  int64_t plan_us = 0;
+  int64_t step_us = 0;
+  int64_t rows_crossed = 0;
+  int replays = 0;
+  int64_t upload_us = 0;  // of gate_us: rows to the links
+  // When its first step was begun and planned, and its last one computed; set once it has been in a step.
+  SteadyTime first_started, first_planned, last_computed;
+};
+
+// Some of a request's output rows, in its type: bytes that `owner` keeps alive.
+struct OutputPart {
+  int64_t begin_row = 0;
+  std::span<const std::byte> bytes;
+  std::shared_ptr<const void> owner;
+};
+
+// Levels of urgency. A level's requests leave before those of the levels after it.
+enum class Priority { kHigh = 1, kUsual = 2, kBackground = 3 };
+constexpr int kNumPriorities = 3;
+
+// Owned jointly by the RPC, the batcher's queue and the steps that carry its rows. The scheduler fills it; `done` is
+// called exactly once, and nobody reads the results before.
+struct Request {
+  // Constant once enqueued.
+  std::shared_ptr<ServedLayer> layer;  // and with it the model that it is of
+  DType dtype = DType::kF32;           // of the rows, in and out
+  int64_t num_rows = 0;
+  bool return_routing = false;
+  bool return_balance_loss = false;
+  bool is_warm_up = false;  // its steps, which nobody else's rows share, count in no metric
+  int gate_idx = 0;
+  int top_k = 1;          // the gate's own, or what the caller asked for instead
+  CapacitySpec capacity;  // likewise
+  // Room that one row takes in a step, in rows: more than 1 when the caller asked for more experts per row than the
+  // layer's gates choose, so that links and devices, sized for the layer's own, suffice.
+  int64_t row_cost = 1;
+  std::string caller_id;   // the caller's own id of it, or the first bytes, whatever they are, for log and traces
+  int64_t timeout_us = 0;  // from arrival to answer, 0 for none
+  SteadyTime arrival;
+  std::function<void(absl::Status)> done;
+  // Its part of the budget of bytes, for as long as anybody has it: the request, or its answer on the way out.
+  std::shared_ptr<const void> held_bytes;
+
+  // How it queues.
+  std::string client;  // whose it is, see RequestIdentity: clients take turns
+  Priority priority = Priority::kUsual;
+  std::chrono::microseconds queue_timeout{0};  // it ends when none of its rows has left the queue by then; 0 for never
+  SteadyTime deadline = SteadyTime::max();     // nothing of it leaves the queue after that; the caller's or timeout_us
+
+  ChunkedRows rows;        // read in order by the dispatcher
+  bool is_routed = false;  // `routing` is known; the dispatcher's
+
+  // Results: [num_rows, D] in `dtype`, in parts that steps bring (guarded by the scheduler's lock until all are there,
+  // then in the order of rows), and the routing when asked for.
+  std::vector<OutputPart> output;
+  Routing routing;  // shared experts included, after the top_k
+  double balance_loss = 0;
+  RequestStats stats;                  // guarded by the scheduler's lock
+  int64_t rows_unfinished = 0;         // guarded by the scheduler's lock
+  std::atomic<bool> completed{false};  // done was called, or is about to be
+
+  // Whether the routing of a row depends on the request's other rows: then they are gated together, before the first
+  // of them leaves.
+  bool IsRoutedWhole() const;
+  int num_choices() const { return top_k + layer->spec.num_shared; }
+};
+
+// DeadlineExceeded, with the limit of the request that has passed by `now`, or its deadline if that is near.
+absl::Status WhyExpired(const Request& request, SteadyTime now);
+
+// Rows [begin_row, begin_row + num_rows) of a request.
+struct Piece {
+  std::shared_ptr<Request> request;
+  int64_t begin_row = 0;
+  int64_t num_rows = 0;
+};
+
+// Rows of one layer that go through one step together.
+struct Batch {
+  ServedLayer* layer = nullptr;  // its requests share it
+  std::vector<Piece> pieces;
+  int64_t num_rows = 0;
+};
+
+}  // namespace switchyard

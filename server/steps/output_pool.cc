@@ -1,0 +1,39 @@
+#include "server/steps/output_pool.h"
+
+#include <utility>
+
+namespace switchyard {
+
+OutputPool::OutputPool(int num_outputs, int max_steps, std::vector<std::shared_ptr<const void>> memory)
+    : max_lent_(num_outputs - max_steps), memory_(std::move(memory)) {
+  for (int output = num_outputs - 1; output >= 0; --output) free_.push_back(output);
+}
+
+int OutputPool::Take() {
+  MutexLock lock(&mu_);
+  const int output = free_.back();
+  free_.pop_back();
+  return output;
+}
+
+void OutputPool::Return(int output) {
+  MutexLock lock(&mu_);
+  free_.push_back(output);
+}
+
+std::shared_ptr<const void> OutputPool::Lend(int output) {
+  {
+    MutexLock lock(&mu_);
+    if (num_lent_ == max_lent_) return nullptr;
+    ++num_lent_;
+  }
+  return {this, [self = shared_from_this(), output](const void*) { self->EndLoan(output); }};
+}
+
+void OutputPool::EndLoan(int output) {
+  MutexLock lock(&mu_);
+  --num_lent_;
+  free_.push_back(output);
+}
+
+}  // namespace switchyard

@@ -1,0 +1,107 @@
+#include "server/steps/warm_up.h"
+
+#include <algorithm>
+#include <optional>
+#include <random>
+
+#include "base/logging.h"
+#include "base/mutex.h"
+#include "base/tensor/buffer.h"
+#include "base/tensor/convert.h"
+
+namespace switchyard {
+namespace {
+
+constexpr absl::Duration kPollPeriod = absl::Milliseconds(50);
+
+// How a request ended, for the thread that waits. The request holds it too, and may outlive the wait.
+class Outcome {
+ public:
+  void Set(absl::Status status) {
+    MutexLock lock(&mu_);
+    status_ = std::move(status);
+    changed_.SignalAll();
+  }
+  std::optional<absl::Status> WaitFor(absl::Duration timeout) {
+    MutexLock lock(&mu_);
+    if (!status_.has_value()) changed_.WaitWithTimeout(&mu_, timeout);
+    return status_;
+  }
+
+ private:
+  Mutex mu_;
+  CondVar changed_;
+  std::optional<absl::Status> status_ ABSL_GUARDED_BY(mu_);
+};
+
+// Random rows, uniform with variance 1: what a norm in front of the layer makes of hidden states. They are one pool,
+// over and over, for random numbers take longer than steps; its prime length makes the rows differ.
+HostBuffer RandomRows(int64_t num_elements, DType dtype) {
+  constexpr size_t kPoolSize = 65'521;
+  std::vector<float> values(kPoolSize);
+  std::minstd_rand random(1);
+  std::uniform_real_distribution<float> uniform(-1.73f, 1.73f);
+  for (float& value : values) value = uniform(random);
+  HostBuffer rows(num_elements * SizeOf(dtype));
+  for (size_t begin = 0; begin < static_cast<size_t>(num_elements); begin += kPoolSize) {
+    ConvertElements(DType::kF32, reinterpret_cast<const std::byte*>(values.data()), dtype,
+                    rows.data() + begin * SizeOf(dtype), std::min(kPoolSize, num_elements - begin));
+  }
+  return rows;
+}
+
+std::shared_ptr<Request> MakeRequest(const std::shared_ptr<ServedLayer>& layer, int64_t num_rows) {
+  const DType dtype = layer->compute_dtype;
+  const auto rows = std::make_shared<const HostBuffer>(RandomRows(num_rows * layer->spec.hidden_dim, dtype));
+  auto request = std::make_shared<Request>();
+  request->layer = layer;
+  request->dtype = dtype;
+  request->num_rows = num_rows;
+  request->is_warm_up = true;
+  request->top_k = layer->spec.gate_at(0).top_k;
+  request->capacity = layer->spec.gate_at(0).capacity;
+  request->rows = ChunkedRows({{rows->data(), rows->size()}}, rows);
+  return request;
+}
+
+std::string NameOf(const ServedLayer& layer) { return absl::StrCat(layer.model, ".", layer.spec.name); }
+
+// Enqueues a request, and waits for its answer or for a reason to stop.
+absl::Status RunStep(const std::shared_ptr<Request>& request, const WarmUpPort& port) {
+  const auto outcome = std::make_shared<Outcome>();
+  request->arrival = Clock::Real().Now();
+  request->done = [outcome](absl::Status status) { outcome->Set(std::move(status)); };
+  port.enqueue(request);
+  while (true) {
+    if (const auto status = outcome->WaitFor(kPollPeriod); status.has_value()) {
+      return Annotate(*status, absl::StrCat("warm-up of ", NameOf(*request->layer), ", ", request->num_rows, " rows"));
+    }
+    if (absl::Status stop = port.should_stop(); !stop.ok()) {
+      port.cancel(request);
+      return stop;
+    }
+  }
+}
+
+}  // namespace
+
+absl::Status WarmUp(const WarmUpOptions& options, const std::vector<std::shared_ptr<ServedLayer>>& layers,
+                    const WarmUpPort& port) {
+  const SteadyTime begin = Clock::Real().Now();
+  size_t num_steps = 0;
+  for (const int64_t num_rows : {int64_t{1}, options.full_rows}) {
+    for (const std::shared_ptr<ServedLayer>& layer : layers) {
+      if (Clock::Real().Now() - begin > options.time_limit) {
+        spdlog::warn("warm-up: {} of {} steps in {} s; what is left is warmed up by the first requests", num_steps,
+                     2 * layers.size(), options.time_limit.count() / 1000);
+        return absl::OkStatus();
+      }
+      SY_RETURN_IF_ERROR(RunStep(MakeRequest(layer, std::min(num_rows, layer->max_batch_rows)), port));
+      ++num_steps;
+    }
+  }
+  spdlog::info("warm-up: {} steps in {:.2f} s", num_steps, MicrosBetween(begin, Clock::Real().Now()) / 1e6);
+  return absl::OkStatus();
+}
+
+}  // namespace switchyard
