@@ -48,7 +48,9 @@ def _clang_tidy_aspect_impl(target, ctx):
     if target.label.workspace_root or "-w" in ctx.rule.attr.copts or "no-clang-tidy" in ctx.rule.attr.tags:
         return []
     context = target[CcInfo].compilation_context
-    sources = [file for file in ctx.rule.files.srcs if file.extension in _SOURCES and file.is_source]
+    # The sources of a unity build are its textual headers.
+    files = ctx.rule.files.srcs + getattr(ctx.rule.files, "textual_hdrs", [])
+    sources = [file for file in files if file.extension in _SOURCES and file.is_source]
     passed = [_check(ctx, source, context, ctx.file._config) for source in sources]
     return [OutputGroupInfo(clang_tidy = depset(passed))]
 

@@ -6,7 +6,7 @@
 namespace switchyard {
 namespace {
 
-constexpr char kFooter[] = R"(Exit codes:
+constexpr char kCliFooter[] = R"(Exit codes:
   0  success
   1  output beyond tolerance (infer --expect), or every request failed (bench)
   2  wrong flags or files
@@ -23,7 +23,7 @@ int RunCli(int argc, const char* const* argv, std::ostream& out, std::ostream& e
   CLI::App app("Client of a Switchyard front: runs MoE layers, inspects and load-tests the service.", "switchyard");
   app.set_version_flag("--version", "switchyard " + std::string(kVersion));
   app.require_subcommand(1);
-  app.footer(kFooter);
+  app.footer(kCliFooter);
   int exit_code = kExitOk;
   const Console console = {&out, &err};
   AddInferCommand(&app, console, &exit_code);

@@ -13,7 +13,7 @@
 namespace switchyard {
 namespace {
 
-constexpr char kFooter[] = R"(
+constexpr char kBenchFooter[] = R"(
 Without --rate the loop is closed: --concurrency requests are always in flight. With --rate it is open: requests start at
 that rate whatever the front does, and latency counts from when a request should have started. The rows are random normal
 values. Bytes count the rows sent and received by requests that succeeded; latencies are theirs too. Failed requests are
@@ -329,7 +329,7 @@ void AddBenchCommand(CLI::App* app, Console console, int* exit_code) {
   AddFrontFlags(command, &flags->front);
   AddWorkloadFlags(command, flags.get());
   AddLoadFlags(command, flags.get());
-  command->footer(kFooter);
+  command->footer(kBenchFooter);
   command->callback([flags, console, exit_code] { *exit_code = RunBench(*flags, console); });
 }
 

@@ -12,7 +12,7 @@
 namespace switchyard {
 namespace {
 
-constexpr char kFooter[] = R"(
+constexpr char kInferFooter[] = R"(
 FILE:KEY names one tensor of a .safetensors file; it is split at the last colon. A tensor [..., D] is sent as rows of D.
 With --expect the exit code is 1 when any element has |output - expected| > atol + rtol * |expected|; NaN agrees with
 NaN only. The relative error shown leaves out elements whose expected value is 0.
@@ -254,7 +254,7 @@ void AddInferCommand(CLI::App* app, Console console, int* exit_code) {
   CLI::App* command = app->add_subcommand("infer", "Runs one MoE layer on rows from a file, and compares the output.");
   auto flags = std::make_shared<InferFlags>();
   AddInferFlags(command, flags.get());
-  command->footer(kFooter);
+  command->footer(kInferFooter);
   command->callback([flags, console, exit_code] { *exit_code = RunInfer(*flags, console); });
 }
 

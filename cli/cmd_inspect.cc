@@ -6,7 +6,7 @@
 namespace switchyard {
 namespace {
 
-constexpr char kFooter[] = R"(
+constexpr char kInspectFooter[] = R"(
 Reads names, shapes and settings only, so that the largest checkpoint takes a moment; it is refused here for the same
 reasons as by a server. Sizes are of the weights as they are computed with: quantised weights are widened.
 
@@ -170,7 +170,7 @@ void AddInspectCommand(CLI::App* app, Console console, int* exit_code) {
   command->add_option("--gpu_memory", flags->gpu_memory, "Sizes of GPUs to say how many are needed of, as 80GB")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true));
   command->add_flag("--json", flags->json, "JSON for scripts");
-  command->footer(kFooter);
+  command->footer(kInspectFooter);
   command->callback([flags, console, exit_code] { *exit_code = RunInspect(*flags, console); });
 }
 

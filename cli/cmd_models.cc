@@ -4,7 +4,7 @@
 namespace switchyard {
 namespace {
 
-constexpr char kFooter[] = R"(
+constexpr char kModelsFooter[] = R"(
 Examples:
   switchyard models
   switchyard models --target=front.example:8001 --format=json)";
@@ -77,7 +77,7 @@ void AddModelsCommand(CLI::App* app, Console console, int* exit_code) {
   CLI::App* command = app->add_subcommand("models", "Lists the models served and their MoE layers.");
   auto flags = std::make_shared<FrontFlags>();
   AddFrontFlags(command, flags.get());
-  command->footer(kFooter);
+  command->footer(kModelsFooter);
   command->callback([flags, console, exit_code] { *exit_code = RunModels(*flags, console); });
 }
 

@@ -11,7 +11,7 @@
 namespace switchyard {
 namespace {
 
-constexpr char kFooter[] = R"(
+constexpr char kStatusFooter[] = R"(
 IMBALANCE is the load of a layer's busiest expert over the mean of all: 1 is even.
 
 Examples:
@@ -155,7 +155,7 @@ void AddStatusCommand(CLI::App* app, Console console, int* exit_code) {
   AddFrontFlags(command, &flags->front);
   command->add_option("--wait_ready", flags->wait_ready_s, "Wait up to this many seconds until the front serves")
       ->check(CLI::Range(0.0, 1e6));
-  command->footer(kFooter);
+  command->footer(kStatusFooter);
   command->callback([flags, console, exit_code] { *exit_code = RunStatus(*flags, console); });
 }
 

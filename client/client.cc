@@ -29,7 +29,6 @@ namespace switchyard {
 namespace {
 
 constexpr char kForwardMethod[] = "/switchyard.v1.Switchyard/Forward";
-constexpr char kRequestIdKey[] = "x-request-id";
 constexpr size_t kMaxRequestIdChars = 128;
 constexpr int kMaxAttempts = 5;  // gRPC's own limit
 

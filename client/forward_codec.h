@@ -11,6 +11,9 @@
 
 namespace switchyard {
 
+// The metadata key of a request's id.
+inline constexpr char kRequestIdKey[] = "x-request-id";
+
 v1::DataType ToProto(DType dtype);
 // InvalidArgument for a value that names no element type.
 absl::StatusOr<DType> FromProto(v1::DataType dtype);

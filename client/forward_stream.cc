@@ -22,7 +22,6 @@ namespace switchyard {
 namespace {
 
 constexpr char kMethod[] = "/switchyard.v1.Switchyard/ForwardStream";
-constexpr char kRequestIdKey[] = "x-request-id";
 // A timeout of more is none; clocks overflow beyond.
 constexpr absl::Duration kLongestTimeout = absl::Hours(24);
 // How long Close waits for the server to end a stream on which nothing is left to do.

@@ -4,7 +4,6 @@
 #include <signal.h>
 #include <sys/resource.h>
 
-#include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
 
@@ -77,14 +76,15 @@ absl::Status Serve(const ServerOptions& options, const sigset_t& stop_signals) {
   SY_ASSIGN_OR_RETURN(const auto access, AccessControl::Open(options));
   SY_ASSIGN_OR_RETURN(const auto front, Front::Create(options));
   const KserveModels models([&front] { return front->models(); });
-  SwitchyardService service(front.get());
+  const std::unique_ptr<grpc::Service> native = MakeSwitchyardService(front.get());
   const std::unique_ptr<ClientMemory> client_memory = CreateClientMemory(options);
-  KserveService kserve(front.get(), &models, access.get(), client_memory.get());
+  const std::unique_ptr<grpc::Service> kserve =
+      MakeKserveService(front.get(), &models, access.get(), client_memory.get());
   int port = 0;
-  SY_ASSIGN_OR_RETURN(const auto server, StartGrpcServer(options, *access, {&service, &kserve}, &port));
+  SY_ASSIGN_OR_RETURN(const auto server, StartGrpcServer(options, *access, {native.get(), kserve.get()}, &port));
   const MetricsPage metrics(front.get());
   SY_ASSIGN_OR_RETURN(const auto http, StartHttp(*front, metrics));
-  HealthReporter health(server.get(), {v1::Switchyard::service_full_name(), InferenceService::service_full_name()});
+  HealthReporter health(server.get(), {kSwitchyardServiceName, kKserveServiceName});
   health.Update(false, front->models()->layers());
   const absl::Status serving = front->WaitUntilServing([&] { return StopRequested(stop_signals, 0); });
   if (serving.ok()) {
@@ -122,13 +122,7 @@ absl::Status RunServer(const ServerOptions& options) {
 
 int main(int argc, char** argv) {
   switchyard::ServerOptions options;
-  CLI::App app;
-  switchyard::DefineFlags(app, &options);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
+  if (const std::optional<int> exit_code = switchyard::ParseFlags(argc, argv, &options)) return *exit_code;
   const absl::Status status = switchyard::RunServer(options);
   if (status.ok()) return 0;
   std::fprintf(stderr, "switchyard_server: %s\n", std::string(status.message()).c_str());

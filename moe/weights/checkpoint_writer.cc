@@ -3,6 +3,7 @@
 #include <cmath>
 #include <fstream>
 
+#include "base/ceil_div.h"
 #include "moe/weights/family.h"
 #include "moe/weights/fingerprint.h"
 #include "moe/weights/quantized.h"
@@ -16,9 +17,6 @@ constexpr int64_t kFp8Block = 128;
 constexpr uint8_t kFp8Nan = 0x7f;
 constexpr float kFp8Largest = 448;
 constexpr float kMxfp4Largest = 6;
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 uint64_t KeyOf(uint64_t seed, const std::string& name, uint64_t begin) {
   Fingerprint fingerprint;
   fingerprint.AddNumber(seed);

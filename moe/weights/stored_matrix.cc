@@ -3,14 +3,12 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/ceil_div.h"
 #include "base/tensor/convert.h"
 #include "moe/weights/quantized.h"
 
 namespace switchyard {
 namespace {
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 size_t RowBytes(const StoredMatrix& stored) {
   switch (stored.encoding) {
     case Encoding::kPlain:

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_join.h"
+#include "base/ceil_div.h"
 #include "moe/weights/quantized.h"
 #include "moe/weights/quoted.h"
 
@@ -10,9 +11,6 @@ namespace switchyard {
 namespace {
 
 using Shape = StackedNames::Shape;
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 std::string Joined(const std::string& path, const std::string& name) {
   return path.empty() ? name : absl::StrCat(path, ".", name);
 }

@@ -1,5 +1,6 @@
 #include "server/config/flags.h"
 
+#include <CLI/CLI.hpp>
 #include <string>
 #include <vector>
 
@@ -190,6 +191,17 @@ void DefineFlags(CLI::App& app, ServerOptions* options) {
   DefineWorkers(app, options);
   DefineBatching(app, options);
   DefineOperation(app, options);
+}
+
+std::optional<int> ParseFlags(int argc, const char* const* argv, ServerOptions* options) {
+  CLI::App app;
+  DefineFlags(app, options);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  return std::nullopt;
 }
 
 }  // namespace switchyard

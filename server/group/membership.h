@@ -31,17 +31,9 @@
 #include "base/model_id.h"
 #include "base/status.h"
 #include "proto/worker.pb.h"
+#include "server/links/worker_channel.h"
 
 namespace switchyard {
-
-// The stream to one worker. Thread-safe.
-class WorkerChannel {
- public:
-  virtual ~WorkerChannel() = default;
-  virtual void Send(worker::FrontMessage message) = 0;
-  // Ends the stream; the worker sees `why`.
-  virtual void Close(const absl::Status& why) = 0;
-};
 
 // A model as the group knows it.
 struct GroupModel {

@@ -3,8 +3,8 @@
 
 #include <memory>
 
-#include "server/group/membership.h"
 #include "server/links/link.h"
+#include "server/links/worker_channel.h"
 
 namespace switchyard {
 

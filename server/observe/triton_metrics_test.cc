@@ -47,7 +47,7 @@ TEST(TritonMetrics, EveryLayerIsAModel) {
 }
 
 TEST(GpuMetrics, WhatEveryGpuTells) {
-  EXPECT_THAT(Text(GpuMetrics("server/libfake_nvml.so")),
+  EXPECT_THAT(Text(GpuMetrics("server/observe/libfake_nvml.so")),
               AllOf(HasSubstr("nv_gpu_utilization{gpu_uuid=\"GPU-one\"} 0.75\n"),
                     HasSubstr("nv_gpu_utilization{gpu_uuid=\"GPU-two\"} 0\n"),
                     HasSubstr("nv_gpu_power_usage{gpu_uuid=\"GPU-one\"} 123.5\n"),

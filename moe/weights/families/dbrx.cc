@@ -47,7 +47,7 @@ absl::StatusOr<std::vector<MoeBlock>> DbrxBlocks(const ConfigReader& config) {
   return RepeatBlock(block, num_layers);
 }
 
-const FamilyRegistration kRegistration("dbrx", &DbrxBlocks);
+const FamilyRegistration kDbrxFamily("dbrx", &DbrxBlocks);
 
 }  // namespace
 }  // namespace switchyard

@@ -19,7 +19,7 @@ absl::StatusOr<std::vector<MoeBlock>> DeepseekV2Blocks(const ConfigReader& confi
   return RepeatDeepseekBlock(config, block);
 }
 
-const FamilyRegistration kRegistration("deepseek_v2", &DeepseekV2Blocks);
+const FamilyRegistration kDeepseekV2Family("deepseek_v2", &DeepseekV2Blocks);
 
 }  // namespace
 }  // namespace switchyard

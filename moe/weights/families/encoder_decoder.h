@@ -5,6 +5,10 @@
 
 namespace switchyard {
 
+// Bounds of what the configuration of an encoder-decoder model may say.
+inline constexpr int64_t kMaxSparseStep = 10'000;
+inline constexpr int64_t kMaxExpertCapacity = int64_t{1} << 40;  // rows
+
 struct SparseStack {
   std::string name;  // "encoder": its layers are "encoder.0", …
   std::string path;  // with "#" for the layer

@@ -47,7 +47,7 @@ absl::StatusOr<std::vector<MoeBlock>> Ernie45MoeBlocks(const ConfigReader& confi
   });
 }
 
-const FamilyRegistration kRegistration("ernie4_5_moe", &Ernie45MoeBlocks);
+const FamilyRegistration kErnie45MoeFamily("ernie4_5_moe", &Ernie45MoeBlocks);
 
 }  // namespace
 }  // namespace switchyard

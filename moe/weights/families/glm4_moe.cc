@@ -4,7 +4,7 @@
 namespace switchyard {
 namespace {
 
-const FamilyRegistration kRegistration("glm4_moe", &ReadDeepseekV3Blocks);
+const FamilyRegistration kGlm4MoeFamily("glm4_moe", &ReadDeepseekV3Blocks);
 
 }  // namespace
 }  // namespace switchyard

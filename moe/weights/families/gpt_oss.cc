@@ -48,7 +48,7 @@ absl::StatusOr<std::vector<MoeBlock>> GptOssBlocks(const ConfigReader& config) {
   return RepeatBlock(block, num_layers);
 }
 
-const FamilyRegistration kRegistration("gpt_oss", &GptOssBlocks);
+const FamilyRegistration kGptOssFamily("gpt_oss", &GptOssBlocks);
 
 }  // namespace
 }  // namespace switchyard

@@ -20,7 +20,7 @@ absl::StatusOr<std::vector<MoeBlock>> GraniteMoeBlocks(const ConfigReader& confi
   return RepeatBlock(block, num_layers);
 }
 
-const FamilyRegistration kRegistration("granitemoe", &GraniteMoeBlocks);
+const FamilyRegistration kGranitemoeFamily("granitemoe", &GraniteMoeBlocks);
 
 }  // namespace
 }  // namespace switchyard

@@ -18,7 +18,7 @@ absl::StatusOr<std::vector<MoeBlock>> JambaBlocks(const ConfigReader& config) {
   return RepeatBlock(block, num_layers, [&](int layer) { return !is_dense && layer % period == offset; });
 }
 
-const FamilyRegistration kRegistration("jamba", &JambaBlocks);
+const FamilyRegistration kJambaFamily("jamba", &JambaBlocks);
 
 }  // namespace
 }  // namespace switchyard

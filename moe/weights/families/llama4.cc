@@ -9,7 +9,7 @@ namespace switchyard {
 namespace {
 
 // Listed in moe_layers, or every interleave_moe_layer_step-th.
-absl::StatusOr<std::vector<int64_t>> ReadSparseLayers(const ConfigReader& config, int num_layers) {
+absl::StatusOr<std::vector<int64_t>> ListMoeLayers(const ConfigReader& config, int num_layers) {
   if (config.Has("moe_layers")) return config.IntList("moe_layers", 0, std::max(num_layers - 1, 0));
   SY_ASSIGN_OR_RETURN(const int64_t step, config.Int("interleave_moe_layer_step", 1, 10'000, 1));
   std::vector<int64_t> layers;
@@ -27,7 +27,7 @@ StackedNames Llama4Experts() {
 absl::StatusOr<std::vector<MoeBlock>> TextBlocks(const ConfigReader& config) {
   MoeBlock block;
   SY_ASSIGN_OR_RETURN(const int num_layers, ReadNumLayers(config));
-  SY_ASSIGN_OR_RETURN(const std::vector<int64_t> sparse, ReadSparseLayers(config, num_layers));
+  SY_ASSIGN_OR_RETURN(const std::vector<int64_t> sparse, ListMoeLayers(config, num_layers));
   SY_ASSIGN_OR_RETURN(block.spec, ReadSizes(config, {}));
   block.spec.gate.scoring = Scoring::kSigmoid;
   block.spec.expert.weighs_input = true;

@@ -21,7 +21,7 @@ absl::StatusOr<std::vector<MoeBlock>> MinimaxM2Blocks(const ConfigReader& config
   return RepeatBlock(block, num_layers);
 }
 
-const FamilyRegistration kRegistration("minimax_m2", &MinimaxM2Blocks);
+const FamilyRegistration kMinimaxM2Family("minimax_m2", &MinimaxM2Blocks);
 
 }  // namespace
 }  // namespace switchyard

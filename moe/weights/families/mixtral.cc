@@ -15,7 +15,7 @@ absl::StatusOr<std::vector<MoeBlock>> MixtralBlocks(const ConfigReader& config) 
   return RepeatBlock(block, num_layers);
 }
 
-const FamilyRegistration kRegistration("mixtral", &MixtralBlocks);
+const FamilyRegistration kMixtralFamily("mixtral", &MixtralBlocks);
 
 }  // namespace
 }  // namespace switchyard

@@ -9,9 +9,6 @@
 namespace switchyard {
 namespace {
 
-constexpr int64_t kMaxStep = 10'000;
-constexpr int64_t kMaxCapacity = int64_t{1} << 40;
-
 // "sampling" and "random" draw the second expert by lot, also in inference.
 absl::Status CheckSecondExpert(const ConfigReader& config) {
   SY_ASSIGN_OR_RETURN(const std::string policy, config.Text("second_expert_policy", "all"));
@@ -30,7 +27,7 @@ absl::StatusOr<CapacitySpec> ReadCapacity(const ConfigReader& config) {
     capacity.factor = fraction;
   } else if (config.Has("expert_capacity")) {
     capacity.rule = CapacityRule::kFixed;
-    SY_ASSIGN_OR_RETURN(capacity.rows, config.Int("expert_capacity", 1, kMaxCapacity));
+    SY_ASSIGN_OR_RETURN(capacity.rows, config.Int("expert_capacity", 1, kMaxExpertCapacity));
   } else {
     capacity.rule = CapacityRule::kTutel;
     capacity.factor = 1;
@@ -50,7 +47,7 @@ absl::StatusOr<std::vector<int32_t>> ReadExpertsOfChoices(const ConfigReader& co
   return std::vector<int32_t>{1, 0};
 }
 
-absl::StatusOr<LayerSpec> ReadSpec(const ConfigReader& config) {
+absl::StatusOr<LayerSpec> ReadNllbSpec(const ConfigReader& config) {
   LayerSpec spec;
   SY_RETURN_IF_ERROR(CheckSecondExpert(config));
   SY_ASSIGN_OR_RETURN(spec.num_experts, ReadNumExperts(config, {"num_experts"}, 2));
@@ -71,14 +68,14 @@ absl::StatusOr<LayerSpec> ReadSpec(const ConfigReader& config) {
 absl::StatusOr<SparseStack> ReadStack(const ConfigReader& config, const std::string& name) {
   SparseStack stack = {.name = name, .path = absl::StrCat("model.", name, ".layers.#.ffn")};
   SY_ASSIGN_OR_RETURN(stack.num_layers, ReadNumLayers(config, name + "_layers"));
-  SY_ASSIGN_OR_RETURN(stack.step, config.Int(name + "_sparse_step", 0, kMaxStep, 4));
+  SY_ASSIGN_OR_RETURN(stack.step, config.Int(name + "_sparse_step", 0, kMaxSparseStep, 4));
   return stack;
 }
 
 // The encoder's experts may be of another width than the decoder's.
 absl::StatusOr<std::vector<MoeBlock>> NllbBlocks(const ConfigReader& config) {
   MoeBlock block;
-  SY_ASSIGN_OR_RETURN(block.spec, ReadSpec(config));
+  SY_ASSIGN_OR_RETURN(block.spec, ReadNllbSpec(config));
   SY_ASSIGN_OR_RETURN(const bool router_bias, config.Bool("router_bias", false));
   block.names.gates[0].weight = {"router.classifier.weight"};
   if (router_bias) block.names.gates[0].bias = {"router.classifier.bias"};
@@ -93,7 +90,7 @@ absl::StatusOr<std::vector<MoeBlock>> NllbBlocks(const ConfigReader& config) {
   return blocks;
 }
 
-const FamilyRegistration kRegistration("nllb-moe", &NllbBlocks);
+const FamilyRegistration kNllbMoeFamily("nllb-moe", &NllbBlocks);
 
 }  // namespace
 }  // namespace switchyard

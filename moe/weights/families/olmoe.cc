@@ -13,7 +13,7 @@ absl::StatusOr<std::vector<MoeBlock>> OlmoeBlocks(const ConfigReader& config) {
   return RepeatBlock(block, num_layers);
 }
 
-const FamilyRegistration kRegistration("olmoe", &OlmoeBlocks);
+const FamilyRegistration kOlmoeFamily("olmoe", &OlmoeBlocks);
 
 }  // namespace
 }  // namespace switchyard

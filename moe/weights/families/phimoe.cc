@@ -20,7 +20,7 @@ absl::StatusOr<std::vector<MoeBlock>> PhimoeBlocks(const ConfigReader& config) {
   return RepeatBlock(block, num_layers);
 }
 
-const FamilyRegistration kRegistration("phimoe", &PhimoeBlocks);
+const FamilyRegistration kPhimoeFamily("phimoe", &PhimoeBlocks);
 
 }  // namespace
 }  // namespace switchyard

@@ -4,7 +4,7 @@
 namespace switchyard {
 namespace {
 
-const FamilyRegistration kRegistration("qwen2_moe", &ReadQwenBlocksWithShared);
+const FamilyRegistration kQwen2MoeFamily("qwen2_moe", &ReadQwenBlocksWithShared);
 
 }  // namespace
 }  // namespace switchyard

@@ -4,7 +4,7 @@
 namespace switchyard {
 namespace {
 
-const FamilyRegistration kRegistration("qwen3_moe", &ReadQwenBlocks);
+const FamilyRegistration kQwen3MoeFamily("qwen3_moe", &ReadQwenBlocks);
 
 }  // namespace
 }  // namespace switchyard

@@ -5,7 +5,7 @@
 namespace switchyard {
 namespace {
 
-const FamilyRegistration kRegistration("qwen3_next", &ReadQwenBlocksWithShared);
+const FamilyRegistration kQwen3NextFamily("qwen3_next", &ReadQwenBlocksWithShared);
 
 }  // namespace
 }  // namespace switchyard

@@ -7,7 +7,7 @@ namespace switchyard {
 namespace {
 
 // Layer L has experts unless it is listed in mlp_only_layers or skipped by decoder_sparse_step.
-struct SparseLayers {
+struct QwenSparseLayers {
   std::vector<int64_t> dense;
   int64_t step = 1;
 
@@ -16,8 +16,8 @@ struct SparseLayers {
   }
 };
 
-absl::StatusOr<SparseLayers> ReadSparseLayers(const ConfigReader& config, int num_layers) {
-  SparseLayers layers;
+absl::StatusOr<QwenSparseLayers> ReadQwenSparseLayers(const ConfigReader& config, int num_layers) {
+  QwenSparseLayers layers;
   SY_ASSIGN_OR_RETURN(layers.dense, config.IntList("mlp_only_layers", 0, std::max(num_layers - 1, 0)));
   SY_ASSIGN_OR_RETURN(layers.step, config.Int("decoder_sparse_step", 1, 10'000, 1));
   return layers;
@@ -30,7 +30,7 @@ absl::StatusOr<std::vector<MoeBlock>> ReadLayers(const ConfigReader& config, boo
   SY_ASSIGN_OR_RETURN(const int num_layers, ReadNumLayers(config));
   SY_ASSIGN_OR_RETURN(const int num_experts, ReadNumExperts(config, keys.num_experts, 0));
   if (num_experts == 0) return std::vector<MoeBlock>();
-  SY_ASSIGN_OR_RETURN(const SparseLayers sparse_layers, ReadSparseLayers(config, num_layers));
+  SY_ASSIGN_OR_RETURN(const QwenSparseLayers sparse_layers, ReadQwenSparseLayers(config, num_layers));
   MoeBlock block;
   SY_ASSIGN_OR_RETURN(block.spec, ReadSizes(config, keys));
   SY_ASSIGN_OR_RETURN(block.spec.gate.normalization, ReadSumNormalization(config, "norm_topk_prob", false));

@@ -5,9 +5,6 @@
 namespace switchyard {
 namespace {
 
-constexpr int64_t kMaxStep = 10'000;
-constexpr int64_t kMaxCapacity = int64_t{1} << 40;
-
 // encoder_sparse_step, or where it is not stored num_layers / num_sparse_encoder_layers, as transformers derives it.
 absl::StatusOr<SparseStack> ReadStack(const ConfigReader& config, const std::string& name, const std::string& path,
                                       std::string_view layers_key) {
@@ -15,7 +12,7 @@ absl::StatusOr<SparseStack> ReadStack(const ConfigReader& config, const std::str
   SY_ASSIGN_OR_RETURN(stack.num_layers, ReadNumLayers(config, layers_key));
   const std::string step_key = name + "_sparse_step";
   if (config.Has(step_key)) {
-    SY_ASSIGN_OR_RETURN(stack.step, config.Int(step_key, 0, kMaxStep));
+    SY_ASSIGN_OR_RETURN(stack.step, config.Int(step_key, 0, kMaxSparseStep));
     return stack;
   }
   SY_ASSIGN_OR_RETURN(const int64_t num_sparse,
@@ -24,12 +21,12 @@ absl::StatusOr<SparseStack> ReadStack(const ConfigReader& config, const std::str
   return stack;
 }
 
-absl::StatusOr<LayerSpec> ReadSpec(const ConfigReader& config) {
+absl::StatusOr<LayerSpec> ReadSwitchSpec(const ConfigReader& config) {
   LayerSpec spec;
   SY_ASSIGN_OR_RETURN(spec.num_experts, ReadNumExperts(config, {"num_experts"}, 1));
   SY_ASSIGN_OR_RETURN(spec.hidden_dim, ReadWidth(config, "d_model"));
   SY_ASSIGN_OR_RETURN(spec.expert_dim, ReadWidth(config, "d_ff"));
-  SY_ASSIGN_OR_RETURN(spec.gate.capacity.rows, config.Int("expert_capacity", 1, kMaxCapacity));
+  SY_ASSIGN_OR_RETURN(spec.gate.capacity.rows, config.Int("expert_capacity", 1, kMaxExpertCapacity));
   SY_ASSIGN_OR_RETURN(const std::string activation, config.Text("dense_act_fn", "relu"));
   if (activation == "relu") {
     spec.expert.activation = Activation::kRelu;
@@ -47,7 +44,7 @@ absl::StatusOr<std::vector<MoeBlock>> SwitchBlocks(const ConfigReader& config) {
                       ReadStack(config, "encoder", "encoder.block.#.layer.1.mlp", "num_layers"));
   SY_ASSIGN_OR_RETURN(const SparseStack decoder,
                       ReadStack(config, "decoder", "decoder.block.#.layer.2.mlp", "num_decoder_layers"));
-  SY_ASSIGN_OR_RETURN(block.spec, ReadSpec(config));
+  SY_ASSIGN_OR_RETURN(block.spec, ReadSwitchSpec(config));
   SY_ASSIGN_OR_RETURN(const bool router_bias, config.Bool("router_bias", false));
   block.names.gates[0].weight = {"router.classifier.weight"};
   if (router_bias) block.names.gates[0].bias = {"router.classifier.bias"};
@@ -56,7 +53,7 @@ absl::StatusOr<std::vector<MoeBlock>> SwitchBlocks(const ConfigReader& config) {
   return StackBlocks(block, {encoder, decoder}, /*from_second=*/true);
 }
 
-const FamilyRegistration kRegistration("switch_transformers", &SwitchBlocks);
+const FamilyRegistration kSwitchTransformersFamily("switch_transformers", &SwitchBlocks);
 
 }  // namespace
 }  // namespace switchyard

@@ -134,7 +134,7 @@ absl::StatusOr<std::vector<MoeBlock>> TutelBlocks(const ConfigReader& config) {
   return std::vector<MoeBlock>{block};
 }
 
-const FamilyRegistration kRegistration("tutel", &TutelBlocks);
+const FamilyRegistration kTutelFamily("tutel", &TutelBlocks);
 
 }  // namespace
 }  // namespace switchyard

@@ -1,10 +1,14 @@
 #include "server/api/forward/switchyard_service.h"
 
+#include <grpcpp/grpcpp.h>
+
 #include "base/version.h"
+#include "proto/switchyard.grpc.pb.h"
 #include "rpc/grpc_status.h"
 #include "server/api/calls/request_checks.h"
 #include "server/api/forward/forward_call.h"
 #include "server/api/forward/forward_stream.h"
+#include "server/front/front.h"
 
 namespace switchyard {
 namespace {
@@ -73,7 +77,27 @@ int ExpertsOfRank(const ModelTable& models, int rank) {
   return static_cast<int>(total);
 }
 
-}  // namespace
+// What carries rows is raw, so that protobuf does not copy them.
+class SwitchyardService final
+    : public v1::Switchyard::WithRawCallbackMethod_Forward<
+          v1::Switchyard::WithRawCallbackMethod_ForwardStream<v1::Switchyard::WithCallbackMethod_ListModels<
+              v1::Switchyard::WithCallbackMethod_GetStatus<v1::Switchyard::Service>>>> {
+ public:
+  // `front` outlives the server that this service is registered with.
+  explicit SwitchyardService(Front* front) : front_(front) {}
+
+  grpc::ServerUnaryReactor* Forward(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                    grpc::ByteBuffer* response) override;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ForwardStream(
+      grpc::CallbackServerContext* context) override;
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context, const v1::ListModelsRequest* request,
+                                       v1::ListModelsResponse* response) override;
+  grpc::ServerUnaryReactor* GetStatus(grpc::CallbackServerContext* context, const v1::GetStatusRequest* request,
+                                      v1::GetStatusResponse* response) override;
+
+ private:
+  Front* const front_;
+};
 
 grpc::ServerUnaryReactor* SwitchyardService::Forward(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
@@ -142,6 +166,14 @@ grpc::ServerUnaryReactor* SwitchyardService::GetStatus(grpc::CallbackServerConte
     for (int64_t rows : front_->metrics().RowsPerExpert(layer->id)) load.add_rows_per_expert(rows);
   }
   return FinishNow(context);
+}
+
+}  // namespace
+
+const char* const kSwitchyardServiceName = v1::Switchyard::service_full_name();
+
+std::unique_ptr<grpc::Service> MakeSwitchyardService(Front* front) {
+  return std::make_unique<SwitchyardService>(front);
 }
 
 }  // namespace switchyard

@@ -1,33 +1,18 @@
-// The native API. Handlers are thin: decode, check, admit, hand over, answer.
+// The native API. Its handlers are thin: decode, check, admit, hand over, answer.
 #pragma once
 
-#include <grpcpp/grpcpp.h>
+#include <grpcpp/impl/codegen/service_type.h>
 
-#include "proto/switchyard.grpc.pb.h"
-#include "server/front/front.h"
+#include <memory>
 
 namespace switchyard {
 
-// What carries rows is raw, so that protobuf does not copy them.
-class SwitchyardService final
-    : public v1::Switchyard::WithRawCallbackMethod_Forward<
-          v1::Switchyard::WithRawCallbackMethod_ForwardStream<v1::Switchyard::WithCallbackMethod_ListModels<
-              v1::Switchyard::WithCallbackMethod_GetStatus<v1::Switchyard::Service>>>> {
- public:
-  // `front` outlives the server that this service is registered with.
-  explicit SwitchyardService(Front* front) : front_(front) {}
+class Front;
 
-  grpc::ServerUnaryReactor* Forward(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
-                                    grpc::ByteBuffer* response) override;
-  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ForwardStream(
-      grpc::CallbackServerContext* context) override;
-  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context, const v1::ListModelsRequest* request,
-                                       v1::ListModelsResponse* response) override;
-  grpc::ServerUnaryReactor* GetStatus(grpc::CallbackServerContext* context, const v1::GetStatusRequest* request,
-                                      v1::GetStatusResponse* response) override;
+// The name under which gRPC knows the service.
+extern const char* const kSwitchyardServiceName;
 
- private:
-  Front* const front_;
-};
+// `front` outlives the server that the service is registered with. The service outlives that server, too.
+std::unique_ptr<grpc::Service> MakeSwitchyardService(Front* front);
 
 }  // namespace switchyard

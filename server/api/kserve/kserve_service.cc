@@ -1,19 +1,26 @@
 #include "server/api/kserve/kserve_service.h"
 
+#include <grpcpp/grpcpp.h>
+
 #include <memory>
 #include <utility>
 
 #include "base/version.h"
+#include "proto/inference.grpc.pb.h"
 #include "rpc/grpc_status.h"
+#include "server/api/calls/access_control.h"
 #include "server/api/calls/memory_owner.h"
 #include "server/api/calls/request_checks.h"
 #include "server/api/kserve/kserve_config.h"
 #include "server/api/kserve/kserve_infer_call.h"
+#include "server/api/kserve/kserve_memory.h"
+#include "server/api/kserve/kserve_models.h"
 #include "server/api/kserve/kserve_repository.h"
 #include "server/api/kserve/kserve_statistics.h"
 #include "server/api/kserve/kserve_stream.h"
 #include "server/api/kserve/log_settings.h"
 #include "server/api/kserve/trace_setting.h"
+#include "server/front/front.h"
 
 namespace switchyard {
 namespace {
@@ -90,7 +97,96 @@ class UnaryInfer final : public grpc::ServerUnaryReactor {
   const std::shared_ptr<InferCall> call_;
 };
 
-}  // namespace
+// Base with methods mixed in, one around the other.
+template <class Base, template <class> class... Methods>
+struct WithMethods {
+  using Type = Base;
+};
+template <class Base, template <class> class First, template <class> class... Rest>
+struct WithMethods<Base, First, Rest...> {
+  using Type = First<typename WithMethods<Base, Rest...>::Type>;
+};
+
+// All methods are asynchronous. The two that carry tensors are raw, so that protobuf does not copy those.
+using InferenceService = inference::GRPCInferenceService;
+using KserveServiceBase = WithMethods<
+    InferenceService::Service, InferenceService::WithRawCallbackMethod_ModelInfer,
+    InferenceService::WithRawCallbackMethod_ModelStreamInfer, InferenceService::WithCallbackMethod_ServerLive,
+    InferenceService::WithCallbackMethod_ServerReady, InferenceService::WithCallbackMethod_ModelReady,
+    InferenceService::WithCallbackMethod_ServerMetadata, InferenceService::WithCallbackMethod_ModelMetadata,
+    InferenceService::WithCallbackMethod_ModelConfig, InferenceService::WithCallbackMethod_ModelStatistics,
+    InferenceService::WithCallbackMethod_RepositoryIndex, InferenceService::WithCallbackMethod_RepositoryModelLoad,
+    InferenceService::WithCallbackMethod_RepositoryModelUnload,
+    InferenceService::WithCallbackMethod_SystemSharedMemoryStatus,
+    InferenceService::WithCallbackMethod_SystemSharedMemoryRegister,
+    InferenceService::WithCallbackMethod_SystemSharedMemoryUnregister,
+    InferenceService::WithCallbackMethod_CudaSharedMemoryStatus,
+    InferenceService::WithCallbackMethod_CudaSharedMemoryRegister,
+    InferenceService::WithCallbackMethod_CudaSharedMemoryUnregister, InferenceService::WithCallbackMethod_TraceSetting,
+    InferenceService::WithCallbackMethod_LogSettings>::Type;
+
+class KserveService final : public KserveServiceBase {
+ public:
+  // All outlive the server that this service is registered with. `memory` is null unless clients may share memory.
+  KserveService(Front* front, const KserveModels* models, const AccessControl* access, ClientMemory* memory)
+      : front_(front), models_(models), access_(access), memory_(memory) {}
+
+  using Context = grpc::CallbackServerContext;
+  using Reactor = grpc::ServerUnaryReactor;
+
+  Reactor* ServerLive(Context* context, const inference::ServerLiveRequest* request,
+                      inference::ServerLiveResponse* response) override;
+  Reactor* ServerReady(Context* context, const inference::ServerReadyRequest* request,
+                       inference::ServerReadyResponse* response) override;
+  Reactor* ModelReady(Context* context, const inference::ModelReadyRequest* request,
+                      inference::ModelReadyResponse* response) override;
+  Reactor* ServerMetadata(Context* context, const inference::ServerMetadataRequest* request,
+                          inference::ServerMetadataResponse* response) override;
+  Reactor* ModelMetadata(Context* context, const inference::ModelMetadataRequest* request,
+                         inference::ModelMetadataResponse* response) override;
+  Reactor* ModelConfig(Context* context, const inference::ModelConfigRequest* request,
+                       inference::ModelConfigResponse* response) override;
+
+  Reactor* ModelInfer(Context* context, const grpc::ByteBuffer* request, grpc::ByteBuffer* response) override;
+  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* ModelStreamInfer(Context* context) override;
+
+  Reactor* ModelStatistics(Context* context, const inference::ModelStatisticsRequest* request,
+                           inference::ModelStatisticsResponse* response) override;
+  Reactor* RepositoryIndex(Context* context, const inference::RepositoryIndexRequest* request,
+                           inference::RepositoryIndexResponse* response) override;
+  Reactor* TraceSetting(Context* context, const inference::TraceSettingRequest* request,
+                        inference::TraceSettingResponse* response) override;
+  Reactor* LogSettings(Context* context, const inference::LogSettingsRequest* request,
+                       inference::LogSettingsResponse* response) override;
+
+  // UNIMPLEMENTED when clients may not share memory.
+  Reactor* SystemSharedMemoryStatus(Context* context, const inference::SystemSharedMemoryStatusRequest* request,
+                                    inference::SystemSharedMemoryStatusResponse* response) override;
+  Reactor* SystemSharedMemoryRegister(Context* context, const inference::SystemSharedMemoryRegisterRequest* request,
+                                      inference::SystemSharedMemoryRegisterResponse* response) override;
+  Reactor* SystemSharedMemoryUnregister(Context* context, const inference::SystemSharedMemoryUnregisterRequest* request,
+                                        inference::SystemSharedMemoryUnregisterResponse* response) override;
+  Reactor* CudaSharedMemoryStatus(Context* context, const inference::CudaSharedMemoryStatusRequest* request,
+                                  inference::CudaSharedMemoryStatusResponse* response) override;
+  Reactor* CudaSharedMemoryRegister(Context* context, const inference::CudaSharedMemoryRegisterRequest* request,
+                                    inference::CudaSharedMemoryRegisterResponse* response) override;
+  Reactor* CudaSharedMemoryUnregister(Context* context, const inference::CudaSharedMemoryUnregisterRequest* request,
+                                      inference::CudaSharedMemoryUnregisterResponse* response) override;
+
+  // What this server does not have: UNIMPLEMENTED, and the message says so.
+  Reactor* RepositoryModelLoad(Context* context, const inference::RepositoryModelLoadRequest* request,
+                               inference::RepositoryModelLoadResponse* response) override;
+  Reactor* RepositoryModelUnload(Context* context, const inference::RepositoryModelUnloadRequest* request,
+                                 inference::RepositoryModelUnloadResponse* response) override;
+
+ private:
+  MemoryAccess AccessOf(const Context& context) const;
+
+  Front* const front_;
+  const KserveModels* const models_;
+  const AccessControl* const access_;
+  ClientMemory* const memory_;
+};
 
 // ---- Health and metadata --------------------------------------------------------------------------------------------
 
@@ -269,6 +365,15 @@ KserveService::Reactor* KserveService::CudaSharedMemoryUnregister(
     Context* context, const inference::CudaSharedMemoryUnregisterRequest* request,
     inference::CudaSharedMemoryUnregisterResponse*) {
   return FinishNow(context, UnregisterMemory(AccessOf(*context), *request));
+}
+
+}  // namespace
+
+const char* const kKserveServiceName = InferenceService::service_full_name();
+
+std::unique_ptr<grpc::Service> MakeKserveService(Front* front, const KserveModels* models, const AccessControl* access,
+                                                 ClientMemory* memory) {
+  return std::make_unique<KserveService>(front, models, access, memory);
 }
 
 }  // namespace switchyard
