@@ -1,7 +1,7 @@
 #include "cli/cli.h"
 
-#include "base/version.h"
 #include "cli/command.h"
+#include "rpc/version_line.h"
 
 namespace switchyard {
 namespace {
@@ -21,7 +21,7 @@ Examples:
 
 int RunCli(int argc, const char* const* argv, std::ostream& out, std::ostream& err) {
   CLI::App app("Client of a Switchyard front: runs MoE layers, inspects and load-tests the service.", "switchyard");
-  app.set_version_flag("--version", "switchyard " + std::string(kVersion));
+  app.set_version_flag("--version", VersionLine("switchyard"));
   app.require_subcommand(1);
   app.footer(kCliFooter);
   int exit_code = kExitOk;

@@ -15,6 +15,7 @@
 
 #include "client/fake_front.h"
 #include "moe/weights/safetensors.h"
+#include "rpc/version_line.h"
 
 namespace switchyard {
 namespace {
@@ -264,7 +265,7 @@ TEST_F(CliTest, BenchFailures) {
 }
 
 TEST(Cli, HelpVersionAndUsage) {
-  EXPECT_EQ(RunCommand({"--version"}).out, "switchyard 0.1.0\n");
+  EXPECT_EQ(RunCommand({"--version"}).out, VersionLine("switchyard") + "\n");
   EXPECT_THAT(RunCommand({"--help"}).out, AllOf(HasSubstr("Exit codes:"), HasSubstr("bench")));
   for (const char* command : {"infer", "models", "status", "bench"}) {
     const Printed help = RunCommand({command, "--help"});
@@ -282,9 +283,9 @@ TEST(Cli, HelpVersionAndUsage) {
 TEST(Cli, Binary) {
   FILE* pipe = popen("client/switchyard --version", "r");
   ASSERT_NE(pipe, nullptr);
-  char line[64] = "";
+  char line[128] = "";
   EXPECT_NE(fgets(line, sizeof(line), pipe), nullptr);
-  EXPECT_STREQ(line, "switchyard 0.1.0\n");
+  EXPECT_EQ(line, VersionLine("switchyard") + "\n");
   EXPECT_EQ(WEXITSTATUS(pclose(pipe)), 0);
   EXPECT_EQ(WEXITSTATUS(std::system("client/switchyard frobnicate 2> /dev/null")), 2);
 }

@@ -17,6 +17,7 @@ START_SECONDS=60
 work=$(mktemp -d)
 server=  # its process, while it runs
 
+# shellcheck disable=SC2317  # the trap calls it
 clean_up() {
   [[ -z $server ]] || kill -KILL "$server" 2>/dev/null || true
   rm -rf "$work"
@@ -43,7 +44,7 @@ build() {
 
 # Starts the server in the background and waits for its READY line. Ports 0 take free ones.
 start_server() {
-  local command=(bazel-bin/server/switchyard_server --model=$MODEL=$FOLDER --local_workers=2 --device=cpu
+  local command=(bazel-bin/server/switchyard_server --model="$MODEL=$FOLDER" --local_workers=2 --device=cpu
     --compute_dtype=fp32 --port=0 --http_port=0)
   heading "Starting the server"
   echo "${command[*]}"
@@ -65,9 +66,9 @@ start_server() {
 }
 
 switchyard() {
-  local command=$1
+  local subcommand=$1
   shift
-  bazel-bin/client/switchyard "$command" --target="$grpc" "$@"
+  bazel-bin/client/switchyard "$subcommand" --target="$grpc" "$@"
 }
 
 # The names of the model's layers, one a line.

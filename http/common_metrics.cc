@@ -3,6 +3,8 @@
 #include <string>
 
 #include "base/version.h"
+#include "rpc/build_fingerprint.h"
+#include "rpc/version_line.h"
 
 namespace switchyard {
 
@@ -23,9 +25,11 @@ prometheus::Gauge& SingleGauge(prometheus::Registry& registry, const char* name,
 void AddBuildInfo(prometheus::Registry& registry) {
   prometheus::BuildGauge()
       .Name("switchyard_build_info")
-      .Help("Always 1; the label tells the version.")
+      .Help("Always 1; the labels tell the version, the commit and the build.")
       .Register(registry)
-      .Add({{"version", std::string(kVersion)}})
+      .Add({{"version", std::string(kVersion)},
+            {"commit", std::string(BuildCommit())},
+            {"build", std::string(kBuildFingerprint)}})
       .Set(1);
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing, then checks and tests everything that this machine can run:
-#   formatting, the optimised build, every test, and the tests tagged "tsan" and "asan" under ThreadSanitizer and under
+#   style, the optimised build, every test, and the tests tagged "tsan" and "asan" under ThreadSanitizer and under
 #   AddressSanitizer with UndefinedBehaviorSanitizer.
 # Ends with `N passed, N failed, N skipped` alone on a line; the exit code is 0 when nothing failed.
 #
@@ -45,20 +45,58 @@ drop_foreign_links() {
 
 heading() { printf '\n==== %s\n' "$*"; }
 
-# The C++ sources of this tree, NUL between them: those that git knows or would add, or all there are without git.
-cxx_sources() {
-  git -c safe.directory='*' ls-files -z --cached --others --exclude-standard -- '*.cc' '*.h' '*.cu' '*.cuh' 2>/dev/null ||
-    find . \( -name 'bazel-*' -o -name .git \) -prune -o \( -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) \
-      -type f -print0
+# The files of this tree whose names match one of the patterns, NUL between them: those that git knows or would add, or
+# all there are without git.
+sources() {
+  local pattern names=(-false)
+  for pattern in "$@"; do names+=(-o -name "$pattern"); done
+  git -c safe.directory='*' ls-files -z --cached --others --exclude-standard -- "$@" 2>/dev/null ||
+    find . \( -name 'bazel-*' -o -name .git \) -prune -o -type f \( "${names[@]}" \) -print0
 }
 
-check_format() {
-  heading "Formatting"
-  if cxx_sources | xargs -0 -r clang-format --dry-run -Werror --style=file; then
-    echo "as .clang-format says"
+# Shell scripts are called *.sh, or have a name without a dot and a first line that names a shell.
+shell_scripts() {
+  local file line
+  sources '*' | while IFS= read -r -d '' file; do
+    line=
+    [[ ${file##*/} == *.* || ! -f $file ]] || IFS= read -r line <"$file"
+    if [[ $file == *.sh || $line == '#!'*sh ]]; then printf '%s\0' "$file"; fi
+  done
+}
+
+# Runs one check of style. Its name and what to do next, for the summary, come before the command.
+check_style_of() {
+  local name=$1 advice=$2
+  shift 2
+  if "$@"; then
+    echo "$name: nothing found"
   else
-    failed+=("--failed=formatting: run clang-format -i on the files above")
+    failed+=("--failed=$name: $advice")
   fi
+}
+
+check_cxx() { sources '*.cc' '*.h' '*.cu' '*.cuh' | xargs -0 -r clang-format --dry-run -Werror --style=file; }
+check_shell() { shell_scripts | xargs -0 -r shellcheck; }
+
+# ruff comes from PyPI. Where it cannot be had, the check counts as skipped.
+check_python() {
+  local ruff
+  if ruff=$(tests/style/setup.sh 2>"$events/ruff"); then
+    check_style_of "Python (ruff)" "run $ruff check --fix, and change what it lists" \
+      "$ruff" check --quiet --no-cache .
+  else
+    skipped+=("--skipped=Python (ruff): it could not be installed: $(tail -n 1 "$events/ruff")")
+  fi
+}
+
+check_style() {
+  heading "Style"
+  check_style_of "C++ (clang-format)" "run clang-format -i on the files above" check_cxx
+  check_style_of "shell (shellcheck)" "change what is listed above; the wiki of shellcheck explains each code" \
+    check_shell
+  check_style_of "BUILD files" "run tests/style/check_build_files.py --fix, and change what it lists" \
+    tests/style/check_build_files.py
+  check_python
 }
 
 build_everything() {
@@ -128,7 +166,7 @@ deploy/install.sh || exit 1
 echo "all there"
 drop_foreign_links
 find_conformance_clients
-check_format
+check_style
 build_everything
 note_cuda
 check_bundle

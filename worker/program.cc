@@ -12,7 +12,7 @@
 #include "base/deadlock_detection.h"
 #include "base/logging.h"
 #include "base/stop_signals.h"
-#include "base/version.h"
+#include "rpc/version_line.h"
 #include "worker/worker.h"
 
 namespace switchyard {
@@ -86,7 +86,7 @@ int RunWorkerProgram(int argc, char** argv, DeviceOpener open_device) {
   WorkerOptions options;
   LoggingOptions logging;
   CLI::App app{"switchyard_worker: holds a share of the experts and runs steps for a switchyard_server."};
-  app.set_version_flag("--version", std::string(kVersion));
+  app.set_version_flag("--version", VersionLine("switchyard_worker"));
   app.footer("Example: switchyard_worker --front=127.0.0.1:8003 --device=cpu");
   AddFlags(app, options, logging);
   try {

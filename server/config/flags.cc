@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "base/version.h"
+#include "rpc/version_line.h"
 #include "server/config/config_file.h"
 
 namespace switchyard {
@@ -179,7 +179,7 @@ void DefineOperation(CLI::App& app, ServerOptions* options) {
 
 void DefineFlags(CLI::App& app, ServerOptions* options) {
   app.description("switchyard_server: serves the Mixture-of-Experts layers of checkpoints over gRPC.");
-  app.set_version_flag("--version", std::string(kVersion));
+  app.set_version_flag("--version", VersionLine("switchyard_server"));
   app.footer(kExamples);
   app.config_formatter(std::make_shared<ServerConfigReader>());
   app.allow_config_extras(CLI::config_extras_mode::error);

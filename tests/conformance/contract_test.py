@@ -1,11 +1,10 @@
 """The wire contract: everything that our .proto declares is what the published protocol says it is."""
 
+import grpc
+import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tritonclient.grpc import model_config_pb2, service_pb2
-
-import grpc
-import pytest
 
 SERVICE = "inference.GRPCInferenceService"
 

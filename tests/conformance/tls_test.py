@@ -261,7 +261,9 @@ def test_tokens(token_server):
 
 
 def test_tokens_are_asked_for_by_every_method(token_channel):
-    empty = lambda message: message
+    def empty(message):
+        return message
+
     for path in ["/inference.GRPCInferenceService/ServerLive", "/switchyard.v1.Switchyard/ListModels",
                  "/switchyard.v1.Switchyard/Forward", "/inference.GRPCInferenceService/ModelInfer", "/no.such/Method"]:
         call = token_channel.unary_unary(path, request_serializer=empty, response_deserializer=empty)

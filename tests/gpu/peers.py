@@ -330,7 +330,7 @@ class LayerPeers:
 
             run, mode, _ = self.runner.capture(ffn)
             fields.update(step_us=self.runner.gpu_us(run, mode), mode=mode)
-            del x, run
+            x = run = None
         except Exception as error:
             fields["error"] = one_line(error)
         self.report.add(**fields)

@@ -14,12 +14,11 @@ import json
 import os
 import sys
 
-import ml_dtypes  # noqa: F401: teaches NumPy bfloat16, which the checkpoint is in
+import ml_dtypes  # noqa: F401 - teaches NumPy bfloat16, which the checkpoint is in
 import numpy as np
 from safetensors.numpy import load_file
 
 from connection import connect, hidden_states, parse_arguments
-
 
 # ---- What the example is about
 
