@@ -56,7 +56,7 @@ TEST(Mutex, CondVarHandsAValueBetweenThreads) {
     MutexLock lock(&mu);
     while (value == 0) cv.Wait(&mu);
     EXPECT_EQ(value, 7);
-    EXPECT_TRUE(cv.WaitWithTimeout(&mu, absl::Milliseconds(1)));
+    EXPECT_TRUE(cv.WaitFor(&mu, std::chrono::milliseconds(1)));
   }
   writer.join();
 }

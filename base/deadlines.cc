@@ -46,7 +46,7 @@ void Deadlines::Loop() {
         if (pending_.empty()) {
           earlier_.Wait(&mu_);
         } else {
-          earlier_.WaitWithTimeout(&mu_, absl::FromChrono(wakes_at_ - now));
+          earlier_.WaitUntil(&mu_, wakes_at_);
         }
       }
       expire = std::move(pending_.begin()->second);

@@ -1,24 +1,19 @@
-// absl::Mutex that ThreadSanitizer understands.
+// A mutex that the compiler checks, and a condition variable that waits by the steady clock.
 //
-// The system's abseil is built without ThreadSanitizer, so the sanitizer cannot see that its mutex orders anything. In
-// a tsan build these wrappers say so themselves; in every other build they are absl::Mutex and absl::CondVar with no
-// cost. Conditions are explicit `while (!condition) cv.Wait(&mu)` loops.
+// clang's -Wthread-safety knows Mutex and MutexLock: a member that is ABSL_GUARDED_BY a Mutex is only touched by code
+// that holds it. Conditions are explicit `while (!condition) cv.Wait(&mu)` loops, which the analysis can follow.
 //
-// Thread-safety: that of absl::Mutex and absl::CondVar.
+// Time limits are by std::chrono::steady_clock, also while a thread sleeps. absl::CondVar would sleep by the wall clock,
+// and a wall clock that is set back by an hour would make it sleep an hour longer.
+//
+// Thread-safety: that of std::mutex and std::condition_variable.
 #pragma once
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
-#include "absl/time/time.h"
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
 
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-#define SY_TSAN_ACQUIRE(address) __tsan_acquire(address)
-#define SY_TSAN_RELEASE(address) __tsan_release(address)
-#else
-#define SY_TSAN_ACQUIRE(address)
-#define SY_TSAN_RELEASE(address)
-#endif
+#include "absl/base/thread_annotations.h"
 
 namespace switchyard {
 
@@ -28,18 +23,12 @@ class ABSL_LOCKABLE Mutex {
   Mutex(const Mutex&) = delete;
   Mutex& operator=(const Mutex&) = delete;
 
-  void Lock() ABSL_EXCLUSIVE_LOCK_FUNCTION() {
-    mu_.Lock();
-    SY_TSAN_ACQUIRE(this);
-  }
-  void Unlock() ABSL_UNLOCK_FUNCTION() {
-    SY_TSAN_RELEASE(this);
-    mu_.Unlock();
-  }
+  void Lock() ABSL_EXCLUSIVE_LOCK_FUNCTION() { mu_.lock(); }
+  void Unlock() ABSL_UNLOCK_FUNCTION() { mu_.unlock(); }
 
  private:
   friend class CondVar;
-  absl::Mutex mu_;
+  std::mutex mu_;
 };
 
 class ABSL_SCOPED_LOCKABLE MutexLock {
@@ -53,25 +42,39 @@ class ABSL_SCOPED_LOCKABLE MutexLock {
   Mutex* const mu_;
 };
 
+// Every wait is called with `mu` held, releases it while it sleeps, and holds it again when it returns. It may return
+// without a signal.
 class CondVar {
  public:
   void Wait(Mutex* mu) {
-    SY_TSAN_RELEASE(mu);
-    cv_.Wait(&mu->mu_);
-    SY_TSAN_ACQUIRE(mu);
+    Held held(mu);
+    cv_.wait(held.lock);
   }
-  // Returns true when `timeout` passed without a signal.
-  bool WaitWithTimeout(Mutex* mu, absl::Duration timeout) {
-    SY_TSAN_RELEASE(mu);
-    const bool timed_out = cv_.WaitWithTimeout(&mu->mu_, timeout);
-    SY_TSAN_ACQUIRE(mu);
-    return timed_out;
+
+  // Returns whether `deadline` has passed.
+  bool WaitUntil(Mutex* mu, std::chrono::steady_clock::time_point deadline) {
+    Held held(mu);
+    return cv_.wait_until(held.lock, deadline) == std::cv_status::timeout;
   }
-  void Signal() { cv_.Signal(); }
-  void SignalAll() { cv_.SignalAll(); }
+
+  // Returns whether `timeout` has passed. A timeout of years is cut to one year.
+  bool WaitFor(Mutex* mu, std::chrono::nanoseconds timeout) {
+    constexpr std::chrono::nanoseconds kLongest = std::chrono::hours(24 * 365);
+    return WaitUntil(mu, std::chrono::steady_clock::now() + (timeout < kLongest ? timeout : kLongest));
+  }
+
+  void Signal() { cv_.notify_one(); }
+  void SignalAll() { cv_.notify_all(); }
 
  private:
-  absl::CondVar cv_;
+  // The caller's lock, as the standard library wants it. It stays locked when this ends.
+  struct Held {
+    explicit Held(Mutex* mu) : lock(mu->mu_, std::adopt_lock) {}
+    ~Held() { lock.release(); }
+    std::unique_lock<std::mutex> lock;
+  };
+
+  std::condition_variable cv_;
 };
 
 }  // namespace switchyard

@@ -68,9 +68,7 @@ class Permits {
   bool Take(int limit, SteadyTime deadline) {
     MutexLock lock(&mu_);
     while (num_taken_ >= limit) {
-      const int64_t left_us = MicrosBetween(Clock::Real().Now(), deadline);
-      if (left_us <= 0) return false;
-      changed_.WaitWithTimeout(&mu_, absl::Microseconds(left_us));
+      if (changed_.WaitUntil(&mu_, deadline) && num_taken_ >= limit) return false;
     }
     ++num_taken_;
     return true;

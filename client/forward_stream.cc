@@ -25,7 +25,7 @@ constexpr char kMethod[] = "/switchyard.v1.Switchyard/ForwardStream";
 // A timeout of more is none; clocks overflow beyond.
 constexpr absl::Duration kLongestTimeout = absl::Hours(24);
 // How long Close waits for the server to end a stream on which nothing is left to do.
-constexpr absl::Duration kEndGrace = absl::Seconds(1);
+constexpr std::chrono::seconds kEndGrace{1};
 
 absl::Status CheckOptions(const ForwardStreamOptions& options) {
   if (options.timeout < absl::ZeroDuration()) {
@@ -105,7 +105,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
     {
       MutexLock lock(&mu_);
       while (!pending_.empty() && !is_over_) changed_.Wait(&mu_);
-      while (!is_over_ && !changed_.WaitWithTimeout(&mu_, kEndGrace)) {
+      while (!is_over_ && !changed_.WaitFor(&mu_, kEndGrace)) {
       }
     }
     GiveUp(absl::OkStatus());

@@ -118,7 +118,7 @@ void Supervisor::Shutdown(std::chrono::milliseconds grace) {
   MutexLock lock(&mu_);
   restarting_ = false;
   while (num_running_ > 0 && Clock::Real().Now() < deadline) {
-    all_ended_.WaitWithTimeout(&mu_, absl::FromChrono(deadline - Clock::Real().Now()));
+    all_ended_.WaitUntil(&mu_, deadline);
   }
   for (Worker& worker : workers_) {
     if (worker.pidfd.valid()) syscall(SYS_pidfd_send_signal, worker.pidfd.get(), SIGKILL, nullptr, 0);

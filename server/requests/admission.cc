@@ -78,9 +78,7 @@ bool Admission::WaitUntilEmpty(std::chrono::milliseconds timeout) const {
   const SteadyTime deadline = Clock::Real().Now() + timeout;
   MutexLock lock(&mu_);
   while (held_.requests > 0) {
-    const SteadyTime now = Clock::Real().Now();
-    if (now >= deadline) return false;
-    emptied_.WaitWithTimeout(&mu_, absl::FromChrono(deadline - now));
+    if (emptied_.WaitUntil(&mu_, deadline)) return held_.requests == 0;
   }
   return true;
 }

@@ -24,7 +24,7 @@ class Outcome {
   }
   std::optional<absl::Status> WaitFor(absl::Duration timeout) {
     MutexLock lock(&mu_);
-    if (!status_.has_value()) changed_.WaitWithTimeout(&mu_, timeout);
+    if (!status_.has_value()) changed_.WaitFor(&mu_, absl::ToChronoNanoseconds(timeout));
     return status_;
   }
 
