@@ -87,8 +87,8 @@ absl::StatusOr<std::unique_ptr<Front>> Front::Create(const ServerOptions& option
   std::unique_ptr<Front> front(new Front(options));
   SY_ASSIGN_OR_RETURN(front->tracer_, Tracer::Create(options.trace_file));
   SY_ASSIGN_OR_RETURN(const auto models, front->OpenModels());
-  SY_RETURN_IF_ERROR(front->CreateLinks(models));
-  front->CreateGroup(token);
+  SY_RETURN_IF_ERROR(front->LayOutLinks(models));
+  SY_RETURN_IF_ERROR(front->CreateGroup(token));
   front->CreateRepository(models);
   SY_RETURN_IF_ERROR(front->StartWorkers(token));
   return front;
@@ -104,12 +104,8 @@ absl::StatusOr<std::vector<std::shared_ptr<ServedModel>>> Front::OpenModels() {
   return models;
 }
 
-absl::Status Front::CreateLinks(const std::vector<std::shared_ptr<ServedModel>>& models) {
+absl::Status Front::LayOutLinks(const std::vector<std::shared_ptr<ServedModel>>& models) {
   link_layout_ = ChooseLinkLayout(models, options_, num_ranks_, {!options_.model_repository.empty(), kSpareOutputs});
-  for (int rank = 0; rank < num_ranks_; ++rank) {
-    SY_ASSIGN_OR_RETURN(auto buffers, LinkBuffers::Create(link_layout_));
-    links_.push_back(std::move(buffers));
-  }
   for (const auto& model : models) {
     SY_RETURN_IF_ERROR(FitToLinks(link_layout_, options_.max_batch_rows, num_ranks_, model.get()));
   }
@@ -119,7 +115,7 @@ absl::Status Front::CreateLinks(const std::vector<std::shared_ptr<ServedModel>>&
 void Front::CreateRepository(const std::vector<std::shared_ptr<ServedModel>>& models) {
   for (const auto& model : models) {
     AddMetrics(*model);
-    group_->AddNeededModel(MakeGroupModel(model));
+    workers_->group().AddNeededModel(MakeGroupModel(model));
   }
   const auto open = [this](const ModelOption& option) -> absl::StatusOr<std::shared_ptr<ServedModel>> {
     SY_ASSIGN_OR_RETURN(std::shared_ptr<ServedModel> model, opener_.Open(option));
@@ -150,14 +146,14 @@ GroupModel Front::MakeGroupModel(const std::shared_ptr<ServedModel>& model) cons
 
 void Front::Load(const std::shared_ptr<ServedModel>& model, std::function<void(absl::Status)> done) {
   AddMetrics(*model);
-  group_->AddModel(MakeGroupModel(model), std::move(done));
+  workers_->group().AddModel(MakeGroupModel(model), std::move(done));
 }
 
-void Front::Release(const ServedModel& model) { group_->ReleaseModel(model.id); }
+void Front::Release(const ServedModel& model) { workers_->group().ReleaseModel(model.id); }
 
 void Front::Unload(const ServedModel& model, std::function<void()> done) {
-  group_->RemoveModel(model.id, [this, layers = LayersOf(model), done = std::move(done)] {
-    scheduler_->DropLayers(layers);
+  workers_->group().RemoveModel(model.id, [this, layers = LayersOf(model), done = std::move(done)] {
+    workers_->scheduler().DropLayers(layers);
     metrics_->RemoveLayers(layers);
     done();
   });
@@ -167,27 +163,22 @@ void Front::Abandon(ModelId id, const absl::Status& why) {
   const std::shared_ptr<ServedModel> model = repository_->Abandon(id);
   if (model == nullptr) return;
   spdlog::warn("model {} is given up until it is loaded anew: {}", model->name, why.message());
-  scheduler_->FailLayers(LayersOf(*model),
-                         absl::UnavailableError(absl::StrCat("model ", model->name, " was lost: ", why.message())));
+  workers_->scheduler().FailLayers(
+      LayersOf(*model), absl::UnavailableError(absl::StrCat("model ", model->name, " was lost: ", why.message())));
 }
 
-void Front::CreateGroup(const std::string& token) {
-  std::vector<LinkBuffers*> links;
-  for (const auto& link : links_) links.push_back(link.get());
-
+SchedulerOptions Front::MakeSchedulerOptions() const {
   SchedulerOptions scheduler;
   scheduler.batcher = {options_.max_batch_rows, std::chrono::microseconds(options_.max_queue_delay_us),
                        std::chrono::milliseconds(options_.priority_aging_ms)};
   scheduler.num_ranks = num_ranks_;
   scheduler.num_slots = options_.steps_in_flight;
-  scheduler.num_copy_threads = std::min(kMaxCopyThreads, NumCores());
-  scheduler.num_answer_threads = std::clamp(NumCores() / kCoresPerAnswerThread, 1, kMaxAnswerThreads);
-  scheduler_ = std::make_unique<Scheduler>(
-      scheduler, links, metrics_.get(), Clock::Real(),
-      [this](Epoch epoch, int rank, const absl::Status& why) { group_->StepFailed(epoch, rank, why); });
+  scheduler.builder.num_copy_threads = std::min(kMaxCopyThreads, NumCores());
+  scheduler.answers.num_threads = std::clamp(NumCores() / kCoresPerAnswerThread, 1, kMaxAnswerThreads);
+  return scheduler;
+}
 
-  load_display_ = std::make_unique<LoadDisplay>(StderrLoadOutput(options_.log_format));
-
+GroupOptions Front::MakeGroupOptions(const std::string& token) {
   GroupOptions group;
   group.membership.num_ranks = num_ranks_;
   group.membership.local = options_.local_workers > 0;
@@ -197,25 +188,33 @@ void Front::CreateGroup(const std::string& token) {
   group.membership.show_load = [this](const std::vector<ModelLoad>& models, SteadyTime now) {
     load_display_->Update(models, now);
   };
-  group.on_model_abandoned = [this](ModelId id, const absl::Status& why) { Abandon(id, why); };
-  group.link_spin = std::chrono::microseconds(options_.link_spin_us);
   group.membership.worker_timeout = std::chrono::milliseconds(options_.worker_timeout_ms);
-  group_ = std::make_unique<Group>(group, links, scheduler_.get(), metrics_.get(), [this](const absl::Status& why) {
+  group.link_spin = std::chrono::microseconds(options_.link_spin_us);
+  group.on_model_abandoned = [this](ModelId id, const absl::Status& why) { Abandon(id, why); };
+  group.on_first_load_failed = [this](const absl::Status& why) {
     MutexLock lock(&mu_);
     load_failure_ = why;
-  });
+  };
+  return group;
+}
+
+absl::Status Front::CreateGroup(const std::string& token) {
+  load_display_ = std::make_unique<LoadDisplay>(StderrLoadOutput(options_.log_format));
+  SY_ASSIGN_OR_RETURN(
+      workers_, WorkerGroup::Create(link_layout_, MakeSchedulerOptions(), MakeGroupOptions(token), metrics_.get()));
+  return absl::OkStatus();
 }
 
 absl::Status Front::StartWorkers(const std::string& token) {
   if (options_.await_workers > 0) {
     SY_ASSIGN_OR_RETURN(worker_port_,
                         WorkerPort::Listen(options_.worker_host, options_.worker_port, options_.worker_tls(),
-                                           link_layout_.output_bytes, group_.get()));
+                                           link_layout_.output_bytes, &workers_->group()));
     spdlog::info("waiting for {} workers on {}:{}", num_ranks_, options_.worker_host, worker_port_->port());
     return absl::OkStatus();
   }
   SY_ASSIGN_OR_RETURN(worker_port_,
-                      WorkerPort::Listen("127.0.0.1", 0, TlsFiles(), link_layout_.output_bytes, group_.get()));
+                      WorkerPort::Listen("127.0.0.1", 0, TlsFiles(), link_layout_.output_bytes, &workers_->group()));
   SupervisorOptions supervisor;
   supervisor.num_workers = num_ranks_;
   supervisor.binary = WorkerBinary(options_);
@@ -243,27 +242,28 @@ absl::Status Front::StartWorkers(const std::string& token) {
   SY_ASSIGN_OR_RETURN(
       supervisor_,
       Supervisor::Start(
-          supervisor, [this](int rank, UniqueFd socket) { group_->LocalWorkerSpawned(rank, std::move(socket)); },
+          supervisor,
+          [this](int rank, UniqueFd socket) { workers_->group().LocalWorkerSpawned(rank, std::move(socket)); },
           [this](int rank, const std::string& how) {
-            group_->LocalWorkerExited(rank, how);
+            workers_->group().LocalWorkerExited(rank, how);
             MutexLock lock(&mu_);
             if (!served_.load() && !load_failure_.has_value()) {
               load_failure_ = absl::InternalError(
                   absl::StrCat("worker ", rank, " ended before it served: ", how, "; its own message is above"));
             }
           }));
-  group_->SetSupervisor(supervisor_.get());
+  workers_->group().SetSupervisor(supervisor_.get());
   return absl::OkStatus();
 }
 
 Front::~Front() {
   if (repository_ != nullptr) repository_->Stop();
-  if (group_ != nullptr) group_->SetSupervisor(nullptr);
-  deadlines_.Stop();
+  if (workers_ != nullptr) workers_->group().SetSupervisor(nullptr);
 }
 
 absl::Status Front::WaitUntilServing(const std::function<bool()>& should_stop) {
-  while (!group_->WaitUntilServing(absl::Milliseconds(100))) SY_RETURN_IF_ERROR(StartFailure(should_stop));
+  while (!workers_->group().WaitUntilServing(std::chrono::milliseconds(100)))
+    SY_RETURN_IF_ERROR(StartFailure(should_stop));
   std::vector<std::shared_ptr<ServedLayer>> layers;
   const std::shared_ptr<const ModelTable> table = models();
   for (const auto& entry : table->layers()) layers.push_back(entry->layer);
@@ -285,7 +285,7 @@ absl::Status Front::WarmUpLayers(const std::vector<std::shared_ptr<ServedLayer>>
   if (!options_.warmup || layers.empty()) return absl::OkStatus();
   return switchyard::WarmUp(
       {.full_rows = options_.max_batch_rows}, layers,
-      {.enqueue = [this](std::shared_ptr<Request> request) { scheduler_->Enqueue(std::move(request)); },
+      {.enqueue = [this](std::shared_ptr<Request> request) { workers_->scheduler().Enqueue(std::move(request)); },
        .cancel = [this](const std::shared_ptr<Request>& request) { Cancel(request); },
        .should_stop = should_stop});
 }
@@ -309,37 +309,27 @@ absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_
   if (request->queue_timeout.count() == 0) {
     request->queue_timeout = std::chrono::microseconds(options_.default_queue_timeout_us);
   }
-  const bool expires = request->timeout_us > 0 && request->timeout_us <= kLongestTimeoutUs;
-  const SteadyTime limit = request->arrival + std::chrono::microseconds(expires ? request->timeout_us : 0);
-  if (expires) request->deadline = std::min(request->deadline, limit);
-  const Deadlines::Key deadline = expires ? deadlines_.NewKey(limit) : Deadlines::Key();
+  if (request->timeout_us > 0 && request->timeout_us <= kLongestTimeoutUs) {
+    request->answer_by = request->arrival + std::chrono::microseconds(request->timeout_us);
+    request->deadline = std::min(request->deadline, request->answer_by);
+  }
   request->held_bytes =
       std::shared_ptr<const void>(nullptr, [admission = admission_, client = request->client, num_bytes](const void*) {
         admission->ReleaseBytes(client, num_bytes);
       });
-  request->done = [this, client = request->client, num_rows = request->num_rows, deadline,
+  request->done = [this, client = request->client, num_rows = request->num_rows,
                    done = std::move(request->done)](absl::Status status) {
-    if (deadline.number != 0) deadlines_.Remove(deadline);
     admission_->ReleaseRows(client, num_rows);
     done(std::move(status));
   };
-  if (expires) {
-    deadlines_.Add(deadline, [this, submitted = std::weak_ptr<Request>(request)] {
-      if (const auto late = submitted.lock()) Expire(late);
-    });
-  }
-  if (!request->completed.load()) scheduler_->Enqueue(request);  // a short timeout may have passed
+  workers_->scheduler().Enqueue(request);
   return absl::OkStatus();
 }
 
 void Front::Cancel(const std::shared_ptr<Request>& request) {
   const SteadyTime now = Clock::Real().Now();
-  scheduler_->Cancel(
+  workers_->scheduler().Cancel(
       request, now < request->deadline ? absl::CancelledError("the caller cancelled") : WhyExpired(*request, now));
-}
-
-void Front::Expire(const std::shared_ptr<Request>& request) {
-  scheduler_->Cancel(request, WhyExpired(*request, Clock::Real().Now()));
 }
 
 void Front::Drain() {
@@ -350,14 +340,14 @@ void Front::Drain() {
     spdlog::warn("drain timeout: {} requests are given up", held().requests);
   }
   if (supervisor_ != nullptr) supervisor_->StopRestarting();
-  group_->Drain();
+  workers_->group().Drain();
   if (supervisor_ != nullptr) supervisor_->Shutdown(kWorkerExitGrace);
 }
 
 std::string Front::state() const {
   if (draining_.load()) return "draining";
   if (!served_.load()) return "starting";
-  return group_->info().serving ? "serving" : "recovering";
+  return workers_->group().info().serving ? "serving" : "recovering";
 }
 
 }  // namespace switchyard

@@ -11,11 +11,11 @@
 #include <memory>
 #include <optional>
 
-#include "base/deadlines.h"
 #include "server/config/options.h"
 #include "server/group/group.h"
 #include "server/group/load_display.h"
 #include "server/group/supervisor.h"
+#include "server/group/worker_group.h"
 #include "server/group/worker_port.h"
 #include "server/models/model_opener.h"
 #include "server/models/model_repository.h"
@@ -54,8 +54,8 @@ class Front final : private ModelHost {
   Metrics& metrics() { return *metrics_; }
   RequestLog& request_log() { return request_log_; }
   Tracer& tracer() { return *tracer_; }
-  GroupInfo group_info() const { return group_->info(); }
-  Scheduler::Load load() const { return scheduler_->load(); }
+  GroupInfo group_info() const { return workers_->group().info(); }
+  Scheduler::Load load() const { return workers_->scheduler().load(); }
   Admission::Held held() const { return admission_->held(); }
 
   bool draining() const { return draining_.load(); }
@@ -81,17 +81,19 @@ class Front final : private ModelHost {
   void Abandon(ModelId id, const absl::Status& why);
 
   absl::StatusOr<std::vector<std::shared_ptr<ServedModel>>> OpenModels();
-  absl::Status CreateLinks(const std::vector<std::shared_ptr<ServedModel>>& models);
+  // Lays the links out for the models, and limits their steps to what the links have room for.
+  absl::Status LayOutLinks(const std::vector<std::shared_ptr<ServedModel>>& models);
   void CreateRepository(const std::vector<std::shared_ptr<ServedModel>>& models);
   void AddMetrics(const ServedModel& model);
   GroupModel MakeGroupModel(const std::shared_ptr<ServedModel>& model) const;
-  void CreateGroup(const std::string& token);
+  SchedulerOptions MakeSchedulerOptions() const;
+  GroupOptions MakeGroupOptions(const std::string& token);
+  absl::Status CreateGroup(const std::string& token);
   // Why the start is given up, if it is.
   absl::Status StartFailure(const std::function<bool()>& should_stop);
   absl::Status WarmUpLayers(const std::vector<std::shared_ptr<ServedLayer>>& layers,
                             const std::function<absl::Status()>& should_stop);
   absl::Status StartWorkers(const std::string& token);
-  void Expire(const std::shared_ptr<Request>& request);
 
   const ServerOptions options_;
   const int num_ranks_;
@@ -100,17 +102,14 @@ class Front final : private ModelHost {
   RequestLog request_log_;
   std::unique_ptr<Tracer> tracer_;
   const std::shared_ptr<Admission> admission_;  // shared with what gRPC may still be sending
-  Deadlines deadlines_;
   LinkLayout link_layout_;
-  std::vector<std::unique_ptr<LinkBuffers>> links_;
   std::atomic<bool> draining_{false};
   std::atomic<bool> served_{false};
   Mutex mu_;
   std::optional<absl::Status> load_failure_ ABSL_GUARDED_BY(mu_);
   // In the order in which they are built; they end in reverse, each before what it uses.
-  std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<LoadDisplay> load_display_;
-  std::unique_ptr<Group> group_;
+  std::unique_ptr<WorkerGroup> workers_;
   std::unique_ptr<ModelRepository> repository_;
   std::unique_ptr<WorkerPort> worker_port_;
   std::unique_ptr<Supervisor> supervisor_;

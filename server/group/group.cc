@@ -10,13 +10,13 @@
 
 namespace switchyard {
 
-Group::Group(const GroupOptions& options, std::vector<LinkBuffers*> buffers, Scheduler* scheduler, Metrics* metrics,
-             std::function<void(const absl::Status&)> on_first_load_failed)
+Group::Group(const GroupOptions& options, GroupEvents* events, std::vector<LinkBuffers*> buffers, Scheduler* scheduler,
+             Metrics* metrics)
     : options_(options),
+      events_(events),
       buffers_(std::move(buffers)),
       scheduler_(scheduler),
       metrics_(metrics),
-      on_first_load_failed_(std::move(on_first_load_failed)),
       membership_(options.membership, this),
       shm_links_(options.membership.num_ranks) {
   Publish();
@@ -24,23 +24,30 @@ Group::Group(const GroupOptions& options, std::vector<LinkBuffers*> buffers, Sch
 }
 
 Group::~Group() {
-  {
-    MutexLock lock(&mu_);
-    stopping_ = true;
-    changed_.SignalAll();
-  }
+  events_->Close();
   thread_.join();
+  shm_links_.clear();  // their readers use the members above
 }
 
-void Group::Post(std::function<void()> event) {
-  MutexLock lock(&mu_);
-  events_.push_back(std::move(event));
-  changed_.SignalAll();
+void Group::Loop() {
+  const auto interval = options_.membership.ping_interval;
+  SteadyTime next_tick = now() + interval;
+  while (true) {
+    // What has been said before the tick is heard before it: a worker is not taken for silent while its answer is
+    // queued.
+    for (const GroupEvents::Event& event : events_->Take(next_tick)) event(*this);
+    if (events_->is_closed()) return;
+    if (now() >= next_tick) {
+      membership_.Tick(now());
+      next_tick = now() + interval;
+    }
+    Publish();
+  }
 }
 
 void Group::PostAndWait(const std::function<void()>& event) {
   auto done = std::make_shared<Notification>();
-  Post([event, done] {
+  events_->Post([event, done](Group&) {
     event();
     done->Notify();
   });
@@ -51,54 +58,34 @@ void Group::SetSupervisor(Supervisor* supervisor) {
   PostAndWait([this, supervisor] { supervisor_ = supervisor; });
 }
 
-void Group::Loop() {
-  SteadyTime next_tick = Clock::Real().Now() + options_.tick;
-  while (true) {
-    std::function<void()> event;
-    {
-      MutexLock lock(&mu_);
-      while (events_.empty() && !stopping_ && Clock::Real().Now() < next_tick) {
-        changed_.WaitWithTimeout(&mu_, absl::FromChrono(next_tick - Clock::Real().Now()));
-      }
-      if (stopping_) return;
-      if (!events_.empty()) {
-        event = std::move(events_.front());
-        events_.pop_front();
-      }
-    }
-    if (event) event();
-    if (Clock::Real().Now() >= next_tick) {
-      membership_.Tick(Clock::Real().Now());
-      next_tick = Clock::Real().Now() + options_.tick;
-    }
-    Publish();
-  }
-}
-
 // ---- Events ---------------------------------------------------------------------------------------------------------
 
 void Group::LocalWorkerSpawned(int rank, UniqueFd link_socket) {
-  Post([this, rank, socket = std::make_shared<UniqueFd>(std::move(link_socket))] {
-    shm_links_[rank].reset();
-    auto link = ShmLink::Start(rank, std::move(*socket), *buffers_[rank], options_.link_spin,
-                               [this](int from, const ResultMessage& result, std::span<const std::byte> rows) {
-                                 scheduler_->OnResult(from, result, rows);
-                               });
-    if (link.ok()) {
-      shm_links_[rank] = *std::move(link);
-    } else {
-      spdlog::error("rank {}: no link: {}", rank, link.status().message());
-    }
+  events_->Post([rank, socket = std::make_shared<UniqueFd>(std::move(link_socket))](Group& group) {
+    group.StartLink(rank, std::move(*socket));
   });
 }
 
+void Group::StartLink(int rank, UniqueFd socket) {
+  shm_links_[rank].reset();
+  auto link = ShmLink::Start(rank, std::move(socket), *buffers_[rank], options_.link_spin,
+                             [scheduler = scheduler_](int from, const ResultMessage& result, const RowChunks* rows) {
+                               scheduler->OnResult(from, result, rows);
+                             });
+  if (link.ok()) {
+    shm_links_[rank] = *std::move(link);
+  } else {
+    spdlog::error("rank {}: no link: {}", rank, link.status().message());
+  }
+}
+
 void Group::LocalWorkerExited(int rank, const std::string& how) {
-  Post([this, rank, how] { membership_.LocalWorkerExited(rank, how, Clock::Real().Now()); });
+  events_->Post([rank, how](Group& group) { group.membership_.LocalWorkerExited(rank, how, group.now()); });
 }
 
 void Group::Joined(std::shared_ptr<WorkerChannel> channel, worker::Hello hello) {
-  Post([this, channel = std::move(channel), hello = std::move(hello)] {
-    const auto rank = membership_.Join(channel, hello, Clock::Real().Now());
+  events_->Post([channel = std::move(channel), hello = std::move(hello)](Group& group) {
+    const auto rank = group.membership_.Join(channel, hello, group.now());
     if (rank.ok()) return;
     spdlog::warn("{} (process {} on {})", rank.status().message(), hello.pid(), hello.host());
     channel->Close(rank.status());
@@ -106,52 +93,52 @@ void Group::Joined(std::shared_ptr<WorkerChannel> channel, worker::Hello hello) 
 }
 
 void Group::Said(std::shared_ptr<WorkerChannel> channel, worker::WorkerMessage message) {
-  if (message.has_step_result()) {
-    Post([this, channel = std::move(channel), message = std::move(message)] {
-      const auto& ranks = membership_.ranks();
-      for (int rank = 0; rank < static_cast<int>(ranks.size()); ++rank) {
-        if (ranks[rank].channel != channel) continue;
-        const std::string& rows = message.step_result().rows();
-        scheduler_->OnResult(rank, ParseStreamResult(message.step_result()), std::as_bytes(std::span(rows)));
-      }
-    });
-    return;
-  }
-  Post([this, channel = std::move(channel), message = std::move(message)] {
-    membership_.OnMessage(channel.get(), message, Clock::Real().Now());
+  events_->Post([channel = std::move(channel), message = std::move(message)](Group& group) {
+    group.membership_.OnMessage(channel.get(), message, group.now());
   });
 }
 
 void Group::Left(std::shared_ptr<WorkerChannel> channel, const std::string& why) {
-  Post([this, channel = std::move(channel), why] { membership_.Leave(channel.get(), why, Clock::Real().Now()); });
+  events_->Post(
+      [channel = std::move(channel), why](Group& group) { group.membership_.Leave(channel.get(), why, group.now()); });
 }
 
-void Group::StepFailed(Epoch epoch, int rank, const absl::Status& why) {
-  scheduler_->GroupLost(epoch);
-  Post([this, epoch, rank, text = std::string(why.message())] {
-    membership_.StepFailed(epoch, rank, text, Clock::Real().Now());
-  });
+void Group::OnStepFailed(Epoch epoch, int rank, const std::string& why) {
+  membership_.StepFailed(epoch, rank, why, now());
+}
+
+void Group::StepDone(const WorkerChannel* channel, const ResultMessage& result, const RowChunks& rows) {
+  int rank = 0;
+  {
+    MutexLock lock(&mu_);
+    const auto found =
+        std::find_if(serving_.begin(), serving_.end(), [&](const auto& serving) { return serving.get() == channel; });
+    if (found == serving_.end()) return;
+    rank = static_cast<int>(found - serving_.begin());
+  }
+  scheduler_->OnResult(rank, result, &rows);
 }
 
 void Group::AddNeededModel(GroupModel model) {
-  Post([this, model = std::move(model)] { membership_.AddModel(model, /*is_needed=*/true, Clock::Real().Now()); });
+  events_->Post(
+      [model = std::move(model)](Group& group) { group.membership_.AddModel(model, /*is_needed=*/true, group.now()); });
 }
 
 void Group::AddModel(GroupModel model, std::function<void(absl::Status)> done) {
-  Post([this, model = std::move(model), done = std::move(done)] {
-    adding_[model.id] = done;
-    membership_.AddModel(model, /*is_needed=*/false, Clock::Real().Now());
+  events_->Post([model = std::move(model), done = std::move(done)](Group& group) {
+    group.adding_[model.id] = done;
+    group.membership_.AddModel(model, /*is_needed=*/false, group.now());
   });
 }
 
 void Group::ReleaseModel(ModelId id) {
-  Post([this, id] { membership_.ReleaseModel(id); });
+  events_->Post([id](Group& group) { group.membership_.ReleaseModel(id); });
 }
 
 void Group::RemoveModel(ModelId id, std::function<void()> done) {
-  Post([this, id, done = std::move(done)] {
-    removing_[id] = done;
-    membership_.RemoveModel(id);
+  events_->Post([id, done = std::move(done)](Group& group) {
+    group.removing_[id] = done;
+    group.membership_.RemoveModel(id);
   });
 }
 
@@ -163,15 +150,21 @@ void Group::Drain() {
 
 void Group::OnGroupFormed(Epoch epoch) {
   std::vector<std::shared_ptr<LinkConnection>> connections;
-  const auto& ranks = membership_.ranks();
+  std::vector<std::shared_ptr<WorkerChannel>> channels;
+  const GroupRanks& ranks = membership_.ranks();
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
     connections.push_back(shm_links_[rank] != nullptr ? shm_links_[rank]->connection()
                                                       : MakeStreamConnection(ranks[rank].channel, buffers_[rank]));
+    channels.push_back(ranks[rank].channel);
     if (supervisor_ != nullptr) supervisor_->NoteHealthy(static_cast<int>(rank));
+  }
+  {
+    MutexLock lock(&mu_);
+    serving_ = std::move(channels);
   }
   if (served_) {
     ++recoveries_;
-    const double seconds = MicrosBetween(lost_at_, Clock::Real().Now()) * 1e-6;
+    const double seconds = MicrosBetween(lost_at_, now()) * 1e-6;
     metrics_->RecordRecovery(seconds);
     spdlog::info("recovered in {:.3f} s", seconds);
   }
@@ -180,7 +173,11 @@ void Group::OnGroupFormed(Epoch epoch) {
 }
 
 void Group::OnGroupLost(Epoch epoch, const std::string&) {
-  lost_at_ = Clock::Real().Now();
+  lost_at_ = now();
+  {
+    MutexLock lock(&mu_);
+    serving_.clear();
+  }
   scheduler_->GroupLost(epoch);
 }
 
@@ -190,7 +187,7 @@ void Group::OnWorkerGivenUp(int rank, int pid) {
 
 void Group::OnLoadFailed(int rank, const absl::Status& why) {
   spdlog::error("rank {} cannot load: {}", rank, why.message());
-  if (!served_) on_first_load_failed_(Annotate(why, absl::StrCat("worker of rank ", rank, " cannot load")));
+  if (!served_) options_.on_first_load_failed(Annotate(why, absl::StrCat("worker of rank ", rank, " cannot load")));
 }
 
 void Group::OnModelLoaded(ModelId id) {
@@ -209,38 +206,40 @@ void Group::OnModelGone(ModelId id) {
 
 // ---- Views ----------------------------------------------------------------------------------------------------------
 
+RankInfo Group::Describe(size_t index, bool is_serving) const {
+  const GroupRank& rank = membership_.ranks()[index];
+  RankInfo shown;
+  shown.pid = rank.hello.pid();
+  shown.host = rank.hello.host();
+  shown.device = rank.hello.device();
+  shown.link = shm_links_[index] != nullptr ? "shared-memory" : "grpc";
+  shown.weight_bytes = rank.weight_bytes();
+  shown.restarts = std::max(0, rank.joins - 1);
+  shown.load_fraction = rank.load_fraction();
+  switch (rank.state) {
+    case RankState::kAbsent:
+      shown.state = "absent";
+      break;
+    case RankState::kLoading:
+      shown.state = "loading";
+      break;
+    case RankState::kReady:
+      shown.state = is_serving ? "serving" : "ready";
+      break;
+  }
+  return shown;
+}
+
 void Group::Publish() {
   GroupInfo info;
-  info.serving = membership_.phase() == Membership::Phase::kServing;
+  info.serving = membership_.is_serving();
   info.epoch = membership_.epoch();
   info.recoveries = recoveries_;
-  for (size_t i = 0; i < membership_.ranks().size(); ++i) {
-    const Membership::Rank& rank = membership_.ranks()[i];
-    RankInfo shown;
-    shown.pid = rank.hello.pid();
-    shown.host = rank.hello.host();
-    shown.device = rank.hello.device();
-    shown.link = shm_links_[i] != nullptr ? "shared-memory" : "grpc";
-    shown.weight_bytes = rank.weight_bytes();
-    shown.restarts = std::max(0, rank.joins - 1);
-    shown.load_fraction = rank.load_fraction();
-    switch (rank.state) {
-      case Membership::RankState::kAbsent:
-        shown.state = "absent";
-        break;
-      case Membership::RankState::kLoading:
-        shown.state = "loading";
-        break;
-      case Membership::RankState::kReady:
-        shown.state = info.serving ? "serving" : "ready";
-        break;
-    }
-    info.ranks.push_back(std::move(shown));
-  }
+  for (size_t rank = 0; rank < membership_.ranks().size(); ++rank) info.ranks.push_back(Describe(rank, info.serving));
   metrics_->SetGroup(info.epoch, info.serving ? static_cast<int>(info.ranks.size()) : 0);
   MutexLock lock(&mu_);
   info_ = std::move(info);
-  changed_.SignalAll();
+  published_.SignalAll();
 }
 
 GroupInfo Group::info() const {
@@ -248,11 +247,11 @@ GroupInfo Group::info() const {
   return info_;
 }
 
-bool Group::WaitUntilServing(absl::Duration timeout) const {
-  const absl::Time deadline = absl::Now() + timeout;
+bool Group::WaitUntilServing(std::chrono::nanoseconds timeout) const {
+  const SteadyTime deadline = Clock::Real().Now() + timeout;
   MutexLock lock(&mu_);
   while (!info_.serving) {
-    if (changed_.WaitWithTimeout(&mu_, deadline - absl::Now())) return info_.serving;
+    if (published_.WaitUntil(&mu_, deadline)) return info_.serving;
   }
   return true;
 }

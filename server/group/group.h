@@ -1,12 +1,11 @@
 // The worker group as the front sees it: membership, links and supervision brought together on one thread.
 //
 // Everything that happens to the group, from whatever thread it is noticed, is posted to the group's thread and handled
-// there in order, so that the state needs no lock. Results of steps over shared memory do not pass through here: the
-// link hands them straight to the scheduler. Those over a worker's stream do, for only the group knows the worker's
-// rank.
+// there in order, so that the state needs no lock. Results of steps do not pass through here: the thread that receives
+// one, over shared memory or over a worker's stream, hands it straight to the scheduler.
 #pragma once
 
-#include <deque>
+#include <chrono>
 #include <functional>
 #include <map>
 #include <memory>
@@ -15,6 +14,7 @@
 #include <vector>
 
 #include "base/mutex.h"
+#include "server/group/group_events.h"
 #include "server/group/membership.h"
 #include "server/links/link.h"
 #include "server/links/shm_link.h"
@@ -27,10 +27,12 @@ class Supervisor;
 
 struct GroupOptions {
   MembershipOptions membership;
-  std::chrono::milliseconds tick{200};
   std::chrono::microseconds link_spin{0};  // of ShmLink
+  const Clock* clock = &Clock::Real();     // outlives the group
   // As MembershipListener::OnModelAbandoned.
   std::function<void(ModelId id, const absl::Status& why)> on_model_abandoned = [](ModelId, const absl::Status&) {};
+  // Told when a worker cannot load before the group has ever served.
+  std::function<void(const absl::Status& why)> on_first_load_failed = [](const absl::Status&) {};
 };
 
 // A rank as shown to users.
@@ -52,26 +54,34 @@ struct GroupInfo {
 
 class Group final : private MembershipListener {
  public:
-  // All pointers outlive the group. `on_first_load_failed` is told when a worker cannot load before the group has ever
-  // served: the front then gives up.
-  Group(const GroupOptions& options, std::vector<LinkBuffers*> buffers, Scheduler* scheduler, Metrics* metrics,
-        std::function<void(const absl::Status&)> on_first_load_failed);
+  // All pointers outlive the group. `events` are this group's alone; others may post to them, too.
+  Group(const GroupOptions& options, GroupEvents* events, std::vector<LinkBuffers*> buffers, Scheduler* scheduler,
+        Metrics* metrics);
+  // Handles no event any more, and ends the links: no result comes after that.
   ~Group() override;
 
-  // Whose local workers these are; null before it starts and from before it ends. Returns once the group's thread
-  // knows.
+  // Whose local workers these are; null before the supervisor starts and from before it ends. Returns once the group's
+  // thread knows.
   void SetSupervisor(Supervisor* supervisor);
 
-  // Events. Thread-safe; handled later, in order, on the group's thread.
+  // ---- Events: thread-safe; handled later, in order, on the group's thread
+
   void LocalWorkerSpawned(int rank, UniqueFd link_socket);
   void LocalWorkerExited(int rank, const std::string& how);
   void Joined(std::shared_ptr<WorkerChannel> channel, worker::Hello hello);
+  // Any message but a step's result.
   void Said(std::shared_ptr<WorkerChannel> channel, worker::WorkerMessage message);
   void Left(std::shared_ptr<WorkerChannel> channel, const std::string& why);
-  void StepFailed(Epoch epoch, int rank, const absl::Status& why);
 
-  // Models, handled in the same way. `done` is called on the group's thread, unless the group ends first.
-  // One that is needed is one of the start: the group does not form without it, and nothing is told of it.
+  // ---- Results: thread-safe; handled at once, on the calling thread
+
+  // A step's result that came over a worker's stream, with its output rows. It is dropped unless the worker holds a
+  // rank of the group that serves.
+  void StepDone(const WorkerChannel* channel, const ResultMessage& result, const RowChunks& rows);
+
+  // ---- Models: handled like events. `done` is called on the group's thread, unless the group ends first.
+
+  // Adds a model of the start: the group does not form without it.
   void AddNeededModel(GroupModel model);
   // Brings a model to every rank, and makes it needed then. After a failure it is to be removed, too.
   void AddModel(GroupModel model, std::function<void(absl::Status)> done);
@@ -83,10 +93,14 @@ class Group final : private MembershipListener {
   // Asks every worker to finish; on the group's thread, waited for.
   void Drain();
 
-  // Thread-safe.
+  // Handles the failure of a step that the scheduler has noticed. On the group's thread only.
+  void OnStepFailed(Epoch epoch, int rank, const std::string& why);
+
+  // ---- Views: thread-safe
+
   GroupInfo info() const;
-  // Waits until the group serves; false on timeout.
-  bool WaitUntilServing(absl::Duration timeout) const;
+  // Waits until the group serves; returns false when `timeout` passes before.
+  bool WaitUntilServing(std::chrono::nanoseconds timeout) const;
 
  private:
   // MembershipListener, on the group's thread.
@@ -99,21 +113,22 @@ class Group final : private MembershipListener {
   void OnModelAbandoned(ModelId id, const absl::Status& why) override;
   void OnModelGone(ModelId id) override;
 
-  void Post(std::function<void()> event);
+  SteadyTime now() const { return options_.clock->Now(); }
   void PostAndWait(const std::function<void()>& event);
   void Loop();
+  void StartLink(int rank, UniqueFd socket);
+  RankInfo Describe(size_t rank, bool is_serving) const;
   void Publish();
 
   const GroupOptions options_;
+  GroupEvents* const events_;
   const std::vector<LinkBuffers*> buffers_;
   Scheduler* const scheduler_;
   Metrics* const metrics_;
-  const std::function<void(const absl::Status&)> on_first_load_failed_;
 
   // The group's thread only.
   Supervisor* supervisor_ = nullptr;
   Membership membership_;
-  std::vector<std::unique_ptr<ShmLink>> shm_links_;  // by rank; null for workers from elsewhere
   bool served_ = false;
   SteadyTime lost_at_;
   int64_t recoveries_ = 0;
@@ -121,12 +136,14 @@ class Group final : private MembershipListener {
   std::map<ModelId, std::function<void()>> removing_;
 
   mutable Mutex mu_;
-  mutable CondVar changed_;
-  std::deque<std::function<void()>> events_ ABSL_GUARDED_BY(mu_);
-  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  mutable CondVar published_;
   GroupInfo info_ ABSL_GUARDED_BY(mu_);
+  // The workers of the group that serves, by rank; empty while none does.
+  std::vector<std::shared_ptr<WorkerChannel>> serving_ ABSL_GUARDED_BY(mu_);
 
   std::thread thread_;
+  // By rank; null for workers from elsewhere. The group's thread only, until that has ended.
+  std::vector<std::unique_ptr<ShmLink>> shm_links_;
 };
 
 }  // namespace switchyard

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include "base/notification.h"
+#include "moe/gating/gate.h"
+#include "server/group/group_events.h"
 #include "server/steps/scheduler.h"
 
 namespace switchyard {
@@ -78,12 +80,21 @@ class PlayedWorker final : public WorkerChannel, public std::enable_shared_from_
       answer.mutable_group_address()->set_epoch(message.prepare_group().epoch());
     } else if (message.has_connect_group()) {
       answer.mutable_group_ready()->set_epoch(message.connect_group().epoch());
+    } else if (message.has_step()) {
+      return RunStep(message.step());
     } else if (message.has_ping()) {
-      answer.mutable_pong();
+      answer.mutable_pong()->set_number(message.ping().number());
     } else {
       return;
     }
     group_->Said(shared_from_this(), std::move(answer));
+  }
+
+  // Answers with the rows that it got.
+  void RunStep(const worker::StepRequest& step) {
+    const std::span<const std::byte> rows = std::as_bytes(std::span(step.rows()));
+    group_->StepDone(this, {Epoch{step.epoch()}, StepId{step.step_id()}, {}, absl::OkStatus()},
+                     {rows.first(4), rows.subspan(4)});
   }
 
   void Load(const worker::ModelShare& model) {
@@ -108,6 +119,21 @@ class PlayedWorker final : public WorkerChannel, public std::enable_shared_from_
   std::thread thread_;
 };
 
+constexpr std::chrono::hours kForever(24);
+
+// Sends every row to expert 0.
+class FirstExpertGate final : public Gate {
+ public:
+  bool Accepts(DType) const override { return true; }
+  absl::Status Route(ConstMatrixView rows, int64_t first_row, int, Routing* routing, ScoreStats*) override {
+    for (int64_t row = first_row; row < first_row + rows.num_rows; ++row) {
+      routing->expert_idx[row * routing->top_k] = 0;
+      routing->weight[row * routing->top_k] = 1;
+    }
+    return absl::OkStatus();
+  }
+};
+
 GroupModel Model(int64_t id, int num_ranks) {
   GroupModel model = {ModelId{id}, "m", std::vector<worker::ModelShare>(num_ranks), nullptr};
   for (worker::ModelShare& share : model.shares) share.set_model_id(id);
@@ -115,24 +141,51 @@ GroupModel Model(int64_t id, int num_ranks) {
   return model;
 }
 
-TEST(Group, ReformsAfterALossAndTellsWhatHappened) {
-  Metrics metrics;
-  auto buffers = *LinkBuffers::Create(LinkLayout::For(1, 64, 64, 64));
-  const std::vector<LinkBuffers*> links = {buffers.get(), buffers.get()};
-  Scheduler scheduler({.batcher = {}, .num_ranks = 2, .num_slots = 1}, links, &metrics, Clock::Real(),
-                      [](Epoch, int, const absl::Status&) {});
+GroupOptions Options(int num_ranks) {
   GroupOptions options;
-  options.membership.num_ranks = 2;
+  options.membership.num_ranks = num_ranks;
   options.membership.worker_timeout = std::chrono::seconds(60);
-  options.tick = std::chrono::milliseconds(10);
-  Group group(options, links, &scheduler, &metrics, [](const absl::Status& why) { FAIL() << why; });
+  options.membership.ping_interval = std::chrono::milliseconds(10);
+  options.on_first_load_failed = [](const absl::Status& why) { FAIL() << why; };
+  return options;
+}
+
+// A group with its scheduler and one slot for every rank, as WorkerGroup puts them together.
+struct TestGroup {
+  explicit TestGroup(const GroupOptions& options) {
+    std::vector<LinkBuffers*> links;
+    for (int rank = 0; rank < options.membership.num_ranks; ++rank) {
+      buffers.push_back(*LinkBuffers::Create(LinkLayout::For(1, 64, 4096, 64)));
+      links.push_back(buffers.back().get());
+    }
+    const SchedulerOptions scheduling = {.num_ranks = options.membership.num_ranks, .num_slots = 1};
+    scheduler =
+        std::make_unique<Scheduler>(scheduling, links, &metrics, Clock::Real(),
+                                    [this](Epoch epoch, int rank, const absl::Status&) { FailStep(epoch, rank); });
+    group = std::make_unique<Group>(options, &events, links, scheduler.get(), &metrics);
+  }
+
+  void FailStep(Epoch epoch, int rank) {
+    events.Post([epoch, rank](Group& group) { group.OnStepFailed(epoch, rank, "peer"); });
+  }
+
+  Metrics metrics;
+  std::vector<std::unique_ptr<LinkBuffers>> buffers;
+  GroupEvents events;
+  std::unique_ptr<Scheduler> scheduler;
+  std::unique_ptr<Group> group;
+};
+
+TEST(Group, ReformsAfterALossAndTellsWhatHappened) {
+  TestGroup made(Options(2));
+  Group& group = *made.group;
   EXPECT_EQ(group.info().ranks[0].state, "absent");
   group.AddNeededModel(Model(1, 2));
 
   auto survivor = std::make_shared<PlayedWorker>(&group), victim = std::make_shared<PlayedWorker>(&group);
   survivor->Join(1);
   victim->Join(2);
-  ASSERT_TRUE(group.WaitUntilServing(absl::InfiniteDuration()));
+  ASSERT_TRUE(group.WaitUntilServing(kForever));
   EXPECT_EQ(group.info().epoch, Epoch{1});
   EXPECT_EQ(group.info().ranks[1].state, "serving");
 
@@ -145,7 +198,7 @@ TEST(Group, ReformsAfterALossAndTellsWhatHappened) {
   EXPECT_EQ(group.info().ranks[1].restarts, 1);
   EXPECT_EQ(survivor->welcomes(), 1);
 
-  group.StepFailed(Epoch{2}, 0, absl::UnavailableError("peer"));
+  made.FailStep(Epoch{2}, 0);
   while (group.info().epoch != Epoch{3} || !group.info().serving) std::this_thread::yield();
   EXPECT_EQ(group.info().recoveries, 2);
 
@@ -161,25 +214,19 @@ TEST(Group, ReformsAfterALossAndTellsWhatHappened) {
 }
 
 TEST(Group, AReleasedModelThatCannotBeHadAnyMoreDoesNotHoldItUp) {
-  Metrics metrics;
-  auto buffers = *LinkBuffers::Create(LinkLayout::For(1, 64, 64, 64));
-  const std::vector<LinkBuffers*> links = {buffers.get()};
-  Scheduler scheduler({.batcher = {}, .num_ranks = 1, .num_slots = 1}, links, &metrics, Clock::Real(),
-                      [](Epoch, int, const absl::Status&) {});
-  GroupOptions options;
-  options.membership.worker_timeout = std::chrono::seconds(60);
-  options.tick = std::chrono::milliseconds(10);
+  GroupOptions options = Options(1);
   Notification abandoned, gone;
   options.on_model_abandoned = [&](ModelId id, const absl::Status& why) {
     EXPECT_EQ(id, ModelId{1});
     EXPECT_FALSE(why.ok());
     abandoned.Notify();
   };
-  Group group(options, links, &scheduler, &metrics, [](const absl::Status& why) { FAIL() << why; });
+  TestGroup made(options);
+  Group& group = *made.group;
   group.AddNeededModel(Model(1, 1));
   auto victim = std::make_shared<PlayedWorker>(&group);
   victim->Join(1);
-  ASSERT_TRUE(group.WaitUntilServing(absl::InfiniteDuration()));
+  ASSERT_TRUE(group.WaitUntilServing(kForever));
 
   group.ReleaseModel(ModelId{1});
   victim->Die();
@@ -191,6 +238,55 @@ TEST(Group, AReleasedModelThatCannotBeHadAnyMoreDoesNotHoldItUp) {
   group.RemoveModel(ModelId{1}, [&] { gone.Notify(); });
   gone.WaitForNotification();
   replacement->Die();
+}
+
+TEST(Group, ResultsOfWorkersElsewhereDoNotWaitForTheGroupsThread) {
+  TestGroup made(Options(1));
+  made.group->AddNeededModel(Model(1, 1));
+  auto worker = std::make_shared<PlayedWorker>(made.group.get());
+  worker->Join(1);
+  ASSERT_TRUE(made.group->WaitUntilServing(kForever));
+
+  const auto model = std::make_shared<ServedModel>();
+  LayerSpec spec;
+  spec.hidden_dim = 4;
+  spec.num_experts = 1;
+  spec.gate.top_k = 1;
+  std::vector<std::unique_ptr<Gate>> gates;
+  gates.push_back(std::make_unique<FirstExpertGate>());
+  model->layers.push_back(std::unique_ptr<ServedLayer>(
+      new ServedLayer{LayerId{0}, "m", spec, std::move(gates), {FirstPlacement(Placement::Even(1, 1))}}));
+  made.metrics.AddLayer(*model->layers[0]);
+  const std::vector<float> row = {1, 2, 3, 4};
+  Notification answered, release;
+  absl::Status status;
+  const auto request = std::make_shared<Request>();
+  request->layer = ShareLayer(model, 0);
+  request->num_rows = 1;
+  request->rows = ChunkedRows({std::as_bytes(std::span(row))}, nullptr);
+  request->done = [&](absl::Status result) {
+    status = std::move(result);
+    answered.Notify();
+  };
+
+  made.events.Post([&](Group&) { release.WaitForNotification(); });
+  made.scheduler->Enqueue(request);
+  answered.WaitForNotification();
+  EXPECT_TRUE(status.ok()) << status;
+  ASSERT_EQ(request->output.size(), 1u);
+  EXPECT_EQ(std::memcmp(request->output[0].bytes.data(), row.data(), row.size() * sizeof(float)), 0);
+  release.Notify();
+  worker->Die();
+}
+
+TEST(GroupEvents, WhatComesAfterTheEndIsDropped) {
+  GroupEvents events;
+  events.Post([](Group&) {});
+  EXPECT_EQ(events.Take(SteadyTime::max()).size(), 1u);
+  events.Post([](Group&) {});
+  events.Close();
+  events.Post([](Group&) {});
+  EXPECT_TRUE(events.Take(SteadyTime::max()).empty());
 }
 
 }  // namespace

@@ -100,7 +100,9 @@ class MembershipTest : public testing::Test, public MembershipListener {
   }
   void SayPong(const std::shared_ptr<FakeWorker>& from) {
     worker::WorkerMessage message;
-    message.mutable_pong();
+    int64_t last_ping = 0;
+    for (const auto& sent : from->sent) last_ping = sent.has_ping() ? sent.ping().number() : last_ping;
+    message.mutable_pong()->set_number(last_ping);
     Say(from, message);
   }
   // Brings loaded workers through the formation of `epoch`.
@@ -213,6 +215,34 @@ TEST_F(MembershipTest, AFormationThatHangsIsGivenUp) {
   EXPECT_EQ(membership_->epoch(), Epoch{2});
 }
 
+TEST_F(MembershipTest, AFrontThatDidNotRunForAWhileGivesNoWorkerUp) {
+  Start(2, true);
+  const auto a = JoinWorker(0), b = JoinWorker(1);
+  SayLoaded(a);
+  SayLoaded(b);
+  membership_->Tick(clock_.Now());
+  // Stopped for longer than the workers may be silent, and than a formation may take. Their answers are still unread.
+  clock_.Advance(std::chrono::seconds(60));
+  membership_->Tick(clock_.Now());
+  EXPECT_TRUE(given_up_.empty());
+  EXPECT_FALSE(a->closed.has_value() || b->closed.has_value());
+  Form({a, b}, 1);
+  EXPECT_EQ(formed_, std::vector<int64_t>{1});
+}
+
+TEST_F(MembershipTest, AnswersToPingsOfLongAgoDoNotKeepAWorker) {
+  Start(1, true);
+  const auto slow = JoinWorker(0);
+  for (int i = 0; i < 20; ++i) {
+    clock_.Advance(milliseconds(200));
+    worker::WorkerMessage late;
+    late.mutable_pong()->set_number(1);
+    Say(slow, late);
+    membership_->Tick(clock_.Now());
+  }
+  EXPECT_TRUE(slow->closed.has_value());
+}
+
 TEST_F(MembershipTest, ASilentWorkerIsGivenUpAndOneThatAnswersIsNot) {
   Start(2, true);
   const auto silent = JoinWorker(0), lively = JoinWorker(1);
@@ -284,7 +314,7 @@ TEST_F(MembershipTest, ALocalFrontTakesOnlyItsOwnWorkers) {
   const auto old_worker = JoinWorker(0), new_worker = JoinWorker(0);
   EXPECT_TRUE(old_worker->closed.has_value()) << "a restarted worker takes its own rank over";
   membership_->Leave(old_worker.get(), "late news", clock_.Now());
-  EXPECT_EQ(membership_->ranks()[0].state, Membership::RankState::kLoading);
+  EXPECT_EQ(membership_->ranks()[0].state, RankState::kLoading);
 }
 
 TEST_F(MembershipTest, MessagesOfAWorkerThatWasGivenUpAreIgnored) {
@@ -292,7 +322,7 @@ TEST_F(MembershipTest, MessagesOfAWorkerThatWasGivenUpAreIgnored) {
   const auto worker = JoinWorker();
   membership_->Leave(worker.get(), "gone", clock_.Now());
   SayLoaded(worker);
-  EXPECT_EQ(membership_->ranks()[0].state, Membership::RankState::kAbsent);
+  EXPECT_EQ(membership_->ranks()[0].state, RankState::kAbsent);
 }
 
 TEST_F(MembershipTest, AWorkerThatCannotLoadWhatIsNeededIsGivenUp) {
@@ -303,7 +333,7 @@ TEST_F(MembershipTest, AWorkerThatCannotLoadWhatIsNeededIsGivenUp) {
   EXPECT_EQ(load_failures_[0], absl::NotFoundError("no tensor x"));
   EXPECT_TRUE(worker->closed.has_value());
   EXPECT_EQ(given_up_.size(), 1u);
-  EXPECT_EQ(membership_->ranks()[0].state, Membership::RankState::kAbsent);
+  EXPECT_EQ(membership_->ranks()[0].state, RankState::kAbsent);
   SayFailed(JoinWorker(0), 1, absl::StatusCode::kOk);
   EXPECT_FALSE(load_failures_[1].ok()) << "it failed, whatever its code says";
 }
@@ -321,7 +351,7 @@ class MembershipModelsTest : public MembershipTest {
     SayLoaded(b_);
     Form({a_, b_}, 1);
   }
-  bool serving() const { return membership_->phase() == Membership::Phase::kServing; }
+  bool serving() const { return membership_->is_serving(); }
 
   std::shared_ptr<FakeWorker> a_, b_;
 };
@@ -340,9 +370,9 @@ TEST_F(MembershipModelsTest, AModelIsNeededOnceEveryRankHasIt) {
   const auto c = JoinWorker();
   EXPECT_EQ(c->sent[0].welcome().models_size(), 2);
   SayLoaded(c, 1);
-  EXPECT_EQ(membership_->ranks()[1].state, Membership::RankState::kLoading);
+  EXPECT_EQ(membership_->ranks()[1].state, RankState::kLoading);
   SayLoaded(c, 2);
-  EXPECT_EQ(membership_->ranks()[1].state, Membership::RankState::kReady);
+  EXPECT_EQ(membership_->ranks()[1].state, RankState::kReady);
   EXPECT_EQ(loaded_.size(), 1u) << "told once";
 }
 
@@ -391,7 +421,7 @@ TEST_F(MembershipModelsTest, ARemovedModelIsGoneWhenEveryRankSaysSoOrIsGoneItsel
   EXPECT_EQ(gone_, std::vector<int64_t>{1});
   const auto c = JoinWorker();
   EXPECT_EQ(c->sent[0].welcome().models_size(), 0);
-  EXPECT_EQ(membership_->ranks()[1].state, Membership::RankState::kReady) << "there is nothing to load";
+  EXPECT_EQ(membership_->ranks()[1].state, RankState::kReady) << "there is nothing to load";
 }
 
 TEST_F(MembershipModelsTest, AModelThatLeavesWhileItIsLoadedLetsTheGroupForm) {
@@ -465,7 +495,7 @@ TEST_F(MembershipModelsTest, AReleasedModelThatCannotBeHadAnyMoreIsAbandoned) {
   membership_->ReleaseModel(ModelId{9});  // nobody knows it any more
   const auto c = JoinWorker();
   EXPECT_EQ(c->sent[0].welcome().models_size(), 1) << "what was asked of it is still to be answered";
-  EXPECT_EQ(membership_->ranks()[1].state, Membership::RankState::kLoading);
+  EXPECT_EQ(membership_->ranks()[1].state, RankState::kLoading);
   SayFailed(c, 1);
   EXPECT_EQ(load_failures_.size(), 1u);
   ASSERT_EQ(abandoned_.size(), 1u);

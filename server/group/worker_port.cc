@@ -1,16 +1,19 @@
 #include "server/group/worker_port.h"
 
+#include <grpcpp/grpcpp.h>
+
 #include <algorithm>
 #include <chrono>
 #include <limits>
 
 #include "rpc/listen.h"
 #include "rpc/port_credentials.h"
+#include "server/group/worker_service.h"
 
 namespace switchyard {
 namespace {
 
-// Of a message beside its rows.
+// Room for the other fields of a message beside its rows.
 constexpr size_t kEnvelopeBytes = 1 << 20;
 
 }  // namespace
@@ -22,7 +25,7 @@ absl::StatusOr<std::unique_ptr<WorkerPort>> WorkerPort::Listen(const std::string
   const size_t max_bytes = max_row_bytes + kEnvelopeBytes;
   builder.SetMaxReceiveMessageSize(static_cast<int>(std::min<size_t>(max_bytes, std::numeric_limits<int>::max())));
   builder.SetMaxSendMessageSize(-1);
-  builder.RegisterService(&worker_port->service_);
+  builder.RegisterService(worker_port->service_.get());
   std::unique_ptr<TlsReloader> certificates;
   if (tls.cert.given()) {
     SY_ASSIGN_OR_RETURN(certificates, TlsReloader::Open(tls));
@@ -31,6 +34,8 @@ absl::StatusOr<std::unique_ptr<WorkerPort>> WorkerPort::Listen(const std::string
                                                         host, port, "--worker_port", &worker_port->port_));
   return worker_port;
 }
+
+WorkerPort::WorkerPort(Group* group) : service_(MakeWorkerService(group)) {}
 
 WorkerPort::~WorkerPort() {
   if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());

@@ -1,21 +1,27 @@
 // The gRPC server that workers join.
 #pragma once
 
-#include <grpcpp/grpcpp.h>
-
+#include <cstddef>
 #include <memory>
 #include <string>
 
+#include "base/status.h"
 #include "rpc/tls_files.h"
-#include "server/group/worker_service.h"
+
+namespace grpc {
+class Server;
+class Service;
+}  // namespace grpc
 
 namespace switchyard {
+
+class Group;
 
 // Listens from construction to destruction.
 class WorkerPort {
  public:
-  // `tls` is all three files, or none for no TLS. `max_row_bytes` are those of the largest step's output on one rank:
-  // whoever sends more, before its token was even looked at, is no worker.
+  // `tls` is all three files, or none for no TLS. `max_row_bytes` is the size of the largest step's output on one rank:
+  // a peer that sends more, before its token was even looked at, is no worker.
   static absl::StatusOr<std::unique_ptr<WorkerPort>> Listen(const std::string& host, int port, const TlsFiles& tls,
                                                             size_t max_row_bytes, Group* group);
   ~WorkerPort();
@@ -23,9 +29,9 @@ class WorkerPort {
   int port() const { return port_; }
 
  private:
-  explicit WorkerPort(Group* group) : service_(group) {}
+  explicit WorkerPort(Group* group);
 
-  WorkerService service_;
+  std::unique_ptr<grpc::Service> service_;  // outlives the server
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
 };

@@ -1,23 +1,16 @@
-// The worker port: accepts Join streams and turns them into events of the group.
+// The worker port's service: accepts Join streams and turns them into events of the group, and results into calls of
+// the scheduler.
 #pragma once
 
-#include <grpcpp/grpcpp.h>
+#include <grpcpp/impl/codegen/service_type.h>
 
-#include "proto/worker.grpc.pb.h"
-#include "server/group/group.h"
+#include <memory>
 
 namespace switchyard {
 
-class WorkerService final : public worker::WorkerHub::CallbackService {
- public:
-  // `group` outlives the server that this service is registered with.
-  explicit WorkerService(Group* group) : group_(group) {}
+class Group;
 
-  grpc::ServerBidiReactor<worker::WorkerMessage, worker::FrontMessage>* Join(
-      grpc::CallbackServerContext* context) override;
-
- private:
-  Group* const group_;
-};
+// `group` outlives the server that the service is registered with. The service outlives that server, too.
+std::unique_ptr<grpc::Service> MakeWorkerService(Group* group);
 
 }  // namespace switchyard

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "base/ids.h"
 #include "moe/link/link_layout.h"
@@ -57,8 +58,11 @@ class LinkConnection {
   virtual absl::Status Submit(const StepSubmission& step) = 0;
 };
 
-// Told of every result that arrives, from the connection's own thread; `rows` are the output rows when they did not
-// come through the slot.
-using ResultFn = std::function<void(int rank, const ResultMessage& result, std::span<const std::byte> rows)>;
+// Output rows that came with a result, in order: views of memory that stays where it is during the call.
+using RowChunks = std::vector<std::span<const std::byte>>;
+
+// Told of every result that arrives, on the connection's own thread. `rows` is null when the rank has written its
+// output rows to the link's memory.
+using ResultFn = std::function<void(int rank, const ResultMessage& result, const RowChunks* rows)>;
 
 }  // namespace switchyard

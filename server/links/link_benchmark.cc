@@ -58,7 +58,7 @@ class Chain {
     }
     sockets.worker = UniqueFd();
     link_ = *ShmLink::Start(0, std::move(sockets.front), *buffers_, kSpin,
-                            [this](int, const ResultMessage& result, std::span<const std::byte>) { Next(result); });
+                            [this](int, const ResultMessage& result, const RowChunks*) { Next(result); });
   }
   ~Chain() {
     link_.reset();

@@ -46,9 +46,9 @@ TEST(ShmLink, CarriesManyStepsInFlight) {
   std::vector<int> free_slots = {0, 1, 2};
   std::map<int64_t, int> slot_of_step;
   int answered = 0;
-  auto on_result = [&](int rank, const ResultMessage& result, std::span<const std::byte> rows) {
+  auto on_result = [&](int rank, const ResultMessage& result, const RowChunks* rows) {
     EXPECT_EQ(rank, 5);
-    EXPECT_TRUE(rows.empty());
+    EXPECT_EQ(rows, nullptr);
     EXPECT_EQ(result.times.expert_us, 2);
     MutexLock lock(&mu);
     const int slot = slot_of_step[result.step_id.value];

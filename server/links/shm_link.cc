@@ -51,7 +51,7 @@ void ShmLink::ReadResults() {
       spdlog::error("rank {}: {}", rank_, result.status().message());
       continue;
     }
-    on_result_(rank_, *result, {});
+    on_result_(rank_, *result, nullptr);
   }
 }
 

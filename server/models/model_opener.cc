@@ -44,14 +44,14 @@ int64_t HomeRows(int64_t num_rows, int num_ranks) { return (num_rows + num_ranks
 
 // Of a row in its compute type, or the widest that may still become it.
 size_t RowBytes(const ServedModel& model, const ServedLayer& layer) {
-  return layer.spec.hidden_dim * SizeOf(model.is_dtype_settled ? layer.compute_dtype.load() : kWidened);
+  return layer.spec.hidden_dim * SizeOf(model.is_dtype_settled ? layer.on_group.compute_dtype.load() : kWidened);
 }
 
 // Of any rank's plan of a step.
 size_t PlanBytes(const ServedLayer& layer, int num_ranks, int64_t num_rows) {
   size_t largest = 0;
   for (int rank = 0; rank < num_ranks; ++rank) {
-    const int num_slots = static_cast<int>(layer.placement.experts_of(rank).size());
+    const int num_slots = static_cast<int>(layer.on_group.current_placement().experts_of(rank).size());
     largest = std::max(largest, MaxEncodedSize(num_ranks, num_slots, layer.spec.num_choices(),
                                                HomeRows(num_rows, num_ranks), num_rows));
   }
@@ -80,8 +80,11 @@ absl::StatusOr<std::shared_ptr<ServedModel>> ModelOpener::Open(const ModelOption
     const LayerSpec& spec = model->spec.layers[i];
     SY_ASSIGN_OR_RETURN(auto gates, MakeGates(*source, i, context));
     model->layers.push_back(std::unique_ptr<ServedLayer>(
-        new ServedLayer{LayerId{first_id + i}, model->name, spec, compute.dtype,
-                        Placement::Even(spec.num_experts, num_ranks_, spec.num_shared), std::move(gates)}));
+        new ServedLayer{LayerId{first_id + i},
+                        model->name,
+                        spec,
+                        std::move(gates),
+                        {FirstPlacement(Placement::Even(spec.num_experts, num_ranks_, spec.num_shared)), compute.dtype}}));
   }
   spdlog::info("model {}: {} with {} MoE layers, {} weights, computing in {}", model->name, model->spec.family,
                num_layers, DTypeName(model->spec.dtype),
@@ -112,7 +115,7 @@ absl::Status AgreeOnComputeDType(const std::vector<std::string>& available, Serv
   };
   if (!model->is_dtype_settled) {
     const DType settled = has(model->compute_dtype()) ? model->compute_dtype() : kWidened;
-    for (const auto& layer : model->layers) layer->compute_dtype = settled;
+    for (const auto& layer : model->layers) layer->on_group.compute_dtype = settled;
     model->is_dtype_settled = true;
     spdlog::info("model {}: computing in {}", model->name, DTypeName(settled));
   }
@@ -136,9 +139,9 @@ std::vector<worker::ModelShare> MakeShares(const ServedModel& model, int num_ran
     share.set_model_id(model.id.value);
     share.set_first_layer_id(model.layers.front()->id.value);
     for (const auto& layer : model.layers) {
-      const auto& experts = layer->placement.experts_of(rank);
+      const auto& experts = layer->on_group.current_placement().experts_of(rank);
       share.add_layers()->mutable_expert_idx()->Add(experts.begin(), experts.end());
-      share.set_max_batch_rows(std::max(share.max_batch_rows(), layer->max_batch_rows));
+      share.set_max_batch_rows(std::max(share.max_batch_rows(), layer->on_group.max_batch_rows));
     }
   }
   return shares;
@@ -187,7 +190,7 @@ absl::Status FitToLinks(const LinkLayout& layout, int64_t max_batch_rows, int nu
       spdlog::info("model {}: steps of layer {} have at most {} rows, which is what the links have room for",
                    model->name, layer->spec.name, low);
     }
-    layer->max_batch_rows = low;
+    layer->on_group.max_batch_rows = low;
   }
   return absl::OkStatus();
 }

@@ -36,7 +36,7 @@ TEST(ModelOpenerTest, Fp16IsWidenedForWorkersThatDoNotHaveIt) {
   ASSERT_TRUE(AgreeOnComputeDType(kCpuHas, brain.get()).ok());
   EXPECT_EQ(ShareDType(*half), "fp32");
   EXPECT_EQ(ShareDType(*brain), "bf16");
-  for (const auto& layer : half->layers) EXPECT_EQ(layer->compute_dtype, DType::kF32);
+  for (const auto& layer : half->layers) EXPECT_EQ(layer->on_group.compute_dtype, DType::kF32);
 }
 
 TEST(ModelOpenerTest, TheFirstWorkerSettlesItForAll) {
@@ -83,17 +83,17 @@ TEST(ModelOpenerTest, AWiderModelGoesInSmallerSteps) {
   const auto narrow = *Open(options, 1), wide = *Open(options, 2);
   const LinkLayout layout = ChooseLinkLayout({narrow}, options, 2, {});
   ASSERT_TRUE(FitToLinks(layout, options.max_batch_rows, 2, narrow.get()).ok());
-  EXPECT_EQ(narrow->layers[0]->max_batch_rows, 1024);
+  EXPECT_EQ(narrow->layers[0]->on_group.max_batch_rows, 1024);
   const absl::Status tight = FitToLinks(layout, options.max_batch_rows, 2, wide.get());
   EXPECT_EQ(tight.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(tight.message(), AllOf(HasSubstr("32768 bytes"), HasSubstr("--model"), HasSubstr("--max_batch_rows")));
   // Room for rows of 16 KiB, for models that may come.
   const LinkLayout roomy = ChooseLinkLayout({narrow}, options, 2, {.may_load_more = true});
   ASSERT_TRUE(FitToLinks(roomy, options.max_batch_rows, 2, wide.get()).ok());
-  EXPECT_EQ(wide->layers[0]->max_batch_rows, 512);
+  EXPECT_EQ(wide->layers[0]->on_group.max_batch_rows, 512);
   EXPECT_EQ(MakeShares(*wide, 2)[0].max_batch_rows(), 512);
   ASSERT_TRUE(FitToLinks(ChooseLinkLayout({}, options, 2, {.may_load_more = true}), 1024, 2, narrow.get()).ok());
-  EXPECT_EQ(narrow->layers[0]->max_batch_rows, 1024);
+  EXPECT_EQ(narrow->layers[0]->on_group.max_batch_rows, 1024);
 }
 
 }  // namespace

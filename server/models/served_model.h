@@ -11,6 +11,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/ids.h"
@@ -21,17 +22,35 @@
 
 namespace switchyard {
 
+// A placement with the number that tells it from the layer's earlier and later ones. Constant, so freely shared.
+struct VersionedPlacement {
+  int64_t version = 1;
+  Placement placement;
+};
+
+inline std::shared_ptr<const VersionedPlacement> FirstPlacement(Placement placement) {
+  return std::make_shared<const VersionedPlacement>(VersionedPlacement{1, std::move(placement)});
+}
+
+// What a worker group knows of a layer: where its experts are, and what a step of it may be.
+struct LayerOnGroup {
+  // Steps are planned with this placement, and each keeps the one that it was planned with.
+  std::shared_ptr<const VersionedPlacement> placement;
+  // The type of the rows in the links and of the weights on the workers. It does not change once a worker has been told.
+  std::atomic<DType> compute_dtype = DType::kF32;
+  // The most rows of one step: as many as the links have room for, and no more than --max_batch_rows.
+  int64_t max_batch_rows = std::numeric_limits<int64_t>::max();
+
+  const Placement& current_placement() const { return placement->placement; }
+};
+
 // One MoE layer of one model.
 struct ServedLayer {
   LayerId id;  // unique for the life of the front
   std::string model;
   LayerSpec spec;
-  // Of the rows in the links and the weights on the workers. Does not change once a worker has been told.
-  std::atomic<DType> compute_dtype = DType::kF32;
-  Placement placement;
   std::vector<std::unique_ptr<Gate>> gates;  // those of spec, in order
-  // Rows of a step at most: as many as the links have room for, and no more than --max_batch_rows.
-  int64_t max_batch_rows = std::numeric_limits<int64_t>::max();
+  LayerOnGroup on_group;
 };
 
 struct ServedModel {
@@ -42,7 +61,7 @@ struct ServedModel {
   ServedModel(const ServedModel&) = delete;
   ServedModel& operator=(const ServedModel&) = delete;
 
-  DType compute_dtype() const { return layers.front()->compute_dtype; }
+  DType compute_dtype() const { return layers.front()->on_group.compute_dtype; }
 
   ModelId id;
   std::string name;

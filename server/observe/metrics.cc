@@ -121,7 +121,7 @@ void Metrics::AddLayer(const ServedLayer& served) {
     }
   };
   numbered("expert", expert_rows_, served.spec.num_experts, &layer.rows_per_expert);
-  numbered("rank", rank_rows_, served.placement.num_ranks(), &layer.rows_per_rank);
+  numbered("rank", rank_rows_, served.on_group.current_placement().num_ranks(), &layer.rows_per_rank);
 
   MutexLock lock(&mu_);
   std::unique_ptr<NamedCounts>& counts = counts_[{layer.model, layer.layer}];

@@ -17,7 +17,7 @@ using testing::SizeIs;
 
 class RequestLogTest : public testing::Test {
  protected:
-  RequestLogTest() : layer_{.id = {0}, .model = "m", .spec = {}, .placement = Placement::Even(1, 1)} {
+  RequestLogTest() : layer_{.id = {0}, .model = "m", .spec = {}, .gates = {}, .on_group = {FirstPlacement(Placement::Even(1, 1))}} {
     layer_.spec.name = "3";
     request_.layer = {std::shared_ptr<void>(), &layer_};  // this test's
     request_.num_rows = 5;

@@ -67,7 +67,7 @@ void Batcher::Add(std::shared_ptr<Request> request, std::chrono::nanoseconds ste
 LayerQueue& Batcher::QueueOf(const ServedLayer& served) {
   std::unique_ptr<LayerQueue>& layer = layers_[served.id.value];
   if (layer == nullptr) {
-    layer = std::make_unique<LayerQueue>(std::min(options_.max_batch_rows, served.max_batch_rows));
+    layer = std::make_unique<LayerQueue>(std::min(options_.max_batch_rows, served.on_group.max_batch_rows));
     layer->turn = ++num_turns_;  // behind those that wait already
   }
   return *layer;

@@ -21,7 +21,7 @@ struct Queues {
   explicit Queues(int num_requests, int64_t num_rows = 8) {
     for (int i = 0; i < kNumLayers; ++i) {
       layers.push_back(
-          std::shared_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, DType::kF32, Placement::Even(1, 1), {}}));
+          std::shared_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, {}, {FirstPlacement(Placement::Even(1, 1))}}));
     }
     for (int i = 0; i < num_requests; ++i) requests.push_back(MakeRequest(i, num_rows));
     for (const auto& request : requests) batcher.Add(request);

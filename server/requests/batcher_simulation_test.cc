@@ -26,7 +26,7 @@ std::vector<std::shared_ptr<ServedLayer>> MakeLayers() {
   std::vector<std::shared_ptr<ServedLayer>> layers;
   for (int i = 0; i < kNumLayers; ++i) {
     layers.push_back(
-        std::shared_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, DType::kF32, Placement::Even(1, 1), {}}));
+        std::shared_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, {}, {FirstPlacement(Placement::Even(1, 1))}}));
   }
   return layers;
 }

@@ -16,7 +16,7 @@ class BatcherTest : public testing::Test {
   BatcherTest() {
     for (int i = 0; i < 3; ++i) {
       layers_.push_back(
-          std::shared_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, DType::kF32, Placement::Even(1, 1), {}}));
+          std::shared_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, {}, {FirstPlacement(Placement::Even(1, 1))}}));
     }
   }
 
@@ -163,7 +163,7 @@ TEST_F(BatcherTest, ABusyLayerDoesNotKeepASmallOneOut) {
 }
 
 TEST_F(BatcherTest, ALayersOwnLimitCutsItsSteps) {
-  layers_[1]->max_batch_rows = 4;
+  layers_[1]->on_group.max_batch_rows = 4;
   Batcher batcher({100, microseconds(0)});
   batcher.Add(MakeRequest(0, 6));
   batcher.Add(MakeRequest(1, 6));

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/deadlines.h"
 #include "base/tensor/dtype.h"
 #include "moe/gating/routing.h"
 #include "server/models/served_model.h"
@@ -100,6 +101,8 @@ struct Request {
   Priority priority = Priority::kUsual;
   std::chrono::microseconds queue_timeout{0};  // it ends when none of its rows has left the queue by then; 0 for never
   SteadyTime deadline = SteadyTime::max();     // nothing of it leaves the queue after that; the caller's or timeout_us
+  SteadyTime answer_by = SteadyTime::max();    // it ends when it is not answered by then
+  Deadlines::Key time_limit;                   // the scheduler's timer for answer_by; number 0 for none
 
   ChunkedRows rows;        // read in order by the dispatcher
   bool is_routed = false;  // `routing` is known; the dispatcher's

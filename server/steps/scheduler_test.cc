@@ -35,16 +35,16 @@ struct GateHold {
 
 class ModuloGate final : public Gate {
  public:
-  explicit ModuloGate(GateHold* hold) : hold_(hold) {}
+  // Rows of kHeldRow wait for `hold`, rows of `second_value` for `second`.
+  ModuloGate(GateHold* hold, const std::atomic<float>* second_value, GateHold* second)
+      : hold_(hold), second_value_(second_value), second_(second) {}
   bool Accepts(DType dtype) const override { return dtype == DType::kF32; }
   absl::Status Route(ConstMatrixView rows, int64_t first_row, int top_k, Routing* routing, ScoreStats* stats) override {
     for (int64_t i = 0; i < rows.num_rows; ++i) {
       float value;
       std::memcpy(&value, rows.row(i), sizeof(value));
-      if (value == kHeldRow) {
-        hold_->entered.Notify();
-        hold_->release.WaitForNotification();
-      }
+      if (value == kHeldRow) Hold(hold_);
+      if (value == second_value_->load()) Hold(second_);
       if (value < 0) return absl::InternalError("a row the gate cannot take");
       for (int choice = 0; choice < routing->top_k; ++choice) {
         const int64_t at = (first_row + i) * routing->top_k + choice;
@@ -60,7 +60,14 @@ class ModuloGate final : public Gate {
   }
 
  private:
+  static void Hold(GateHold* hold) {
+    hold->entered.Notify();
+    hold->release.WaitForNotification();
+  }
+
   GateHold* const hold_;
+  const std::atomic<float>* const second_value_;
+  GateHold* const second_;
 };
 
 // Workers without processes: once every rank has a step, its plans are followed to the letter and every rank answers,
@@ -139,7 +146,7 @@ class FakeGroup {
       }
       absl::Status status = mode_ == Mode::kFail ? absl::UnavailableError("peer gone") : RunStep(step);
       for (size_t rank = 0; rank < links_.size(); ++rank) {
-        scheduler_->OnResult(static_cast<int>(rank), {step[rank].epoch, step[rank].step_id, {}, status}, {});
+        scheduler_->OnResult(static_cast<int>(rank), {step[rank].epoch, step[rank].step_id, {}, status}, nullptr);
       }
     }
   }
@@ -246,23 +253,23 @@ class SchedulerTest : public testing::Test {
     options.num_ranks = num_ranks;
     options.num_slots = 2;
     options.max_submissions = max_submissions;
-    options.min_lent_bytes = min_lent_bytes_;
-    options.max_inline_rows = 3;
+    options.answers.min_lent_bytes = min_lent_bytes_;
+    options.max_inline_rows = max_inline_rows_;
     options.max_lone_inline_rows = 4;
-    options.num_answer_threads = 3;
-    options.min_shared_answers = 2;
-    options.num_copy_threads = 2;
-    options.copy_task_bytes = 3 * kDim * sizeof(float);
+    options.answers.num_threads = 3;
+    options.answers.min_shared_answers = 2;
+    options.builder.num_copy_threads = 2;
+    options.builder.copy_task_bytes = 3 * kDim * sizeof(float);
     LayerSpec spec;
     spec.name = "0";
     spec.hidden_dim = kDim;
     spec.num_experts = kExperts;
     spec.gate.top_k = kTopK;
     std::vector<std::unique_ptr<Gate>> gates;
-    gates.push_back(std::make_unique<ModuloGate>(&gate_hold_));
+    gates.push_back(std::make_unique<ModuloGate>(&gate_hold_, &second_hold_value_, &second_hold_));
     const auto model = std::make_shared<ServedModel>();
-    model->layers.push_back(std::unique_ptr<ServedLayer>(
-        new ServedLayer{LayerId{0}, "m", spec, DType::kF32, Placement::Even(kExperts, num_ranks), std::move(gates)}));
+    model->layers.push_back(std::unique_ptr<ServedLayer>(new ServedLayer{
+        LayerId{0}, "m", spec, std::move(gates), {FirstPlacement(Placement::Even(kExperts, num_ranks))}}));
     layer_ = ShareLayer(model, 0);
     const size_t row_bytes = kMaxBatchRows * kDim * sizeof(float);
     const LinkLayout layout = LinkLayout::For(
@@ -275,7 +282,6 @@ class SchedulerTest : public testing::Test {
     metrics_->AddLayer(*layer_);
     scheduler_ = std::make_unique<Scheduler>(options, links_, metrics_.get(), *clock_,
                                              [this](Epoch epoch, int, const absl::Status&) {
-                                               scheduler_->GroupLost(epoch);
                                                MutexLock lock(&mu_);
                                                broken_.push_back(epoch);
                                                broken_changed_.SignalAll();
@@ -283,7 +289,8 @@ class SchedulerTest : public testing::Test {
   }
 
   std::unique_ptr<FakeGroup> Form(int64_t epoch, FakeGroup::Mode mode) {
-    auto group = std::make_unique<FakeGroup>(Epoch{epoch}, mode, links_, &layer_->placement, scheduler_.get());
+    auto group = std::make_unique<FakeGroup>(Epoch{epoch}, mode, links_, &layer_->on_group.current_placement(),
+                                             scheduler_.get());
     scheduler_->GroupFormed(Epoch{epoch}, group->connections());
     return group;
   }
@@ -306,14 +313,17 @@ class SchedulerTest : public testing::Test {
     return call;
   }
 
-  // One row of `value`s.
-  std::unique_ptr<Call> SendRow(float value) {
+  std::unique_ptr<Call> SendRow(float value) { return SendRows(value, 1); }
+
+  // One row of `value`s, and ones below.
+  std::unique_ptr<Call> SendRows(float value, int64_t num_rows) {
     auto call = std::make_unique<Call>();
     call->request->top_k = kTopK;
-    call->values.assign(kDim, value);
-    auto bytes = std::make_shared<std::vector<std::byte>>(kDim * sizeof(float));
+    call->values.assign(num_rows * kDim, 1);
+    std::fill_n(call->values.begin(), kDim, value);
+    auto bytes = std::make_shared<std::vector<std::byte>>(call->values.size() * sizeof(float));
     std::memcpy(bytes->data(), call->values.data(), bytes->size());
-    Enqueue(call.get(), bytes, 1, DType::kF32);
+    Enqueue(call.get(), bytes, num_rows, DType::kF32);
     return call;
   }
 
@@ -346,7 +356,9 @@ class SchedulerTest : public testing::Test {
   std::mt19937 random_{3};
   size_t min_lent_bytes_ = 20 * kDim * sizeof(float);  // some answers are lent, some copied
   const Clock* clock_ = &Clock::Real();
-  GateHold gate_hold_;
+  int64_t max_inline_rows_ = 3;
+  GateHold gate_hold_, second_hold_;
+  std::atomic<float> second_hold_value_{-1000};
   std::shared_ptr<ServedLayer> layer_;
   std::unique_ptr<Metrics> metrics_;
   std::vector<std::unique_ptr<LinkBuffers>> owned_links_;
@@ -500,7 +512,7 @@ TEST_F(SchedulerTest, ResultsOfAnOlderEpochAreDropped) {
   scheduler_->GroupLost(Epoch{1});
   const auto second = Form(2, FakeGroup::Mode::kSwallow);
   second->WaitForSubmissions(1);
-  scheduler_->OnResult(0, {Epoch{1}, StepId{1}, {}, absl::OkStatus()}, {});
+  scheduler_->OnResult(0, {Epoch{1}, StepId{1}, {}, absl::OkStatus()}, nullptr);
   EXPECT_FALSE(call->answered.HasBeenNotified());
   scheduler_->GroupLost(Epoch{2});
   const auto third = Form(3, FakeGroup::Mode::kServe);
@@ -730,6 +742,54 @@ TEST_F(SchedulerTest, SurvivesLossesUnderLoad) {
     call->ExpectRightAnswer();
   }
   groups.clear();
+}
+
+// A caller's thread may dispatch the step that its own request completes, but not strangers' steps for as long as they
+// come.
+TEST_F(SchedulerTest, AThreadDispatchesOneStepAndLeavesTheNextToTheDispatcher) {
+  max_inline_rows_ = kMaxBatchRows;
+  Start(1);
+  const auto swallowing = Form(1, FakeGroup::Mode::kSwallow);  // so that no result brings another thread along
+  std::unique_ptr<Call> held;
+  Notification returned;
+  std::thread sender([&] {
+    held = SendRow(kHeldRow);
+    returned.Notify();
+  });
+  gate_hold_.entered.WaitForNotification();
+  // While the sender's step is gated a stranger fills a step, which can leave as soon as the sender's is submitted.
+  second_hold_value_ = 7;
+  const auto stranger = SendRows(7, kMaxBatchRows);
+  gate_hold_.release.Notify();
+  second_hold_.entered.WaitForNotification();  // the stranger's step is being gated
+  returned.WaitForNotification();              // by another thread than the sender's
+  second_hold_.release.Notify();
+  sender.join();
+  swallowing->WaitForSubmissions(2);
+  scheduler_->GroupLost(Epoch{1});
+  const auto group = Form(2, FakeGroup::Mode::kServe);
+  held->ExpectRightAnswer();
+  stranger->ExpectRightAnswer();
+}
+
+TEST_F(SchedulerTest, RowsOfAnotherSizeThanThePlanSaysBreakTheGroup) {
+  Start(1);
+  const auto swallowing = Form(1, FakeGroup::Mode::kSwallow);
+  const auto call = Send(3);
+  swallowing->WaitForSubmissions(1);
+  const std::vector<std::byte> row(kDim * sizeof(float));
+  const RowChunks short_rows = {row};
+  scheduler_->OnResult(0, {Epoch{1}, StepId{1}, {}, absl::OkStatus()}, &short_rows);
+  WaitUntilBroken(1);
+  // "Done" without any rows, over a link that has no memory for them, is no answer either.
+  const auto again = Form(2, FakeGroup::Mode::kSwallow);
+  again->WaitForSubmissions(1);
+  const RowChunks no_rows;
+  scheduler_->OnResult(0, {Epoch{2}, StepId{1}, {}, absl::OkStatus()}, &no_rows);
+  WaitUntilBroken(2);
+  EXPECT_FALSE(call->answered.HasBeenNotified());
+  const auto group = Form(3, FakeGroup::Mode::kServe);
+  call->ExpectRightAnswer();
 }
 
 }  // namespace

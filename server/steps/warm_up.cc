@@ -51,7 +51,7 @@ HostBuffer RandomRows(int64_t num_elements, DType dtype) {
 }
 
 std::shared_ptr<Request> MakeRequest(const std::shared_ptr<ServedLayer>& layer, int64_t num_rows) {
-  const DType dtype = layer->compute_dtype;
+  const DType dtype = layer->on_group.compute_dtype;
   const auto rows = std::make_shared<const HostBuffer>(RandomRows(num_rows * layer->spec.hidden_dim, dtype));
   auto request = std::make_shared<Request>();
   request->layer = layer;
@@ -96,7 +96,7 @@ absl::Status WarmUp(const WarmUpOptions& options, const std::vector<std::shared_
                      2 * layers.size(), options.time_limit.count() / 1000);
         return absl::OkStatus();
       }
-      SY_RETURN_IF_ERROR(RunStep(MakeRequest(layer, std::min(num_rows, layer->max_batch_rows)), port));
+      SY_RETURN_IF_ERROR(RunStep(MakeRequest(layer, std::min(num_rows, layer->on_group.max_batch_rows)), port));
       ++num_steps;
     }
   }

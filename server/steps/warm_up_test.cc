@@ -17,12 +17,13 @@ class WarmUpTest : public ::testing::Test {
  protected:
   WarmUpTest() {
     for (const char* name : {"0", "1"}) {
-      auto layer = std::shared_ptr<ServedLayer>(new ServedLayer{.model = "m", .placement = Placement({0, 0, 0, 0}, 1)});
+      auto layer = std::shared_ptr<ServedLayer>(
+          new ServedLayer{.model = "m", .on_group = {FirstPlacement(Placement({0, 0, 0, 0}, 1))}});
       layer->spec.name = name;
       layer->spec.hidden_dim = kDim;
       layer->spec.num_experts = 4;
       layer->spec.gate.top_k = 2;
-      layer->compute_dtype = DType::kBF16;
+      layer->on_group.compute_dtype = DType::kBF16;
       layers_.push_back(std::move(layer));
     }
   }

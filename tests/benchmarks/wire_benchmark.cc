@@ -33,7 +33,7 @@
 #include "proto/inference.pb.h"
 #include "proto/switchyard.pb.h"
 #include "rpc/wire_options.h"
-#include "server/api/calls/slice_stream.h"
+#include "rpc/slice_stream.h"
 #include "tests/benchmarks/closed_loop.h"
 #include "tests/e2e/server_process.h"
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "server/api/calls/slice_stream.h"
+#include "rpc/slice_stream.h"
 
 namespace switchyard {
 

@@ -8,6 +8,7 @@
 #include "moe/link/step_socket.h"
 #include "server/group/load_display.h"
 #include "server/group/membership.h"
+#include "server/group/worker_message.h"
 #include "tests/fuzz/mutator.h"
 
 namespace switchyard {
@@ -197,7 +198,7 @@ class ControlFuzz : public testing::Test, public MembershipListener {
       SayTo(each, [&](auto* message) { message->mutable_group_address()->set_epoch(epoch); });
     for (const auto& each : workers)
       SayTo(each, [&](auto* message) { message->mutable_group_ready()->set_epoch(epoch); });
-    EXPECT_EQ(membership_->phase(), Membership::Phase::kServing);
+    EXPECT_TRUE(membership_->is_serving());
   }
   void SayTo(const std::shared_ptr<MutedChannel>& from, const std::function<void(worker::WorkerMessage*)>& fill) {
     worker::WorkerMessage message;
@@ -219,9 +220,9 @@ TEST_F(ControlFuzz, MutatedControlMessagesLeaveTheGroupSound) {
   const int64_t iterations = FuzzIterations(50'000);
   Epoch last_epoch;
   for (int64_t i = 0; i < iterations; ++i) {
-    worker::WorkerMessage message;
     auto& channel = channels[mutator.Below(channels.size())];
-    if (message.ParseFromString(mutator.Next())) Receive(channel, message);
+    const auto received = DecodeWorkerMessage(mutator.Cut(mutator.Next()));
+    if (received.ok()) Receive(channel, received->message);
     if (mutator.Below(16) == 0) {
       membership_->Leave(channel.get(), "gone", clock_.Now());
       channel = std::make_shared<MutedChannel>();

@@ -76,7 +76,7 @@ absl::Status ChooseGate(const GateWish& wish, int64_t max_batch_rows, Request* r
   }
   const int usual = spec.num_choices();
   request->row_cost = (request->num_choices() + usual - 1) / usual;
-  const int64_t most = std::min(max_batch_rows, request->layer->max_batch_rows);
+  const int64_t most = std::min(max_batch_rows, request->layer->on_group.max_batch_rows);
   if (request->row_cost <= most) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("top_k: ", request->top_k, " is more than steps of ", most,
                                                  " rows have room for (--max_batch_rows=", max_batch_rows, ")"));

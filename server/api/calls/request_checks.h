@@ -9,7 +9,7 @@
 #include <string>
 
 #include "base/status.h"
-#include "server/api/calls/slice_stream.h"
+#include "rpc/slice_stream.h"
 #include "server/front/front.h"
 #include "server/requests/request_identity.h"
 

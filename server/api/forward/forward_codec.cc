@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "absl/strings/escaping.h"
-#include "server/api/calls/slice_stream.h"
+#include "rpc/slice_stream.h"
 
 namespace switchyard {
 namespace {

@@ -11,7 +11,7 @@
 
 #include "base/status.h"
 #include "proto/switchyard.pb.h"
-#include "server/api/calls/slice_stream.h"
+#include "rpc/slice_stream.h"
 #include "server/requests/request.h"
 
 namespace switchyard {

@@ -72,7 +72,7 @@ int ExpertsOfRank(const ModelTable& models, int rank) {
   size_t total = 0;
   for (const auto& model : models.models()) {
     if (model.loaded == nullptr) continue;
-    for (const auto& layer : model.loaded->layers) total += layer->placement.experts_of(rank).size();
+    for (const auto& layer : model.loaded->layers) total += layer->on_group.current_placement().experts_of(rank).size();
   }
   return static_cast<int>(total);
 }

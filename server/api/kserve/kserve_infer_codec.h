@@ -10,7 +10,7 @@
 
 #include "base/status.h"
 #include "proto/inference.pb.h"
-#include "server/api/calls/slice_stream.h"
+#include "rpc/slice_stream.h"
 
 namespace switchyard {
 

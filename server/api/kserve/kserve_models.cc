@@ -37,7 +37,7 @@ struct Tensor {
 };
 
 Tensor InputOf(const ServedLayer& layer) {
-  const DTypeRow& rows = RowOf(layer.compute_dtype);
+  const DTypeRow& rows = RowOf(layer.on_group.compute_dtype);
   return {kInputName, std::string(rows.name), rows.config, layer.spec.hidden_dim};
 }
 

@@ -1,4 +1,4 @@
-#include "server/api/calls/slice_stream.h"
+#include "rpc/slice_stream.h"
 
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 #include <google/protobuf/wire_format_lite.h>
