@@ -4,8 +4,8 @@
   sy_cuda_cc_library, _binary, _test,
   _benchmark                          the rules of cc.bzl for C++ that needs CUDA. Tests are tagged "gpu".
 
-What is built either way depends on such targets with `deps = [...] + CUDA_DEPS([...])`, and tells its sources with
-`local_defines = CUDA_DEFINES`, which defines SWITCHYARD_HAS_CUDA.
+What is built either way depends on such targets with `deps = [...] + CUDA_DEPS([...])`. No source asks whether CUDA is
+there: a library that only builds with CUDA have registers what it brings (worker/accelerators.h).
 """
 
 load("@bazel_tools//tools/cpp:toolchain_utils.bzl", "find_cpp_toolchain")
@@ -20,8 +20,6 @@ HOPPER = ["sm_90a"]
 
 # Tests and benchmarks of the GPU are listed in deploy/BUILD, and run where the bundle is unpacked.
 _TO_THE_BUNDLE = ["//deploy:__pkg__"]
-
-CUDA_DEFINES = ["SWITCHYARD_HAS_CUDA=1"] if HAS_CUDA else []
 
 def CUDA_DEPS(deps):
     return deps if HAS_CUDA else []

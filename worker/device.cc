@@ -6,11 +6,7 @@
 #include "base/logging.h"
 #include "moe/exchange/gloo/gloo_communicator.h"
 #include "moe/experts/cpu/cpu_engine.h"
-
-#ifdef SWITCHYARD_HAS_CUDA
-#include "moe/experts/cuda/cuda_engine.h"
-#include "worker/gpu.h"
-#endif
+#include "worker/accelerators.h"
 
 namespace switchyard {
 namespace {
@@ -102,18 +98,17 @@ absl::StatusOr<int> ChooseGpu(const WorkerOptions& options, int num_gpus, const 
 }
 
 absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const WorkerOptions& options) {
-#ifdef SWITCHYARD_HAS_CUDA
-  const int num_gpus = options.device == "cpu" ? 0 : NumCudaDevices();
-  SY_ASSIGN_OR_RETURN(const int gpu, ChooseGpu(options, num_gpus, "this host has no GPU or no driver for it"));
-  if (gpu != kCpu && !options.custom_expert.empty()) {
+  const AcceleratorKind* const cuda = FindAccelerator("cuda");
+  const int num_gpus = cuda == nullptr || options.device == "cpu" ? 0 : cuda->count();
+  const std::string why_none =
+      cuda == nullptr ? "this build has no GPU engine" : "this host has no GPU or no driver for it";
+  SY_ASSIGN_OR_RETURN(const int gpu, ChooseGpu(options, num_gpus, why_none));
+  if (gpu == kCpu) return std::make_unique<Cpu>(options);
+  if (!options.custom_expert.empty()) {
     return absl::FailedPreconditionError(absl::StrCat("--custom_expert=", options.custom_expert,
                                                       ": custom experts compute on the CPU; add --device=cpu"));
   }
-  if (gpu != kCpu) return OpenGpu(gpu, options);
-#else
-  SY_RETURN_IF_ERROR(ChooseGpu(options, /*num_gpus=*/0, "this build has no GPU engine").status());
-#endif
-  return std::make_unique<Cpu>(options);
+  return cuda->open(gpu, options);
 }
 
 }  // namespace switchyard

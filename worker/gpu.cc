@@ -1,5 +1,4 @@
-#include "worker/gpu.h"
-
+// CUDA's GPUs as the worker's devices. Only builds with CUDA contain this source.
 #include <arpa/inet.h>
 #include <ifaddrs.h>
 #include <netinet/in.h>
@@ -10,9 +9,10 @@
 
 #include "base/logging.h"
 #include "base/unique_fd.h"
-#include "moe/cuda/memory.h"
 #include "moe/exchange/nccl/nccl_communicator.h"
 #include "moe/experts/cuda/cuda_engine.h"
+#include "moe/gpu/memory.h"
+#include "worker/accelerators.h"
 
 namespace switchyard {
 namespace {
@@ -79,8 +79,7 @@ class Gpu final : public Device {
   std::vector<PinnedRegion> locked_;
 };
 
-}  // namespace
-
+// Makes GPU `number` current for the calling thread.
 absl::StatusOr<std::unique_ptr<Device>> OpenGpu(int number, const WorkerOptions& options) {
   SY_ASSIGN_OR_RETURN(std::string interface, InterfaceOf(options.exchange_host));
   const CudaDeviceOptions device_options{.device_idx = number, .memory_limit = options.gpu_memory_limit};
@@ -89,4 +88,7 @@ absl::StatusOr<std::unique_ptr<Device>> OpenGpu(int number, const WorkerOptions&
   return std::make_unique<Gpu>(device_options, options, std::move(device), std::move(interface));
 }
 
+const AcceleratorRegistration kCuda({.name = "cuda", .count = &NumCudaDevices, .open = &OpenGpu});
+
+}  // namespace
 }  // namespace switchyard

@@ -43,8 +43,8 @@ class FakeStream {
   ~FakeStream();  // runs what is left
 
   void Enqueue(std::function<void()> work);
-  DeviceStream handle() { return reinterpret_cast<DeviceStream>(this); }
-  static FakeStream& Of(DeviceStream handle) { return *reinterpret_cast<FakeStream*>(handle); }
+  DeviceStream handle() { return DeviceStream(this); }
+  static FakeStream& Of(DeviceStream handle) { return *static_cast<FakeStream*>(handle.handle()); }
 
  private:
   void Loop();

@@ -20,13 +20,9 @@
 #include <string>
 
 #include "base/status.h"
-
-struct CUstream_st;  // CUDA's stream, so that this header needs no CUDA
+#include "moe/gpu/device_stream.h"
 
 namespace switchyard {
-
-// Where a device communicator enqueues its work. Host communicators take nullptr and finish before they return.
-using DeviceStream = CUstream_st*;
 
 class Communicator {
  public:
@@ -44,7 +40,8 @@ class Communicator {
   // Sends send_bytes[r] bytes to every rank r and receives recv_bytes[r] from it. Blocks lie one after another, in rank
   // order, in `send` and `recv`. Counts may be zero and include this rank's own, which is copied. Both sides must agree
   // on every count. The buffers must not overlap. UNAVAILABLE names the peer where it is known; ABORTED after Abort().
-  // Device communicators take device memory and only enqueue the exchange.
+  // Device communicators take device memory and only enqueue the exchange on `stream`. Host communicators take a null
+  // stream and finish before they return.
   virtual absl::Status AllToAllV(const std::byte* send, std::span<const size_t> send_bytes, std::byte* recv,
                                  std::span<const size_t> recv_bytes, DeviceStream stream) = 0;
 

@@ -23,11 +23,11 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
-#include "moe/cuda/memory.h"
 #include "moe/exchange/nccl/nccl_communicator.h"
 #include "moe/exchange/nccl/rank_process.h"
 #include "moe/experts/cuda/bench_layer.h"
 #include "moe/experts/cuda/cuda_engine.h"
+#include "moe/gpu/memory.h"
 #include "moe/plan/chunked_plan.h"
 #include "moe/plan/step_plan.h"
 #include "moe/weights/synthetic_values.h"

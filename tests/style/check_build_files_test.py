@@ -52,7 +52,7 @@ sy_cc_library(
         "//moe/link/more:socket",
         "@system//:absl",
     ] + CUDA_DEPS([
-        "//moe/cuda:memory",
+        "//moe/gpu:memory",
     ]),
 )
 

@@ -12,11 +12,11 @@
 #include <vector>
 
 #include "base/mutex.h"
-#include "moe/cuda/cuda_status.h"
-#include "moe/cuda/memory.h"
-#include "moe/cuda/stream.h"
 #include "moe/exchange/nccl/nccl_address.h"
 #include "moe/exchange/nccl/nccl_status.h"
+#include "moe/gpu/cuda_status.h"
+#include "moe/gpu/memory.h"
+#include "moe/gpu/stream.h"
 
 namespace switchyard {
 namespace {
@@ -85,16 +85,16 @@ class NcclCommunicator final : public Communicator {
 
   absl::Status CheckCounts(const Blocks& blocks) const;
   bool InvolvesPeers(const Blocks& blocks) const;
-  absl::Status Enqueue(const Blocks& blocks, DeviceStream stream);
-  absl::Status CopyOwnBlock(const Blocks& blocks, DeviceStream stream) const;
-  absl::Status EnqueueGroup(const Blocks& blocks, bool with_own, DeviceStream stream)
+  absl::Status Enqueue(const Blocks& blocks, cudaStream_t stream);
+  absl::Status CopyOwnBlock(const Blocks& blocks, cudaStream_t stream) const;
+  absl::Status EnqueueGroup(const Blocks& blocks, bool with_own, cudaStream_t stream)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status PostBlocks(const Blocks& blocks, bool with_own, DeviceStream stream) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status PostBlocks(const Blocks& blocks, bool with_own, cudaStream_t stream) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   absl::Status CheckUsable() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<bool> IsReady(absl::string_view call) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status AwaitReady(absl::string_view call, std::chrono::milliseconds timeout);
-  absl::Status AwaitStream(DeviceStream stream);
+  absl::Status AwaitStream(cudaStream_t stream);
   absl::Status Fail(const absl::Status& failure);
   absl::Status FailLocked(const absl::Status& failure) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void End() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -197,7 +197,7 @@ absl::Status NcclCommunicator::AllToAllV(const std::byte* send, std::span<const 
   }
   const Blocks blocks{send, send_bytes, recv, recv_bytes};
   absl::Status enqueued = CheckCounts(blocks);
-  if (enqueued.ok()) enqueued = Enqueue(blocks, stream);
+  if (enqueued.ok()) enqueued = Enqueue(blocks, ToCudaStream(stream));
   if (enqueued.ok()) return enqueued;
   return Fail(Annotate(enqueued, absl::StrCat("all-to-all on rank ", rank_)));
 }
@@ -221,7 +221,7 @@ bool NcclCommunicator::InvolvesPeers(const Blocks& blocks) const {
   return false;
 }
 
-absl::Status NcclCommunicator::Enqueue(const Blocks& blocks, DeviceStream stream) {
+absl::Status NcclCommunicator::Enqueue(const Blocks& blocks, cudaStream_t stream) {
   SY_CUDA(cudaSetDevice(options_.device_idx));
   const bool with_peers = InvolvesPeers(blocks);
   const bool with_own = with_peers && blocks.send_bytes[rank_] <= options_.max_self_send_bytes;
@@ -235,7 +235,7 @@ absl::Status NcclCommunicator::Enqueue(const Blocks& blocks, DeviceStream stream
   return AwaitReady("ncclGroupEnd", options_.exchange_timeout);
 }
 
-absl::Status NcclCommunicator::CopyOwnBlock(const Blocks& blocks, DeviceStream stream) const {
+absl::Status NcclCommunicator::CopyOwnBlock(const Blocks& blocks, cudaStream_t stream) const {
   const size_t num_bytes = blocks.send_bytes[rank_];
   if (num_bytes == 0) return absl::OkStatus();
   SY_CUDA(cudaMemcpyAsync(blocks.recv + OffsetOf(blocks.recv_bytes, rank_),
@@ -245,7 +245,7 @@ absl::Status NcclCommunicator::CopyOwnBlock(const Blocks& blocks, DeviceStream s
 }
 
 // A group must be ended even when a post within it failed, since the thread would stay in it.
-absl::Status NcclCommunicator::EnqueueGroup(const Blocks& blocks, bool with_own, DeviceStream stream) {
+absl::Status NcclCommunicator::EnqueueGroup(const Blocks& blocks, bool with_own, cudaStream_t stream) {
   SY_RETURN_IF_ERROR(NcclStatus(ncclGroupStart(), "ncclGroupStart", comm_));
   const absl::Status posted = PostBlocks(blocks, with_own, stream);
   const ncclResult_t ended = ncclGroupEnd();
@@ -253,7 +253,7 @@ absl::Status NcclCommunicator::EnqueueGroup(const Blocks& blocks, bool with_own,
   return NcclStatus(ended, "ncclGroupEnd", comm_);
 }
 
-absl::Status NcclCommunicator::PostBlocks(const Blocks& blocks, bool with_own, DeviceStream stream) {
+absl::Status NcclCommunicator::PostBlocks(const Blocks& blocks, bool with_own, cudaStream_t stream) {
   const std::byte* send = blocks.send;
   std::byte* recv = blocks.recv;
   for (int peer = 0; peer < size_; ++peer) {
@@ -283,7 +283,8 @@ absl::Status NcclCommunicator::HostAllToAllV(const std::byte* send, std::span<co
   if (device_send.size() > 0) {
     SY_CUDA(cudaMemcpyAsync(device_send.data(), send, device_send.size(), cudaMemcpyHostToDevice, stream.get()));
   }
-  SY_RETURN_IF_ERROR(AllToAllV(device_send.data(), send_bytes, device_recv.data(), recv_bytes, stream.get()));
+  SY_RETURN_IF_ERROR(
+      AllToAllV(device_send.data(), send_bytes, device_recv.data(), recv_bytes, ToDeviceStream(stream.get())));
   // A copy to pageable memory would wait for the peers without end; and so would freeing the buffers, unless the
   // exchange is over or the communicator ended.
   SY_RETURN_IF_ERROR(AwaitStream(stream.get()));
@@ -293,7 +294,7 @@ absl::Status NcclCommunicator::HostAllToAllV(const std::byte* send, std::span<co
   return absl::OkStatus();
 }
 
-absl::Status NcclCommunicator::AwaitStream(DeviceStream stream) {
+absl::Status NcclCommunicator::AwaitStream(cudaStream_t stream) {
   const auto deadline = steady_clock::now() + options_.exchange_timeout;
   Backoff backoff;
   while (true) {

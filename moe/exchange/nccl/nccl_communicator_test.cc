@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "moe/cuda/memory.h"
-#include "moe/cuda/stream.h"
 #include "moe/exchange/nccl/nccl_address.h"
+#include "moe/gpu/memory.h"
+#include "moe/gpu/stream.h"
 
 namespace switchyard {
 namespace {
@@ -77,7 +77,8 @@ TEST_F(NcclCommunicatorTest, GroupOfOneCopiesItsOwnBlock) {
       ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
     }
     const std::vector<size_t> sizes = {num_bytes};
-    const absl::Status done = communicator->AllToAllV(from.data(), sizes, to.data(), sizes, stream.get());
+    const absl::Status done =
+        communicator->AllToAllV(from.data(), sizes, to.data(), sizes, ToDeviceStream(stream.get()));
     ASSERT_TRUE(done.ok()) << done;
     ASSERT_EQ(cudaStreamSynchronize(stream.get()), cudaSuccess);
     EXPECT_TRUE(communicator->Health().ok());

@@ -29,12 +29,12 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/clock.h"
-#include "moe/cuda/cuda_status.h"
-#include "moe/cuda/memory.h"
-#include "moe/cuda/stream.h"
 #include "moe/exchange/nccl/nccl_communicator.h"
 #include "moe/exchange/nccl/nccl_status.h"
 #include "moe/exchange/nccl/rank_process.h"
+#include "moe/gpu/cuda_status.h"
+#include "moe/gpu/memory.h"
+#include "moe/gpu/stream.h"
 
 namespace switchyard {
 namespace {
@@ -281,7 +281,7 @@ struct Variants {
   static Bench::Exchange Ours(Bench& bench, Communicator& communicator) {
     return [&](size_t bytes) {
       const std::vector<size_t> sizes(communicator.size(), bytes);
-      return communicator.AllToAllV(bench.send(), sizes, bench.recv(), sizes, bench.stream());
+      return communicator.AllToAllV(bench.send(), sizes, bench.recv(), sizes, ToDeviceStream(bench.stream()));
     };
   }
 };

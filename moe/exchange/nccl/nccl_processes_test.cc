@@ -15,11 +15,11 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "base/clock.h"
-#include "moe/cuda/cuda_status.h"
-#include "moe/cuda/memory.h"
-#include "moe/cuda/stream.h"
 #include "moe/exchange/nccl/nccl_communicator.h"
 #include "moe/exchange/nccl/rank_process.h"
+#include "moe/gpu/cuda_status.h"
+#include "moe/gpu/memory.h"
+#include "moe/gpu/stream.h"
 
 namespace switchyard {
 namespace {
@@ -136,7 +136,8 @@ absl::Status ExchangeAndCompare(Communicator& communicator, const SizeMatrix& si
     SY_CUDA(cudaMemcpyAsync(from.data(), sent.bytes.data(), from.size(), cudaMemcpyHostToDevice, stream.get()));
   }
   SY_CUDA(cudaMemsetAsync(to.data(), 0xa5, to.size(), stream.get()));
-  SY_RETURN_IF_ERROR(communicator.AllToAllV(from.data(), sent.sizes, to.data(), expected.sizes, stream.get()));
+  SY_RETURN_IF_ERROR(
+      communicator.AllToAllV(from.data(), sent.sizes, to.data(), expected.sizes, ToDeviceStream(stream.get())));
   SY_CUDA(cudaMemcpyAsync(received.data(), to.data(), to.size(), cudaMemcpyDeviceToHost, stream.get()));
   SY_CUDA(cudaStreamSynchronize(stream.get()));
   SY_RETURN_IF_ERROR(communicator.Health());
@@ -198,7 +199,8 @@ absl::Status ExchangeAlone(Communicator& communicator, bool connected) {
     while (!enqueued && (connected || MicrosSince(begin) < 100'000)) std::this_thread::yield();
     communicator.Abort();
   });
-  const absl::Status exchanged = communicator.AllToAllV(from.data(), sizes, to.data(), sizes, stream.get());
+  const absl::Status exchanged =
+      communicator.AllToAllV(from.data(), sizes, to.data(), sizes, ToDeviceStream(stream.get()));
   enqueued = true;
   const cudaError_t ended = cudaStreamSynchronize(stream.get());
   supervisor.join();
@@ -242,7 +244,7 @@ absl::Status ExchangeUntilFailure(Communicator& communicator, PacketChannel& cha
   SY_ASSIGN_OR_RETURN(const DeviceBuffer from, DeviceBuffer::Allocate(sizes.size() * sizes[0]));
   SY_ASSIGN_OR_RETURN(const DeviceBuffer to, DeviceBuffer::Allocate(sizes.size() * sizes[0]));
   for (int round = 0;; ++round) {
-    SY_RETURN_IF_ERROR(communicator.AllToAllV(from.data(), sizes, to.data(), sizes, stream.get()));
+    SY_RETURN_IF_ERROR(communicator.AllToAllV(from.data(), sizes, to.data(), sizes, ToDeviceStream(stream.get())));
     SY_CUDA(cudaStreamSynchronize(stream.get()));
     SY_RETURN_IF_ERROR(communicator.Health());
     if (round == 2) SY_RETURN_IF_ERROR(channel.Send("running"));

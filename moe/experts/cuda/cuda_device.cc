@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "base/logging.h"
-#include "moe/cuda/cuda_status.h"
 #include "moe/experts/cuda/cublas_status.h"
+#include "moe/gpu/cuda_status.h"
 
 namespace switchyard {
 namespace {

@@ -19,9 +19,9 @@
 
 #include "base/status.h"
 #include "base/tensor/tensor.h"
-#include "moe/cuda/memory.h"
-#include "moe/cuda/stream.h"
 #include "moe/experts/cuda/cuda_engine.h"
+#include "moe/gpu/memory.h"
+#include "moe/gpu/stream.h"
 
 struct cublasContext;
 

@@ -5,13 +5,14 @@
 #include <utility>
 #include <vector>
 
-#include "moe/cuda/cuda_status.h"
 #include "moe/experts/check_layer.h"
 #include "moe/experts/cuda/cuda_device.h"
 #include "moe/experts/cuda/expert_ffn.h"
 #include "moe/experts/cuda/row_kernels.h"
 #include "moe/experts/cuda/step_tables.h"
 #include "moe/experts/cuda/weight_loader.h"
+#include "moe/gpu/cuda_status.h"
+#include "moe/gpu/stream.h"
 
 namespace switchyard {
 namespace {
@@ -66,9 +67,11 @@ class CudaEngine final : public ExpertEngine {
   absl::StatusOr<std::byte*> ScratchBytes(Scratch purpose, size_t num_bytes) override {
     return device_->Get(static_cast<Workspace>(purpose), num_bytes);
   }
-  DeviceStream stream() const override { return device_->compute(); }
-  DeviceStream exchange_stream() const override { return device_->exchange(); }
-  absl::Status Order(DeviceStream earlier, DeviceStream later) override { return device_->Order(earlier, later); }
+  DeviceStream stream() const override { return ToDeviceStream(device_->compute()); }
+  DeviceStream exchange_stream() const override { return ToDeviceStream(device_->exchange()); }
+  absl::Status Order(DeviceStream earlier, DeviceStream later) override {
+    return device_->Order(ToCudaStream(earlier), ToCudaStream(later));
+  }
   int num_lanes() const override { return CudaDevice::kNumLanes; }
   absl::StatusOr<ConstMatrixView> BeginStep(int lane, ConstMatrixView home_rows) override {
     return device_->BeginStep(lane, home_rows);

@@ -27,11 +27,12 @@
 
 #include "absl/strings/str_format.h"
 #include "base/tensor/buffer.h"
-#include "moe/cuda/cuda_status.h"
 #include "moe/experts/cuda/bench_layer.h"
 #include "moe/experts/cuda/cuda_engine.h"
 #include "moe/experts/cuda/yardsticks.h"
 #include "moe/gating/gate.h"
+#include "moe/gpu/cuda_status.h"
+#include "moe/gpu/stream.h"
 #include "moe/plan/step_plan.h"
 #include "moe/weights/synthetic_values.h"
 
@@ -77,7 +78,7 @@ class LayerBenchmark {
     weights_.LoadInto(engine_.get(), experts);
     MakeRows();
     gate_ = OrDie(Gate::Create(spec_, 0, RouterWeights{RandomBf16(spec_.num_experts, spec_.hidden_dim, 1, 999)}));
-    timer_ = std::make_unique<StreamTimer>(engine_->stream());
+    timer_ = std::make_unique<StreamTimer>(ToCudaStream(engine_->stream()));
   }
 
   Measurement Measure(int64_t num_rows, const Ceilings& ceilings) {

@@ -16,11 +16,11 @@
 #include <vector>
 
 #include "base/tensor/convert.h"
-#include "moe/cuda/memory.h"
 #include "moe/experts/cuda/cuda_engine.h"
 #include "moe/experts/cuda/engine_fixture.h"
 #include "moe/experts/cuda/testing.h"
 #include "moe/experts/reference.h"
+#include "moe/gpu/memory.h"
 
 namespace switchyard {
 namespace {

@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <memory>
 
-#include "moe/cuda/memory.h"
 #include "moe/experts/cuda/cuda_device.h"
 #include "moe/experts/cuda/layouts.h"
 #include "moe/experts/cuda/weight_loader.h"
+#include "moe/gpu/memory.h"
 #include "moe/plan/step_plan.h"
 #include "moe/weights/layer_spec.h"
 

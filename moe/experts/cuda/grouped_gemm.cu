@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "moe/cuda/cuda_status.h"
+#include "moe/gpu/cuda_status.h"
 #include "moe/experts/cuda/grouped_gemm.cuh"
 #include "moe/experts/cuda/grouped_gemm.h"
 

@@ -3,11 +3,11 @@
 #include <cstring>
 #include <map>
 
-#include "moe/cuda/cuda_status.h"
 #include "moe/experts/cuda/expert_ffn.h"
 #include "moe/experts/cuda/gemm_choice.h"
 #include "moe/experts/cuda/grouped_gemm.h"
 #include "moe/experts/cuda/step_tables.h"
+#include "moe/gpu/cuda_status.h"
 
 namespace switchyard {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "moe/cuda/cuda_status.h"
+#include "moe/gpu/cuda_status.h"
 #include "moe/experts/cuda/layouts.h"
 #include "moe/experts/cuda/pack_weights.h"
 

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "moe/cuda/cuda_status.h"
+#include "moe/gpu/cuda_status.h"
 #include "moe/experts/cuda/activation.cuh"
 #include "moe/experts/cuda/hopper.cuh"
 #include "moe/experts/cuda/layouts.h"

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "moe/experts/reference.h"
+#include "moe/gpu/stream.h"
 #include "moe/weights/synthetic_values.h"
 
 namespace switchyard {
@@ -37,7 +38,7 @@ void FillWithNan(ExpertEngine& engine, MatrixView matrix) {
   cudaPointerAttributes attributes{};
   ASSERT_EQ(cudaPointerGetAttributes(&attributes, matrix.data), cudaSuccess);
   if (attributes.type == cudaMemoryTypeDevice) {
-    ASSERT_EQ(cudaMemsetAsync(matrix.data, 0xff, matrix.size_bytes(), engine.stream()), cudaSuccess);
+    ASSERT_EQ(cudaMemsetAsync(matrix.data, 0xff, matrix.size_bytes(), ToCudaStream(engine.stream())), cudaSuccess);
   } else {
     std::memset(matrix.data, 0xff, matrix.size_bytes());
   }

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "moe/cuda/cuda_status.h"
+#include "moe/gpu/cuda_status.h"
 
 namespace switchyard {
 namespace {

@@ -8,7 +8,7 @@
 #include <numeric>
 
 #include "base/tensor/buffer.h"
-#include "moe/cuda/cuda_status.h"
+#include "moe/gpu/cuda_status.h"
 #include "moe/weights/synthetic_values.h"
 
 namespace switchyard {

@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "base/status.h"
-#include "moe/cuda/memory.h"
-#include "moe/cuda/stream.h"
+#include "moe/gpu/memory.h"
+#include "moe/gpu/stream.h"
 #include "moe/weights/layer_spec.h"
 
 namespace switchyard {

@@ -1,6 +1,6 @@
-#include "moe/cuda/stream.h"
+#include "moe/gpu/stream.h"
 
-#include "moe/cuda/cuda_status.h"
+#include "moe/gpu/cuda_status.h"
 
 namespace switchyard {
 

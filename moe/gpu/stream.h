@@ -6,8 +6,13 @@
 #include <utility>
 
 #include "base/status.h"
+#include "moe/gpu/device_stream.h"
 
 namespace switchyard {
+
+// A CUDA stream as interfaces without CUDA pass it on, and back.
+inline DeviceStream ToDeviceStream(cudaStream_t stream) { return DeviceStream(stream); }
+inline cudaStream_t ToCudaStream(DeviceStream stream) { return static_cast<cudaStream_t>(stream.handle()); }
 
 class CudaStream {
  public:

@@ -1,4 +1,4 @@
-#include "moe/cuda/cuda_status.h"
+#include "moe/gpu/cuda_status.h"
 
 namespace switchyard {
 namespace {

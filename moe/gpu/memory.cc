@@ -1,6 +1,6 @@
-#include "moe/cuda/memory.h"
+#include "moe/gpu/memory.h"
 
-#include "moe/cuda/cuda_status.h"
+#include "moe/gpu/cuda_status.h"
 
 namespace switchyard {
 
