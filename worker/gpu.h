@@ -7,7 +7,7 @@
 
 namespace switchyard {
 
-// Makes GPU `number` current for the calling thread, which is the one that Device's calls come from.
+// Opens GPU `number` and makes it current for the calling thread. All calls of the device must come from this thread.
 absl::StatusOr<std::unique_ptr<Device>> OpenGpu(int number, const WorkerOptions& options);
 
 }  // namespace switchyard
