@@ -5,7 +5,7 @@
 // ends with a small exchange in which every rank names itself, so it returns only when every peer is really there.
 //
 // The process must ignore SIGPIPE, because Gloo writes to sockets whose peer may have died. A call ends at once when a
-// peer dies whose data it still needs. If a peer is alive but silent, or its counts disagree, the call ends after
+// peer dies that it still depends on. If a peer is alive but silent, or its counts disagree, the call ends after
 // `exchange_timeout`.
 //
 // Gloo does not authenticate peers, and malformed data from a stranger ends the process. Bind to loopback or to a
