@@ -13,7 +13,7 @@ ControlStream::ControlStream(worker::WorkerHub::Stub* stub, worker::Hello hello,
       writer_([this](const worker::WorkerMessage* message) { StartWrite(message); }) {
   context_.set_wait_for_ready(false);
   stub->async()->Join(&context_, this);
-  // Writes start from other threads too; the hold keeps the stream open until the read side ends it.
+  // Other threads start writes too, so a hold keeps the stream open until the read side ends it.
   AddHold();
   StartRead(&incoming_);
   StartCall();

@@ -1,8 +1,8 @@
-// The worker's side of the Join stream: answers pings at once on gRPC's threads, hands everything else to the inbox.
+// The worker's side of the Join stream: answers pings at once on gRPC's threads and puts other messages into the inbox.
 //
-// The start of a new epoch is told to `on_new_epoch` before its message is queued, because the step thread may be
-// blocked in a collective of the old one and has to be woken first; so is the end of a group, as the epoch after it,
-// and the end of the stream, as an epoch beyond all others.
+// When a new epoch starts, `on_new_epoch` is called before the message is queued, because the step thread may be
+// blocked in a collective of the old epoch and must be woken first. It is also called at the end of a group, with the
+// next epoch, and at the end of the stream, with an epoch greater than all others.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -42,10 +42,10 @@ class ControlStream final : public grpc::ClientBidiReactor<worker::WorkerMessage
   const std::function<void(Epoch)> on_new_epoch_;
   grpc::ClientContext context_;
   StreamWriter<worker::WorkerMessage> writer_;
-  worker::FrontMessage incoming_;  // the read under way
+  worker::FrontMessage incoming_;  // the message being read
   Mutex mu_;
   CondVar ended_;
-  bool is_ending_ ABSL_GUARDED_BY(mu_) = false;  // nothing may be started any more: OnDone does not wait for it
+  bool is_ending_ ABSL_GUARDED_BY(mu_) = false;  // then nothing may be started: OnDone would not wait for it
   bool done_ ABSL_GUARDED_BY(mu_) = false;
 };
 

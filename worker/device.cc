@@ -62,7 +62,7 @@ absl::StatusOr<int> ChooseOwnGpu(const WorkerOptions& options, int num_gpus, con
 
 absl::StatusOr<int> ChooseAnyDevice(const WorkerOptions& options, int num_gpus, const std::string& why_none) {
   if (num_gpus > 0 && options.num_local_workers <= num_gpus) return std::max(options.local_index, 0);
-  // Every worker of the front comes to the same choice: they could not exchange rows otherwise.
+  // All workers of a front make the same choice here, because they could not exchange rows otherwise.
   const std::string why =
       num_gpus == 0 ? why_none
                     : absl::StrCat(options.num_local_workers, " workers need a GPU each and this host has ", num_gpus);

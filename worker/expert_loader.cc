@@ -12,7 +12,7 @@ namespace switchyard {
 namespace {
 
 std::vector<ExpertToLoad> InStorageOrder(const WeightSource& source, const std::vector<ExpertToLoad>& experts) {
-  std::vector<std::optional<StoragePosition>> positions;  // without files all are equal, and the order stays
+  std::vector<std::optional<StoragePosition>> positions;  // all nullopt without files, so that the order stays
   for (const ExpertToLoad& expert : experts) {
     positions.push_back(source.PositionOf(expert.layer_idx, expert.expert_idx));
   }
@@ -66,7 +66,7 @@ class Loader {
       --num_held_;
       bytes_held_ -= BytesOf(expert);
       if (loaded.ok()) loaded = loaded_(expert);
-      // Others are at work on experts before and after this one.
+      // Other threads may report failures of earlier or later experts; the earliest counts.
       if (!loaded.ok() && index < failed_) {
         failed_ = index;
         status_ = Annotate(loaded, NameOf(expert));
@@ -75,7 +75,7 @@ class Loader {
     }
   }
 
-  // Waits for room; past the end when there is nothing left to do.
+  // Waits for room and returns the index of the next expert to read, or experts_.size() if there is none.
   size_t NextToRead() {
     MutexLock lock(&mu_);
     while (status_.ok() && next_to_read_ < experts_.size() && !HasRoomFor(experts_[next_to_read_])) {
@@ -87,7 +87,7 @@ class Loader {
     return next_to_read_++;
   }
 
-  // Waits until the next one has been read; past the end when there is nothing left to do.
+  // Waits until the next expert has been read and returns its index, or experts_.size() if there is none.
   size_t NextToLoad() {
     MutexLock lock(&mu_);
     if (!status_.ok() || next_to_load_ == experts_.size()) return experts_.size();
@@ -136,7 +136,7 @@ class Loader {
   size_t next_to_read_ ABSL_GUARDED_BY(mu_) = 0;
   size_t next_to_load_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<size_t, absl::StatusOr<ExpertWeights>> read_ ABSL_GUARDED_BY(mu_);
-  // Those being read, read or being loaded.
+  // Experts that are being read, read or being loaded, and their bytes.
   size_t num_held_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t bytes_held_ ABSL_GUARDED_BY(mu_) = 0;
   size_t failed_ ABSL_GUARDED_BY(mu_) = SIZE_MAX;

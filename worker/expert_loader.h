@@ -1,9 +1,8 @@
-// Loads a model's experts into an engine: reading runs ahead of packing, each with its own threads.
+// Loads a model's experts into an engine. Reading runs ahead of packing, and each has its own threads:
 //
-//   readers   take experts in the order of their files, so that every file is read once and from front to back, and
-//   stay
-//             at most kReadAheadBytes ahead of what is packed
-//   loaders   hand what was read to the engine, in the same order, as many at once as it takes
+//   readers   read experts in the order of their files, so that every file is read once and from front to back. They
+//             stay at most kReadAheadBytes ahead of packing
+//   loaders   pass the experts read to the engine in the same order, as many at once as the engine allows
 #pragma once
 
 #include <cstdint>
@@ -16,21 +15,22 @@
 namespace switchyard {
 
 struct ExpertToLoad {
-  int layer_idx = 0;  // of the source, and LayerId in the engine
+  int layer_idx = 0;  // index in the source, and LayerId in the engine
   int slot = 0;
   int expert_idx = 0;
 };
 
-// Where the page cache consists of small pages, one reader gets some 90 % of what two do, and four get no more.
+// Two readers suffice: where the page cache has small pages, one reader reaches about 90 % of the rate of two, and four
+// are no faster than two.
 inline constexpr int kNumReaders = 2;
 
-// Counted in the source's type, read and not yet loaded. More where the experts being loaded and one each to read ahead
-// take more.
+// Bytes of experts that are being read, read or being loaded, at most, counted in the source's type. Two experts per
+// loader are allowed even if they have more bytes.
 inline constexpr int64_t kReadAheadBytes = 64 << 20;
 
-// Returns when all are loaded or, after an error, when every thread has stopped: the error of the first expert that has
-// one, which names layer and expert. `loaded` is called after each expert, by one thread at a time; its error ends the
-// loading like one of the expert.
+// Loads all experts. After an error it stops every thread and returns the error of the first failed expert in file
+// order, which names layer and expert. `loaded` is called after each expert, by one thread at a time; an error from it
+// ends the loading like an error of the expert.
 absl::Status LoadExperts(WeightSource& source, ExpertEngine& engine, const std::vector<ExpertToLoad>& experts,
                          const std::function<absl::Status(const ExpertToLoad&)>& loaded);
 

@@ -1,12 +1,12 @@
-// How fast a worker loads from the page cache: experts of Qwen3-30B-A3B's shape, 2.25 GiB of bf16 in published form, in
-// a folder of its own below $TMPDIR that is deleted afterwards.
+// Measures how fast a worker loads from the page cache: experts of Qwen3-30B-A3B's shape, 2.25 GiB of bf16 in published
+// form, in a folder of its own in $TMPDIR that is deleted afterwards.
 //
-//   dd     dd if=FILE of=/dev/null bs=1M: what a process can read of this file at most
+//   dd     dd if=FILE of=/dev/null bs=1M: the upper limit of the rate at which a process can read this file
 //   read   LoadExperts into an engine that only sums up every word
 //   load   LoadExperts into the CPU engine, which packs every matrix into the library's layout
 //
-// Prints a table in Markdown with the rates and their ratio to dd's: taken in turns, the median of kRounds, for
-// neighbours disturb single ones.
+// Prints a table in Markdown with the rates and their ratio to dd's rate. The three run in turn, and each rate is the
+// median of kRounds runs, because other work on the host disturbs single runs.
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,7 +25,7 @@ namespace {
 
 constexpr int kRounds = 7;
 
-// Touches every byte once and keeps nothing.
+// An engine that reads every byte once and keeps nothing.
 class SummingEngine final : public ExpertEngine {
  public:
   DType compute_dtype() const override { return DType::kBF16; }
@@ -46,7 +46,7 @@ class SummingEngine final : public ExpertEngine {
   absl::Status Combine(const RankPlanView&, ConstMatrixView, MatrixView) override { return absl::OkStatus(); }
 
  private:
-  // Four sums at once, so that additions do not wait for each other. The writer aligns tensors to 8 bytes.
+  // Computes four sums at once, so that additions do not wait for each other. The writer aligns tensors to 8 bytes.
   static uint64_t Sum(ConstMatrixView matrix) {
     const auto* words = reinterpret_cast<const uint64_t*>(matrix.data);
     const size_t num_words = matrix.size_bytes() / sizeof(uint64_t) / 4 * 4;
@@ -130,7 +130,7 @@ absl::Status Measure() {
       {"read", [&] { return ReadOnly(folder.path()); }},
       {"load", [&] { return Pack(folder.path()); }},
   };
-  SY_RETURN_IF_ERROR(RunDd(folder.path()));  // into the page cache, where it is not from being written
+  SY_RETURN_IF_ERROR(RunDd(folder.path()));  // brings the file into the page cache if writing it has not
   std::map<std::string, std::vector<double>> rates;
   for (int round = 0; round < kRounds; ++round) {
     for (const auto& [name, run] : measurements) {

@@ -19,7 +19,7 @@ using testing::HasSubstr;
 
 constexpr int kNumExperts = 40;
 
-// Notes what was loaded, and by whom; fails at one expert if told so.
+// Records which experts were loaded and by which threads. Fails at `failing_slot`.
 class RecordingEngine final : public ExpertEngine {
  public:
   explicit RecordingEngine(int load_threads, int failing_slot = -1)
@@ -32,10 +32,10 @@ class RecordingEngine final : public ExpertEngine {
     MutexLock lock(&mu_);
     slots_.push_back(slot);
     if (slot == failing_slot_) return absl::ResourceExhaustedError("full");
-    // The views have to hold until this returns, whatever other threads read and release meanwhile.
+    // The views must stay valid until this returns, although other threads read and release experts meanwhile.
     first_elements_[slot] = weights.up.matrix.as<float>()[0];
     ++num_loads_;
-    // Until as many threads as there should be are in here, nobody leaves.
+    // Every call waits until load_threads_ threads have called.
     threads_.insert(std::this_thread::get_id());
     changed_.SignalAll();
     while (static_cast<int>(threads_.size()) < load_threads_) changed_.Wait(&mu_);
@@ -58,7 +58,7 @@ class RecordingEngine final : public ExpertEngine {
     MutexLock lock(&mu_);
     return threads_.size();
   }
-  // In the order in which they were loaded.
+  // Slots in the order in which they were loaded.
   std::vector<int> slots() {
     MutexLock lock(&mu_);
     return slots_;
@@ -125,8 +125,8 @@ TEST(ExpertLoaderTest, NothingToLoadIsFine) {
   EXPECT_TRUE(LoadExperts(*source, engine, {}, [](const ExpertToLoad&) { return absl::OkStatus(); }).ok());
 }
 
-// Eleven layers of four experts; their experts' order in the file is that of the names, so layer 10 comes before
-// layer 2.
+// Writes a model of eleven layers of four experts. The experts are in the order of their names in the file, so layer 10
+// comes before layer 2.
 std::string WriteMixtral() {
   const std::string folder = testing::TempDir() + "/mixtral";
   std::filesystem::create_directories(folder);

@@ -17,7 +17,7 @@
 namespace switchyard {
 namespace {
 
-// Whether `address` is `host`, an IPv4 or IPv6 address as text.
+// Whether `address` equals `host`, an IPv4 or IPv6 address as text.
 bool IsAddress(const sockaddr* address, const std::string& host) {
   char text[INET6_ADDRSTRLEN] = {};
   const void* bytes = nullptr;
@@ -27,7 +27,7 @@ bool IsAddress(const sockaddr* address, const std::string& host) {
   return bytes != nullptr && inet_ntop(address->sa_family, bytes, text, sizeof(text)) != nullptr && host == text;
 }
 
-// What NCCL takes for --exchange_host: the interface that has this address, or that is called so.
+// The value for NCCL_SOCKET_IFNAME that --exchange_host means: the interface with this address or name.
 absl::StatusOr<std::string> InterfaceOf(const std::string& exchange_host) {
   const std::string host = exchange_host == "localhost" ? "127.0.0.1" : exchange_host;
   ifaddrs* all = nullptr;

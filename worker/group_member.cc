@@ -17,7 +17,7 @@ absl::StatusOr<std::string> GroupMember::Prepare(Epoch epoch, int rank, int size
     old = std::move(current_);
     current_ = nullptr;
   }
-  old.reset();  // outside the lock: ending a communicator may take a while
+  old.reset();  // outside the lock, because ending a communicator may take a while
   SY_ASSIGN_OR_RETURN(std::shared_ptr<Communicator> fresh, factory_->Prepare(rank, size));
   std::string address = fresh->address();
   MutexLock lock(&mu_);

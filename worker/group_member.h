@@ -1,7 +1,7 @@
 // This rank's membership in the group: one communicator per epoch.
 //
-// The step thread prepares and connects; a gRPC thread announces newer epochs, which aborts the communicator of an
-// older one even while the step thread is blocked in it.
+// The step thread prepares and connects. A gRPC thread announces newer epochs, which aborts the communicator of an
+// older epoch even while the step thread is blocked in it.
 #pragma once
 
 #include <memory>
@@ -18,18 +18,19 @@ class GroupMember {
  public:
   explicit GroupMember(std::unique_ptr<CommunicatorFactory> factory) : factory_(std::move(factory)) {}
 
-  // Leaves the old epoch and prepares for `epoch`: returns this rank's address. Aborted when a newer one was announced.
+  // Leaves the old epoch, prepares for `epoch` and returns this rank's address. Aborted when a newer epoch was
+  // announced.
   absl::StatusOr<std::string> Prepare(Epoch epoch, int rank, int size);
 
-  // Joins the ranks of the epoch last prepared and checks the exchange.
+  // Joins the ranks of `epoch`, which must be the epoch last prepared, and checks the exchange.
   absl::Status Connect(Epoch epoch, const std::vector<std::string>& addresses);
 
-  // The epoch this rank can run steps of; only meaningful with a communicator.
+  // The epoch whose steps this rank can run. Only meaningful when there is a communicator().
   Epoch epoch() const { return connected_epoch_; }
   // Null unless connected.
   Communicator* communicator() const { return connected_ ? current_.get() : nullptr; }
 
-  // From any thread: everything older than `epoch` is over.
+  // Tells that epochs older than `epoch` have ended. Any thread may call it.
   void Announce(Epoch epoch);
 
  private:
@@ -41,7 +42,7 @@ class GroupMember {
   Mutex mu_;
   Epoch newest_ ABSL_GUARDED_BY(mu_);
   Epoch prepared_ ABSL_GUARDED_BY(mu_);
-  // Written by the step thread under the lock, so that it may read it without.
+  // Only the step thread writes it, under the lock, so the step thread may read it without the lock.
   std::shared_ptr<Communicator> current_;
 };
 

@@ -1,5 +1,5 @@
-// The step thread's inbox: control messages from the front and tasks of the worker's other threads, woken through a
-// descriptor that can be polled together with the link's socket.
+// The step thread's queue of control messages from the front and of tasks from the worker's other threads. It wakes the
+// step thread through a descriptor that can be polled together with the link's socket.
 //
 // Thread-safe: any thread pushes, the step thread pops.
 #pragma once
@@ -22,16 +22,16 @@ class Inbox {
   using Task = std::function<void()>;
   using Item = std::variant<worker::FrontMessage, Task>;
 
-  // Dropped once closed.
+  // Adds an item. Once the inbox is closed, drops it.
   void Push(Item item);
-  // Marks that nothing will come any more: `status` says why. What is there already is still popped first.
+  // Marks that no more items will come; `status` is the reason. Items already in the inbox can still be popped.
   void Close(absl::Status status);
 
   std::optional<Item> Pop();
-  // Set once closed.
+  // The reason, once the inbox is closed and empty.
   std::optional<absl::Status> closed() const;
 
-  // Readable when there is something to pop, or once closed.
+  // Readable when there is an item to pop, or once the inbox is closed.
   int wake_fd() const { return wake_fd_.get(); }
 
  private:

@@ -23,7 +23,7 @@ worker::WorkerMessage MakeReport(const LoadProgress& so_far) {
 
 void LoadReport::Update(const LoadProgress& so_far) {
   const SteadyTime now = Clock::Real().Now();
-  // The first one tells how much there is.
+  // The first report, which tells the total, and the last one are always sent.
   const bool is_edge = so_far.bytes_done() == 0 || so_far.bytes_done() == so_far.bytes_total();
   if (!is_edge && now - last_report_ < kReportPeriod) return;
   last_report_ = now;

@@ -1,4 +1,5 @@
-// Tells how loading goes: to the front every half second and, where the front logs elsewhere, in the log.
+// Reports the progress of loading: to the front every half second and, if the front did not start this worker, to the
+// worker's own log.
 #pragma once
 
 #include <functional>
@@ -11,10 +12,10 @@
 
 namespace switchyard {
 
-// One thread at a time.
+// Thread-safety: one thread at a time.
 class LoadReport {
  public:
-  // `send` goes to the front.
+  // `send` sends a message to the front. `logs`: whether to write to the log too.
   LoadReport(std::function<void(worker::WorkerMessage)> send, bool logs) : send_(std::move(send)), logs_(logs) {}
 
   void Update(const LoadProgress& so_far);

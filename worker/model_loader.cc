@@ -14,7 +14,8 @@
 namespace switchyard {
 namespace {
 
-// The files must stay what the front opened, or some ranks, or some experts, would be of other weights than the rest.
+// The files must not change after the front opened them; otherwise some ranks or experts would have other weights than
+// the rest.
 absl::Status CheckSameFiles(const worker::ModelShare& model, const WeightSource& source) {
   if (model.file_identity() == 0) return absl::OkStatus();
   SY_ASSIGN_OR_RETURN(const uint64_t identity, source.FileIdentity());
@@ -87,7 +88,7 @@ struct ModelLoader::Job {
 
   const worker::ModelShare share;
   const ModelId id;
-  // The loader's thread; the step thread while it waits for that.
+  // The loader's thread uses these, and the step thread while the loader's thread waits for it.
   DType compute_dtype = DType::kF32;
   std::unique_ptr<WeightSource> source;
   std::vector<ExpertToLoad> experts;
@@ -100,7 +101,7 @@ struct ModelLoader::Shared {
   CondVar changed;
   bool stopping ABSL_GUARDED_BY(mu) = false;
   std::vector<std::shared_ptr<Job>> waiting ABSL_GUARDED_BY(mu);
-  std::set<ModelId> cancelled ABSL_GUARDED_BY(mu);  // of those that wait or are being loaded
+  std::set<ModelId> cancelled ABSL_GUARDED_BY(mu);  // models that wait or are being loaded
 };
 
 ModelLoader::ModelLoader(ModelLoaderOptions options)
@@ -128,7 +129,7 @@ void ModelLoader::Cancel(ModelId id) {
 void ModelLoader::Free(std::unique_ptr<ModelPart> part, std::function<void()> done) {
   tasks_.Add([part = std::shared_ptr<ModelPart>(std::move(part)), done = std::move(done)]() mutable {
     part = nullptr;
-    malloc_trim(0);  // experts smaller than what malloc maps leave holes in its heap
+    malloc_trim(0);  // because experts too small for malloc to map leave holes in its heap
     done();
   });
 }
@@ -190,7 +191,7 @@ absl::Status ModelLoader::LoadOne(Job& job, const std::function<void(int64_t num
     expert_done(ExpertBytes(spec.layers[expert.layer_idx], job.compute_dtype));
     return CheckWanted(job);
   }));
-  return CheckSameFiles(job.share, *job.source);  // also while they were read
+  return CheckSameFiles(job.share, *job.source);  // they must not have changed while they were read either
 }
 
 absl::Status ModelLoader::MakePart(Job& job) {
@@ -227,7 +228,8 @@ absl::Status ModelLoader::CallOnStepThread(const std::function<absl::Status()>& 
     shared->changed.SignalAll();
   });
   MutexLock lock(&shared_->mu);
-  // A step thread that is ending calls it no more, but may be about to.
+  // When the worker is ending, the step thread may never run the task. If it has begun the task, wait for it all the
+  // same.
   while (!state->result.has_value() && (!shared_->stopping || state->has_begun)) shared_->changed.Wait(&shared_->mu);
   if (state->result.has_value()) return *state->result;
   state->is_dropped = true;

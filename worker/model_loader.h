@@ -1,15 +1,16 @@
 // Loads a worker's part of models while its step thread runs steps.
 //
-// A load is in two parts. Reading and packing weights takes long, and happens on a thread of the loader's own. What
-// touches what steps use as well, which is a device's streams and buffers, happens on the step thread between steps:
-// `on_step_thread` takes it there. An engine that computes on the host shares nothing with others.
+// A load has two kinds of work. Reading and packing weights takes long, so it runs on the loader's own thread. Work
+// that touches resources shared with steps (a device's streams and buffers) runs on the step thread between steps;
+// `on_step_thread` takes it there. Engines that compute on the host share nothing with each other.
 //
-//   loader   open the files, check that they are what the front saw     of all models that wait, then one by one:
-//   step       make the engine, declare the layers, reserve memory
-//   loader   read and pack the experts, report progress
+//   loader thread   for all waiting models: open the files, check that the front opened the same ones
+//   then, for one model after the other:
+//   step thread     make the engine, declare the layers, reserve memory
+//   loader thread   read and pack the experts, report progress
 //
-// Every load ends with exactly one call of `done`, with the engine also after a failure once there is one: the step
-// thread frees what a device holds.
+// Every load ends with exactly one call of `done`. A failed load passes on the engine too if it was made, because the
+// step thread must free device memory.
 #pragma once
 
 #include <functional>
@@ -29,7 +30,7 @@ namespace switchyard {
 // Makes an engine of a compute type on the worker's device.
 using EngineFactory = std::function<absl::StatusOr<std::unique_ptr<ExpertEngine>>(DType compute_dtype)>;
 
-// Of the models that wait or are being loaded. Bytes are those of the weights in the compute type.
+// Progress of the models that wait or are being loaded. Bytes count weights in the compute type.
 struct LoadProgress {
   struct Model {
     ModelId id;
@@ -46,17 +47,17 @@ struct LoadProgress {
 struct LoadOutcome {
   ModelId id;
   absl::Status status;              // names the model, and the layer and expert, or the bytes that are missing
-  std::unique_ptr<ModelPart> part;  // of a failed load: to be freed, or null
+  std::unique_ptr<ModelPart> part;  // null, or to be freed, after a failed load
 };
 
 struct ModelLoaderOptions {
   EngineFactory make_engine;
-  // Calls a task on the step thread some time later, or drops it when the worker ends.
+  // Runs a task on the step thread some time later, or drops it when the worker ends.
   std::function<void(std::function<void()> task)> on_step_thread;
-  // From the loader's thread, or one of those that it starts, one at a time: when it is known how much there is, after
-  // every expert, and after every model.
+  // Called once the number of bytes to load is known, and after every expert. The loader's thread, or a thread that it
+  // starts, calls it, one at a time.
   std::function<void(const LoadProgress&)> progress;
-  // On the loader's thread.
+  // Called on the loader's thread.
   std::function<void(LoadOutcome)> done;
 };
 
@@ -64,15 +65,17 @@ struct ModelLoaderOptions {
 class ModelLoader {
  public:
   explicit ModelLoader(ModelLoaderOptions options);
-  // Ends the load under way with an error, and does not begin those that wait; each is told all the same.
+  // Ends the current load with an error and does not begin the waiting ones. `done` is called for each of them.
   ~ModelLoader();
 
-  // In order, one at a time; those that come together are opened together, before the first is loaded.
+  // Loads models in order, one at a time. Models of one call are opened together before the first of them is loaded.
   void Load(std::vector<worker::ModelShare> shares);
-  // Of a model that is being loaded or waits for it: it ends as soon as can be, with an error, unless it is done.
+  // Ends the load of a model that waits or is being loaded as soon as possible, with an error, unless it is done
+  // already.
   void Cancel(ModelId id);
 
-  // Frees what may be freed on any thread behind what is being loaded, then calls `done`.
+  // Frees `part` on the loader's thread after the loads before it, then calls `done`. For parts that any thread may
+  // free.
   void Free(std::unique_ptr<ModelPart> part, std::function<void()> done);
 
  private:
@@ -80,21 +83,21 @@ class ModelLoader {
 
   struct Shared;
 
-  // On the loader's thread.
+  // These run on the loader's thread.
   void LoadWaiting();
   absl::Status Open(Job& job);
   absl::Status LoadOne(Job& job, const std::function<void(int64_t num_bytes)>& expert_done);
   void Finish(Job& job, const absl::Status& status);
   absl::Status CallOnStepThread(const std::function<absl::Status()>& call);
-  // An error once the model is cancelled, or the loader ends.
+  // An error once the model is cancelled or the loader ends.
   absl::Status CheckWanted(const Job& job);
-  // On the step thread.
+  // Runs on the step thread.
   absl::Status MakePart(Job& job);
 
   const ModelLoaderOptions options_;
-  const std::shared_ptr<Shared> shared_;  // with tasks of the step thread, which may be dropped or come late
+  const std::shared_ptr<Shared> shared_;  // also owned by tasks on the step thread, which may be dropped or run late
 
-  TaskQueue tasks_;  // ends first
+  TaskQueue tasks_;  // declared last because it must be destroyed first
 };
 
 }  // namespace switchyard

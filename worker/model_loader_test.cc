@@ -13,7 +13,7 @@ namespace {
 
 using testing::HasSubstr;
 
-// Plays the step thread: runs tasks when it is told to.
+// The test's thread acts as the step thread: it runs tasks when a test asks for it.
 class ModelLoaderTest : public testing::Test {
  protected:
   ModelLoaderTest() {
@@ -58,7 +58,7 @@ class ModelLoaderTest : public testing::Test {
     return share;
   }
 
-  // Runs tasks until so many loads have ended.
+  // Runs tasks until `count` loads have ended.
   void RunUntilEnded(size_t count) {
     while (true) {
       std::function<void()> task;
@@ -141,7 +141,7 @@ TEST_F(ModelLoaderTest, EndsWhileTheStepThreadIsGone) {
   ASSERT_EQ(outcomes_.size(), 1u);
   EXPECT_TRUE(absl::IsCancelled(outcomes_[0].status));
   MutexLock lock(&mu_);
-  tasks_.front()();  // comes late, and does nothing
+  tasks_.front()();  // runs too late, and does nothing
 }
 
 }  // namespace

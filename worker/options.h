@@ -12,25 +12,25 @@ namespace switchyard {
 struct WorkerOptions {
   // Address of the front's worker port.
   std::string front;
-  // "cpu", "cuda" (of the front's worker i, GPU i), "cuda:N" or "auto".
+  // "cpu", "cuda" (the front's worker i takes GPU i), "cuda:N" or "auto".
   std::string device = "auto";
-  // The most bytes of GPU memory that weights and workspace may take; 0 for all that is free.
+  // The most bytes of GPU memory that weights and workspace may take; 0 for all free memory.
   int64_t gpu_memory_limit = 0;
   // Whether fp32 products on a GPU may round their inputs to TF32.
   bool allow_tf32 = false;
-  // Name of a registered custom expert (moe/experts/custom_expert.h) that computes in the place of every expert, on the
-  // CPU; empty for the checkpoint's own formula.
+  // Name of a registered custom expert (moe/experts/custom_expert.h) that replaces every expert, on the CPU; empty for
+  // the checkpoint's own formula.
   std::string custom_expert;
-  // Address that the other ranks reach this one at for the exchange.
+  // Address at which the other ranks reach this rank for the exchange.
   std::string exchange_host = "127.0.0.1";
-  // Threads of the CPU engine; 0 uses every core the process may run on.
+  // Threads of the CPU engine; 0 for every core that the process may run on.
   int num_threads = 0;
   // File with the secret that the front asks of workers; empty for none.
   std::string token_file;
-  // Certificates that front and worker show each other; none for no TLS.
+  // Files of this worker's certificate and key, and of the roots for the front's certificate; empty paths for no TLS.
   TlsFiles tls = {{"--worker_tls_cert", ""}, {"--worker_tls_key", ""}, {"--worker_tls_ca", ""}};
-  // Where /metrics, /livez and /readyz are served, when they are. Port 0 takes a free one; of a front's worker i it is
-  // port + i.
+  // Address and port of /metrics, /livez and /readyz, which are not served without a port. Port 0 takes a free port;
+  // otherwise a front's worker i takes port + i.
   std::string http_host = "127.0.0.1";
   std::optional<int> http_port;
   // How long to keep trying to reach a front that is not up yet.
@@ -40,7 +40,7 @@ struct WorkerOptions {
   int local_index = -1;
   int num_local_workers = 1;
   int link_fd = -1;
-  // How long to look for the next step on that link before sleeping.
+  // How long to poll that link for the next step before sleeping, in microseconds.
   int link_spin_us = 0;
 };
 

@@ -51,10 +51,10 @@ void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
   app.add_option("--link_spin_us", options.link_spin_us)->group("");
 }
 
-// A descriptor that becomes readable on the signals that ask this process to stop. A worker that a front started leaves
-// Ctrl-C to the front, which drains first.
+// Returns a descriptor that becomes readable on the signals that ask this process to stop. A worker that a front
+// started ignores Ctrl-C, because the front handles it and drains first.
 absl::StatusOr<UniqueFd> BlockStopSignals(bool started_by_front) {
-  signal(SIGPIPE, SIG_IGN);  // a peer's death shows as an error of the call that meets it
+  signal(SIGPIPE, SIG_IGN);  // so that writing to a dead peer is an error of the call
   if (started_by_front) signal(SIGINT, SIG_IGN);
   const sigset_t signals =
       started_by_front ? KeepSignalsForThisThread({SIGTERM}) : KeepSignalsForThisThread({SIGTERM, SIGINT});
@@ -63,16 +63,16 @@ absl::StatusOr<UniqueFd> BlockStopSignals(bool started_by_front) {
   return fd;
 }
 
-// Loading allocates and frees an expert's tensors over and over. glibc would come to keep such blocks in its heap,
-// between packed weights that stay, and a third of the process would be holes; mapped blocks go back when they are
-// freed.
+// Loading allocates and frees an expert's tensors over and over. By default glibc would come to keep such blocks in its
+// heap, between packed weights that stay, so that a third of the process's memory would be holes. Blocks from this size
+// on are mapped instead, and go back to the system when they are freed.
 void KeepLargeBlocksOutOfTheHeap() { mallopt(M_MMAP_THRESHOLD, 1 << 20); }
 
 absl::Status RunWorker(const WorkerOptions& options, const LoggingOptions& logging, DeviceOpener open_device) {
   SY_RETURN_IF_ERROR(SetUpLogging(logging));
   KeepLargeBlocksOutOfTheHeap();
   const bool started_by_front = options.local_index >= 0;
-  // A front that dies without a word must not leave its workers behind.
+  // When the front dies, even by SIGKILL, its workers must not stay behind.
   if (started_by_front) prctl(PR_SET_PDEATHSIG, SIGKILL);
   SY_ASSIGN_OR_RETURN(const UniqueFd stop_fd, BlockStopSignals(started_by_front));
   SY_ASSIGN_OR_RETURN(auto worker, Worker::Create(options, open_device));

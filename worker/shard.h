@@ -1,4 +1,4 @@
-// A rank's share of the models: of each one, an engine with this rank's experts.
+// A rank's share of the models: an engine with this rank's experts for each model.
 #pragma once
 
 #include <map>
@@ -20,8 +20,8 @@ struct ModelPart {
 
   ModelId id;
   std::string name;
-  LayerId first_layer;        // the front's; the others follow
-  std::vector<Layer> layers;  // numbered alike in the engine
+  LayerId first_layer;        // the front's number of the first layer; the other layers follow it
+  std::vector<Layer> layers;  // by the engine's layer number
   int64_t max_batch_rows = 0;
   std::unique_ptr<ExpertEngine> engine;
 };
@@ -38,10 +38,10 @@ class Shard {
   };
 
   void Add(std::unique_ptr<ModelPart> part);
-  // Null when there is no such model. No step may use it any more.
+  // Removes and returns a model's part; null when there is no such model. No step may be using it.
   std::unique_ptr<ModelPart> Remove(ModelId id);
 
-  // No part for a layer of no model that is there.
+  // Finds a layer by the front's number. `part` is null if no model here has the layer.
   Place Find(LayerId layer) const;
 
   int64_t weight_bytes() const;

@@ -43,7 +43,7 @@ void StepPipeline::Drain() {
   while (!entries_.empty()) changed_.Wait(&mu_);
 }
 
-// Steps end in order, so the lanes come free in the order in which they were taken.
+// Steps end in order, so lanes become free in the order in which they were taken.
 int StepPipeline::TakeLane() {
   if (num_lanes_ == 0) return 0;
   MutexLock lock(&mu_);
@@ -66,7 +66,7 @@ void StepPipeline::CompleteLoop() {
       MutexLock lock(&mu_);
       while (entries_.empty() && !stopping_) changed_.Wait(&mu_);
       if (entries_.empty()) return;
-      entry = &entries_.front();  // a deque's elements stay in place when others are added
+      entry = &entries_.front();  // stays valid when entries are added, because a deque does not move its elements
     }
     Complete(*entry);
     MutexLock lock(&mu_);
@@ -79,7 +79,8 @@ void StepPipeline::CompleteLoop() {
 void StepPipeline::Complete(Entry& entry) {
   absl::Status status = entry.begun;
   if (entry.engine != nullptr) {
-    // Also after a failure to enqueue: the lane is free when what was enqueued before it has ended.
+    // Also after a failure to enqueue, because the lane is free only when the work enqueued before the failure has
+    // ended.
     const absl::Status finished = StepRunner::Finish(*entry.engine, *entry.communicator, entry.lane);
     if (status.ok()) status = finished;
     if (num_lanes_ > 0) entry.times.expert_us = MicrosBetween(entry.begin, Clock::Real().Now());

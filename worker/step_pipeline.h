@@ -1,11 +1,11 @@
-// Keeps several steps on their way through a device: one thread enqueues them, another waits for them in order and
-// reports.
+// Keeps several steps in flight on a device: one thread enqueues them, and another waits for them in order and reports.
 //
 // A device computes several steps at once in *lanes*, which all its engines share. Submit enqueues a step in the next
-// lane, waiting for one when all are taken, and returns; the completion thread tells of its end. A host engine has done
-// a step when Submit returns, on the caller's thread, without a hop to another one.
+// lane and returns; if all lanes are taken, it first waits for one. The completion thread reports the end of the step.
+// A host engine computes the step on the caller's thread, so the step is done and reported when Submit returns.
 //
-// Every step is reported exactly once, in the order of submission. A step that failed has aborted its communicator.
+// Every step is reported exactly once, in the order of submission. When a submitted step fails, its communicator is
+// aborted, unless only combining its returned rows could not be enqueued.
 //
 // Thread-safety: one thread calls Submit, Refuse and Drain.
 #pragma once
@@ -21,28 +21,28 @@
 
 namespace switchyard {
 
-// Called with the step's end; on a device from the completion thread. On a device, `times` has the time to enqueue the
-// dispatch and the combination, and as the experts' time that of the whole step, from submission to its end.
+// Called when the step has ended; on a device from the completion thread. On a device, the dispatch and combine times
+// in `times` are the times to enqueue them, and expert_us is the time of the whole step from submission to its end.
 using StepDoneFn = std::function<void(const absl::Status& status, const StepTimes& times)>;
 
 class StepPipeline {
  public:
-  // `num_lanes` is what all engines have, or 0 when they compute on the host. `on_device_lost`, told that no step can
-  // be computed in this process any more, is called from the thread that reports.
+  // `num_lanes` is the engines' number of lanes, the same for all, or 0 if they compute on the host. `on_device_lost`
+  // is called, from the thread that reports, when this process cannot compute steps any more.
   StepPipeline(int num_lanes, std::function<void(const absl::Status&)> on_device_lost);
   // Drains.
   ~StepPipeline();
 
-  // Plan views may go when this returns; rows, output and communicator stay until `done`.
+  // The plan's memory may be freed when this returns; rows, output and communicator must stay until `done`.
   void Submit(const Step& step, StepDoneFn done);
-  // Reports, in its turn, a step that cannot be submitted.
+  // Reports a step that cannot be submitted, after the steps before it.
   void Refuse(const absl::Status& why, StepDoneFn done);
 
-  // Waits until every step was reported. Those that wait for a peer end when their communicator is aborted.
+  // Waits until every step has been reported. Steps that wait for a peer end when their communicator is aborted.
   void Drain();
 
  private:
-  // A step that was enqueued, or refused: then without an engine.
+  // A step that was enqueued or refused. `engine` is null for a refused step.
   struct Entry {
     ExpertEngine* engine = nullptr;
     Communicator* communicator = nullptr;
@@ -67,11 +67,11 @@ class StepPipeline {
 
   Mutex mu_;
   CondVar changed_;
-  std::deque<Entry> entries_ ABSL_GUARDED_BY(mu_);  // the front one is being completed
+  std::deque<Entry> entries_ ABSL_GUARDED_BY(mu_);  // the first entry is being completed
   int lanes_taken_ ABSL_GUARDED_BY(mu_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
 
-  std::thread completer_;  // only with lanes
+  std::thread completer_;  // only runs if there are lanes
 };
 
 }  // namespace switchyard

@@ -15,7 +15,7 @@ using testing::HasSubstr;
 
 constexpr int kNumExperts = 6;
 
-// What all ranks share of one step.
+// The parts of a step that all ranks share.
 struct SharedStep {
   SharedStep(const TestLayer& layer, const Placement& placement, int64_t num_rows, int num_chunks, uint32_t seed)
       : routing(RandomRouting(num_rows, 2, kNumExperts, seed)),
@@ -41,7 +41,7 @@ struct SharedStep {
   HostMatrix rows, output;
 };
 
-// What was reported, in order. Only read once everything has been.
+// The reports in order. Read them only after all steps have been reported.
 struct Reports {
   StepDoneFn ForStep(int idx) {
     return [this, idx](const absl::Status& status, const StepTimes&) {
@@ -112,7 +112,7 @@ TEST_F(StepPipelineTest, HostEnginesReportOnTheSubmittingThreadBeforeSubmitRetur
   EXPECT_EQ(reports.statuses.at(1), absl::InternalError("odd"));
 }
 
-// What happens when a peer is lost: its rows never come, until the group's next epoch aborts the communicator.
+// Simulates the loss of a peer: its rows never come, until the communicator is aborted, as the next epoch does.
 TEST_F(StepPipelineTest, StepsThatWaitForAPeerEndWhenAborted) {
   const Placement placement = Placement::Even(kNumExperts, 2);
   const auto group = FormGroup(*factory_, 2);
@@ -131,7 +131,7 @@ TEST_F(StepPipelineTest, StepsThatWaitForAPeerEndWhenAborted) {
       pipeline.Submit(step.ForRank(0, engine.get(), &communicator), reports.ForStep(i));
     }
     aborter.join();
-  }  // the end of the pipeline drains it
+  }  // the pipeline's destructor drains it
   EXPECT_EQ(reports.order, (std::vector<int>{0, 1, 2, 3, 4}));
   for (const absl::Status& status : reports.statuses) EXPECT_EQ(status.code(), absl::StatusCode::kAborted) << status;
 }

@@ -7,7 +7,7 @@
 namespace switchyard {
 namespace {
 
-// Bytes for each rank, from offsets in rows.
+// Computes the bytes of each rank's block from offsets in rows.
 void CountBytes(std::span<const int32_t> offsets, size_t row_bytes, std::vector<size_t>* counts) {
   counts->clear();
   for (size_t peer = 0; peer + 1 < offsets.size(); ++peer) {
@@ -15,7 +15,7 @@ void CountBytes(std::span<const int32_t> offsets, size_t row_bytes, std::vector<
   }
 }
 
-// Adds the time since it was made, or last read, to a counter.
+// Adds the time since its construction, or since the last AddTo, to a counter.
 class LapTimer {
  public:
   void AddTo(int64_t& us) {
@@ -51,7 +51,8 @@ absl::Status CheckShapes(const Step& step) {
   return CheckMatrix("output rows", step.output, plan.num_home_rows, step.hidden_dim, dtype);
 }
 
-// Send rows are distinct and in order, so as many of them as there are home rows are the home rows.
+// A single rank's send rows are distinct and in order, so if there are as many of them as home rows, they are the home
+// rows.
 bool ExchangesNothing(const Step& step) {
   return step.communicator->size() == 1 && step.plan.num_send_rows() == step.plan.num_home_rows &&
          step.plan.num_recv_rows() == step.plan.num_home_rows;
@@ -82,8 +83,8 @@ absl::Status StepRunner::Run(const Step& step, StepTimes* times) {
 absl::Status StepRunner::Begin(const Step& step, int lane, StepTimes* times) {
   *times = {};
   absl::Status begun = Enqueue(step, lane, times);
-  // Ends the step without rows, so that Finish waits for what was enqueued, which may read the home rows. That this
-  // fails too says nothing new.
+  // After a failure, ends the step without rows, so that Finish waits for the enqueued work, which may read the home
+  // rows. The error of EndStep is ignored, because the step has failed already.
   if (!begun.ok()) (void)step.engine->EndStep(lane, ConstMatrixView{}, MatrixView{});
   return begun;
 }
@@ -106,7 +107,7 @@ absl::Status StepRunner::Enqueue(const Step& step, int lane, StepTimes* times) {
 
 absl::Status StepRunner::Finish(ExpertEngine& engine, Communicator& communicator, int lane) {
   absl::Status finished = engine.WaitStep(lane);
-  // An exchange whose peer is gone ends on a device too, without its bytes.
+  // On a device, an exchange whose peer is gone ends too, without having moved its bytes.
   if (finished.ok()) finished = communicator.Health();
   if (!finished.ok()) communicator.Abort();
   return finished;
@@ -147,7 +148,7 @@ absl::Status StepRunner::ExchangeAndCompute(const Step& step, const Buffers& row
   for (int chunk = 0; chunk < num_chunks; ++chunk) {
     SY_RETURN_IF_ERROR(RunExperts(step, chunk, rows));
     timer.AddTo(times->expert_us);
-    // Before anything else is put on the exchange's stream: the next chunk's experts wait for what is there now.
+    // The next chunk's experts must wait for the exchange's work so far, so this comes before more is enqueued there.
     if (chunk + 1 < num_chunks) SY_RETURN_IF_ERROR(Order(engine, exchange, compute));
     if (chunk + 2 < num_chunks) SY_RETURN_IF_ERROR(Dispatch(step, chunk + 2, rows));
     timer.AddTo(times->dispatch_us);

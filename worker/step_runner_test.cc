@@ -48,7 +48,7 @@ class StepRunnerTest : public testing::Test {
     layer_.ExpectReference(rows.view(), routing, output.view());
   }
 
-  // The same on asynchronous engines, cut into chunks.
+  // Like RunAndCompare, but on asynchronous engines and with the step cut into chunks.
   void RunInChunksAndCompare(const Routing& routing, const Placement& placement, int num_chunks) {
     const int num_ranks = placement.num_ranks();
     HostMatrix rows = layer_.RandomRows(routing.num_rows, 7);
@@ -66,7 +66,8 @@ class StepRunnerTest : public testing::Test {
       StepTimes times;
       const absl::Status done = StepRunner().Run(step, &times);
       EXPECT_TRUE(done.ok()) << done;
-      // One out and one back for every chunk but the rank's own; a lone rank that computes every row exchanges nothing.
+      // Two exchanges (out and back) for every chunk except the rank's own. A single rank that computes every row
+      // exchanges nothing.
       const bool computes_all = num_ranks == 1 && plan.ranks[0].view().num_recv_rows() == routing.num_rows;
       EXPECT_EQ(communicator.num_exchanges(), computes_all ? 0 : 2 * std::max(1, num_chunks - 1));
     });
@@ -106,7 +107,7 @@ TEST_F(StepRunnerTest, ChunksOnAsynchronousEnginesAgreeWithReference) {
   }
 }
 
-// Six experts on `num_ranks` ranks; every row chooses two of the rank that is `shift` after its home.
+// Six experts on `num_ranks` ranks. Every row chooses two experts of the rank that is `shift` ranks after its home.
 Routing RoutingToOneRank(int64_t num_rows, int num_ranks, int shift) {
   Routing routing;
   routing.Resize(num_rows, 2);
@@ -130,7 +131,7 @@ TEST_F(StepRunnerTest, ChunksWithEmptyBlocksAgreeWithReference) {
         Routing routing = RoutingToOneRank(31, num_ranks, shift);
         RunInChunksAndCompare(routing, placement, num_chunks);
         for (int64_t choice = 0; choice < 2 * 31; choice += 3) routing.expert_idx[choice] = -1;
-        for (int64_t choice = 20; choice < 30; ++choice) routing.expert_idx[choice] = -1;  // rows that nobody computes
+        for (int64_t choice = 20; choice < 30; ++choice) routing.expert_idx[choice] = -1;  // rows without any expert
         RunInChunksAndCompare(routing, placement, num_chunks);
       }
     }
@@ -156,7 +157,7 @@ TEST_F(StepRunnerTest, HostEnginesTakeEveryStepInOneChunk) {
   layer_.ExpectReference(rows.view(), routing, output.view());
 }
 
-// Fails in one phase, counts the others.
+// Fails in one phase, and counts the calls that move rows.
 class FailingEngine final : public ExpertEngine {
  public:
   enum class Phase { kScratch, kGather, kExperts, kCombine, kNone };
@@ -197,7 +198,8 @@ class FailingEngine final : public ExpertEngine {
   HostBuffer buffers_[4];
 };
 
-// Statuses of a two-rank step whose rank 0 fails in a phase, or is given too narrow an output.
+// The ranks' statuses after a step on two ranks in which rank 0 fails in `phase` or has an output of `output_cols`
+// columns.
 std::vector<absl::Status> RunFailing(FailingEngine::Phase phase, int64_t output_cols) {
   const Placement placement = Placement::Even(4, 2);
   const StepPlan plan = PlanStep(RandomRouting(8, 2, 4, 1), placement, HomeOffsets(8, 2));

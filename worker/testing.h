@@ -1,4 +1,4 @@
-// For tests of steps: a small layer with its reference, and a device made of threads.
+// Helpers for tests of steps: a small layer with its reference, and a device made of threads.
 #pragma once
 
 #include <array>
@@ -19,7 +19,7 @@
 
 namespace switchyard {
 
-// Six gated experts of width 40 for rows of 24 fp32.
+// A layer of six gated experts of width 40, for rows of 24 fp32 elements.
 class TestLayer {
  public:
   TestLayer();
@@ -28,7 +28,7 @@ class TestLayer {
   // A CPU engine with the experts of one rank, as layer 0.
   std::unique_ptr<ExpertEngine> MakeEngine(const Placement& placement, int rank) const;
   HostMatrix RandomRows(int64_t num_rows, uint32_t seed) const;
-  // Fails the test at the first element that is not the reference's.
+  // Fails the test at the first element that differs from the reference.
   void ExpectReference(ConstMatrixView rows, const Routing& routing, ConstMatrixView output) const;
 
  private:
@@ -36,11 +36,11 @@ class TestLayer {
   std::vector<ExpertWeights> experts_;
 };
 
-// Runs what is enqueued, in order, on a thread of its own. Thread-safe.
+// Runs the enqueued work in order, on a thread of its own. Thread-safe.
 class FakeStream {
  public:
   FakeStream();
-  ~FakeStream();  // runs what is left
+  ~FakeStream();  // runs the remaining work first
 
   void Enqueue(std::function<void()> work);
   DeviceStream handle() { return DeviceStream(this); }
@@ -56,18 +56,18 @@ class FakeStream {
   std::thread thread_;
 };
 
-// A host engine behind two streams and two lanes: asynchronous the way a GPU is, rows copied in and out included.
+// A host engine behind two streams and two lanes. It is asynchronous like a GPU's engine, and copies rows in and out.
 class FakeDeviceEngine final : public ExpertEngine {
  public:
   static constexpr int kNumLanes = 2;
 
-  // Scratch buffers hold `scratch_bytes` each, once and for all.
+  // Each scratch buffer has `scratch_bytes` bytes, and never grows.
   FakeDeviceEngine(std::unique_ptr<ExpertEngine> host, size_t scratch_bytes);
 
-  // From now on RunExperts fails with this when it is enqueued, or when it runs.
+  // Make later RunExperts calls fail with `why` when they are enqueued, or when they run.
   void FailEnqueueing(absl::Status why) { enqueue_failure_ = std::move(why); }
   void FailRunning(absl::Status why) { run_failure_ = std::move(why); }
-  // What CheckDevice says.
+  // Makes CheckDevice return `why`.
   void LoseDevice(absl::Status why) { device_status_ = std::move(why); }
 
   DType compute_dtype() const override { return host_->compute_dtype(); }
@@ -94,24 +94,24 @@ class FakeDeviceEngine final : public ExpertEngine {
  private:
   struct Lane {
     HostBuffer rows_in, rows_out;
-    std::shared_ptr<Notification> done;  // null when no step was ended in this lane since it was begun
-    absl::Status status;                 // of what ran; written by the compute stream, read after `done`
+    std::shared_ptr<Notification> done;  // null until EndStep
+    absl::Status status;                 // first error of the step's work; the compute stream writes it before `done`
   };
 
-  // Runs on the compute stream unless something of the step failed before.
+  // Enqueues work on the compute stream. It is skipped if earlier work of the step has failed.
   void Enqueue(std::function<absl::Status()> work);
 
   const std::unique_ptr<ExpertEngine> host_;
   std::array<std::vector<std::byte>, 4> scratch_;
   std::array<Lane, kNumLanes> lanes_;
-  int lane_ = 0;  // of the step being enqueued
+  int lane_ = 0;  // lane of the step being enqueued
   absl::Status enqueue_failure_, run_failure_, device_status_;
-  // Last, so that what is left runs while the rest is there.
+  // Declared last, so that remaining work runs while the other members still exist.
   const std::unique_ptr<FakeStream> exchange_ = std::make_unique<FakeStream>();
   const std::unique_ptr<FakeStream> compute_ = std::make_unique<FakeStream>();
 };
 
-// A host communicator whose exchanges run on the stream they are given. Outlives what was enqueued.
+// A host communicator whose exchanges run on the stream that they are given. It must outlive the enqueued exchanges.
 class FakeDeviceCommunicator final : public Communicator {
  public:
   explicit FakeDeviceCommunicator(Communicator* host) : host_(host) {}
@@ -129,7 +129,7 @@ class FakeDeviceCommunicator final : public Communicator {
 
  private:
   Communicator* const host_;
-  int num_exchanges_ = 0;  // enqueued
+  int num_exchanges_ = 0;  // number of exchanges enqueued
   Mutex mu_;
   absl::Status health_ ABSL_GUARDED_BY(mu_);
 };

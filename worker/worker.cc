@@ -20,7 +20,7 @@
 namespace switchyard {
 namespace {
 
-// The front's own port refuses larger step messages first; this only keeps gRPC's 4 MB default out of the way.
+// The front's port refuses messages that are too large, so the worker only lifts gRPC's default limit of 4 MB.
 constexpr int kUnlimitedMessage = -1;
 
 std::string HostName() {
@@ -49,7 +49,7 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectToFront(const std::string&
   return grpc::CreateCustomChannel(front, credentials, args);
 }
 
-// A step that came over the stream, with its rows in and out.
+// A step that came over the stream, with its input rows and its answer.
 struct StreamStep {
   worker::StepRequest request;
   worker::WorkerMessage answer;
@@ -70,8 +70,8 @@ Worker::Worker(const WorkerOptions& options, std::unique_ptr<Device> device)
     : options_(options), device_(std::move(device)), group_(device_->MakeExchange()) {}
 
 Worker::~Worker() {
-  loader_.reset();  // nothing is taken up any more
-  // Steps that wait for a peer end, and are reported while there still is a stream to report them on.
+  loader_.reset();  // from here on no model is taken up
+  // Makes steps that wait for a peer end, so that they are reported while the stream still exists.
   group_.Announce(Epoch{std::numeric_limits<int64_t>::max()});
   steps_.reset();
 }
@@ -273,7 +273,7 @@ void Worker::GiveUp(std::unique_ptr<ModelPart> part, const worker::WorkerMessage
   if (part != nullptr && part->engine != nullptr && part->engine->stream() == nullptr) {
     return loader_->Free(std::move(part), [this, answer] { control_->Send(answer); });
   }
-  // Memory of a device is freed between steps, like it is reserved.
+  // Device memory is freed between steps, as it is reserved.
   if (steps_ != nullptr) steps_->Drain();
   part.reset();
   control_->Send(answer);
@@ -282,8 +282,8 @@ void Worker::GiveUp(std::unique_ptr<ModelPart> part, const worker::WorkerMessage
 // ---- The group ------------------------------------------------------------------------------------------------------
 
 absl::Status Worker::PrepareGroup(Epoch epoch) {
-  // Steps of the epoch before end with errors where they have not ended: its communicator was aborted when this one was
-  // announced.
+  // Steps of the previous epoch that have not ended yet end with errors, because their communicator was aborted when
+  // this epoch was announced.
   if (steps_ != nullptr) steps_->Drain();
   metrics_.SetGroup(Epoch{}, rank_);
   worker::WorkerMessage answer;
@@ -316,7 +316,7 @@ absl::Status Worker::ConnectGroup(const worker::ConnectGroup& message) {
   return status.ok() ? absl::OkStatus() : CheckDevice();
 }
 
-// Not OK when trying again is in vain.
+// Not OK when the device is lost, so that trying again would be in vain.
 absl::Status Worker::CheckDevice() const {
   return Annotate(shard_.CheckDevice(), absl::StrCat("device ", device_->name()));
 }
@@ -340,7 +340,7 @@ absl::Status Worker::DeviceStatus() const {
 
 absl::Status Worker::HandleLinkStep() {
   auto received = ReceiveStep(link_socket_.get());
-  // A closed link without a word on the control stream: the front is gone.
+  // If the link is closed without a message on the control stream, the front is gone.
   if (!received.ok()) return Annotate(received.status(), "step link");
   const StepMessage& step = *received;
   if (!IsCurrent(step.epoch)) return absl::OkStatus();
@@ -366,7 +366,7 @@ absl::Status Worker::HandleLinkStep() {
   return absl::OkStatus();
 }
 
-// A front that is gone is noticed by the step thread, which finds its end of the link closed.
+// A failure to send is only logged: when the front is gone, the step thread notices that the link is closed.
 void Worker::SendLinkResult(const ResultMessage& result) {
   if (absl::Status sent = SendResult(link_socket_.get(), result); !sent.ok()) {
     spdlog::warn("rank {}: step {} is done and cannot be reported: {}", rank_, result.step_id.value, sent.message());
@@ -382,7 +382,8 @@ void Worker::HandleStreamStep(worker::StepRequest request) {
   result.set_step_id(step->request.step_id());
   std::string& output = *result.mutable_rows();
   output.resize(step->request.rows().size());
-  // protobuf keeps bytes in a std::string, whose data malloc aligns to 16: enough for the plan and for every row type.
+  // protobuf keeps bytes in a std::string, whose data malloc aligns to 16 bytes, enough for the plan and every row
+  // type.
   RunStep(LayerId{step->request.layer_id()}, std::as_bytes(std::span(step->request.plan())),
           std::as_bytes(std::span(step->request.rows())), std::as_writable_bytes(std::span(output)),
           [this, step](const absl::Status& status, const StepTimes& times) {

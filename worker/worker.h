@@ -1,8 +1,10 @@
-// One rank of the group: joins the front, loads its share of the experts, and runs steps until it is told to drain.
+// One rank of the group: joins the front, loads its share of the experts, and runs steps until the front tells it to
+// drain.
 //
-// Threads: Run's own is the step thread, which does everything in order (form the group, begin steps, take up and give
-// up models); the loader's reads and packs weights meanwhile (model_loader.h); gRPC's answer pings and announce new
-// epochs; on a device, a completion thread reports the steps that have ended (step_pipeline.h).
+// Threads. The thread that calls Run is the step thread: it forms groups, begins steps, and takes up and gives up
+// models, one after another. Meanwhile the loader's threads read and pack weights (model_loader.h), and gRPC's threads
+// answer pings and announce new epochs. On a device, a completion thread reports the steps that have ended
+// (step_pipeline.h).
 #pragma once
 
 #include <map>
@@ -28,13 +30,13 @@ namespace switchyard {
 
 class Worker {
  public:
-  // Validates the options, opens the device, and attaches to the link's memory where there is one.
+  // Validates the options, opens the device, and attaches to the link's memory if there is a link.
   static absl::StatusOr<std::unique_ptr<Worker>> Create(const WorkerOptions& options,
                                                         DeviceOpener open_device = OpenDevice);
   ~Worker();
 
-  // OK once drained or once `stop_fd` became readable; otherwise why the worker cannot go on: it was refused, could not
-  // load what is needed, or lost the front or its device.
+  // Runs until the worker is drained or `stop_fd` becomes readable, and then returns OK. Returns an error if the worker
+  // cannot go on: it was refused, could not load a model that is needed, or lost the front or its device.
   absl::Status Run(int stop_fd);
 
  private:
@@ -45,25 +47,26 @@ class Worker {
   absl::Status JoinFront();
   absl::StatusOr<worker::Hello> MakeHello() const;
 
-  // Steps until there is a reason to end.
+  // Handles messages and steps until there is a reason to end.
   absl::Status Serve(int stop_fd);
-  // Handles one message; sets `drained_` at the end.
+  // Handles one message. Sets `drained_` when it is the one to drain.
   absl::Status Handle(worker::FrontMessage message);
   void Load(std::vector<worker::ModelShare> models);
   void Unload(ModelId id);
   void OnLoadEnded(LoadOutcome outcome);
   void TakeUp(std::unique_ptr<ModelPart> part);
-  // Frees what may be null, between steps or on the loader's thread, and sends the answer then.
+  // Frees `part`, which may be null, between steps or on the loader's thread, and then sends `answer`.
   void GiveUp(std::unique_ptr<ModelPart> part, const worker::WorkerMessage& answer);
-  // Their own failures are told to the front; they return what makes the worker end.
+  // Both report failures to the front. They return an error only if the worker must end.
   absl::Status PrepareGroup(Epoch epoch);
   absl::Status ConnectGroup(const worker::ConnectGroup& message);
 
-  // Steps, over either kind of link. An outdated step is dropped: the front replays it under the new epoch.
+  // Handle steps from the shared-memory link or from the stream. They drop steps of an old epoch, which the front
+  // replays under the new epoch.
   absl::Status HandleLinkStep();
   void HandleStreamStep(worker::StepRequest request);
   void SendLinkResult(const ResultMessage& result);
-  // Of a step that peers may be waiting for already.
+  // Reports a step that cannot run, and aborts the communicator, because peers may be waiting for the step already.
   void RefuseStep(const absl::Status& why, StepDoneFn done);
   void RunStep(LayerId layer, std::span<const std::byte> plan, std::span<const std::byte> rows,
                std::span<std::byte> output, StepDoneFn done);
@@ -76,14 +79,15 @@ class Worker {
   absl::Status DeviceStatus() const;
 
   const WorkerOptions options_;
-  // Constant after Create. The device may have locked the memory, so it ends first.
+  // Constant after Create. The device is declared after the link's memory, which it may have locked, to be destroyed
+  // first.
   LinkLayout layout_;
   std::optional<SharedMemory> link_memory_;
   UniqueFd link_socket_;
   const std::unique_ptr<Device> device_;
 
   WorkerMetrics metrics_;
-  std::unique_ptr<HttpServer> http_;  // null unless it is asked for
+  std::unique_ptr<HttpServer> http_;  // null unless options ask for it
   std::unique_ptr<Inbox> inbox_;
   GroupMember group_;
   std::unique_ptr<worker::WorkerHub::Stub> stub_;
@@ -95,13 +99,13 @@ class Worker {
   int rank_ = -1;
   int num_ranks_ = 0;
   bool drained_ = false;
-  std::map<ModelId, SteadyTime> loading_;  // since when
-  std::set<ModelId> unwanted_;             // of those that are being loaded
+  std::map<ModelId, SteadyTime> loading_;  // when the load was asked for
+  std::set<ModelId> unwanted_;             // models in loading_ that the front has unloaded
   Shard shard_;
-  std::unique_ptr<ControlStream> control_;   // ends before what it uses
-  std::unique_ptr<LoadReport> load_report_;  // the loader's thread
-  std::unique_ptr<StepPipeline> steps_;      // from the first model on; ends before the above, for steps use all of it
-  std::unique_ptr<ModelLoader> loader_;      // ends first
+  std::unique_ptr<ControlStream> control_;   // destroyed before the members above, which it uses
+  std::unique_ptr<LoadReport> load_report_;  // used by the loader's thread
+  std::unique_ptr<StepPipeline> steps_;      // made for the first model; destroyed before all above, which steps use
+  std::unique_ptr<ModelLoader> loader_;      // destroyed first
 };
 
 }  // namespace switchyard

@@ -1,4 +1,5 @@
-// A worker's own Prometheus metrics: what one rank knows better than the front does. docs/operations.md explains each.
+// A worker's own Prometheus metrics, of facts that a rank knows better than the front. docs/operations.md explains
+// each.
 //
 // Thread-safe.
 #pragma once
@@ -22,7 +23,7 @@ class WorkerMetrics {
  public:
   WorkerMetrics();
 
-  // Everything, for a scrape.
+  // All metrics, for a scrape.
   std::vector<prometheus::MetricFamily> Collect() const;
   // Whether the worker is in a group.
   bool in_group() const { return epoch_.Value() > 0; }
@@ -30,7 +31,7 @@ class WorkerMetrics {
   void SetWeightBytes(int64_t bytes) { weight_bytes_.Set(static_cast<double>(bytes)); }
   void SetGroup(Epoch epoch, int rank);
 
-  // `done`, with the step counted before.
+  // Returns a function that counts the step and then calls `done`.
   StepDoneFn Watch(const Step& step, StepDoneFn done);
 
  private:

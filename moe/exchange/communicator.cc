@@ -5,15 +5,15 @@
 namespace switchyard {
 namespace {
 
-// Byte `idx` of what `source` sends `destination` in the round of `base` bytes: a hash, so that a block that went to
-// the wrong place, was shifted or was left over from an earlier round does not look right.
+// Byte `idx` of the block that `source` sends `destination` in the round of `base` bytes. It is a hash, so that a block
+// that went to the wrong place, was shifted or was left over from an earlier round does not match.
 std::byte PatternByte(int source, int destination, size_t base, size_t idx) {
   uint64_t x = idx + (base << 20) + (static_cast<uint64_t>(source) << 44) + (static_cast<uint64_t>(destination) << 54);
   x = (x ^ (x >> 31)) * 0x9e3779b97f4a7c15ull;
   return static_cast<std::byte>(x >> 56);
 }
 
-// Sizes differ between the directions of a pair, so that swapped counts are noticed too.
+// The two directions of a pair have different sizes, so that swapped counts are noticed too.
 size_t BlockBytes(int source, int destination, size_t base) { return base + 3 * source + destination; }
 
 std::vector<size_t> BlockSizes(const Communicator& communicator, size_t base, bool sending) {

@@ -1,4 +1,4 @@
-// What every Communicator promises, tried on each host kind: the in-process one and Gloo.
+// Tests the promises of every Communicator on both host kinds: the in-process one and Gloo.
 #include "moe/exchange/communicator.h"
 
 #include <gmock/gmock.h>
@@ -58,7 +58,7 @@ std::vector<std::byte> ExpectedBuffer(const SizeMatrix& sizes, int rank) {
   return buffer;
 }
 
-// One exchange on one rank; what arrived must be right to the byte, and nothing written behind it.
+// One exchange on one rank. Checks every received byte, and that nothing was written behind them.
 absl::Status ExchangeAndCompare(Communicator& communicator, const SizeMatrix& sizes) {
   const int rank = communicator.rank();
   const std::vector<std::byte> sent = SendBuffer(sizes, rank);
@@ -285,7 +285,7 @@ TEST_P(CommunicatorTest, PeerThatLeavesFailsTheOthersPromptly) {
     }
     const absl::Status failed = SendOneByteToAll(*group[rank]);
     EXPECT_EQ(failed.code(), absl::StatusCode::kUnavailable) << failed;
-    // The one that notices first gives up, which may be what the other notices.
+    // The survivor that notices first gives up, and the other may notice that instead of rank 1's leaving.
     const int other = 2 - rank;
     EXPECT_THAT(failed.message(), AnyOf(HasSubstr("rank 1"), HasSubstr(absl::StrCat(": rank ", other)))) << failed;
   });

@@ -1,4 +1,5 @@
-// AllToAllV between two ranks that are threads: time of one call and bytes that each rank moves per second.
+// Measures AllToAllV between two ranks that are threads: the time of one call, and the bytes per second that each rank
+// sends to the other.
 #include <benchmark/benchmark.h>
 #include <signal.h>
 

@@ -12,27 +12,27 @@
 namespace switchyard {
 namespace {
 
-// What a rank brings to a call. The spans are the caller's and are read only between the two barriers of that call.
+// A rank's arguments of a call. The spans belong to the caller and are read only between the two barriers of the call.
 struct Offer {
   const std::byte* send = nullptr;
   std::span<const size_t> send_bytes;
   std::span<const size_t> recv_bytes;
 };
 
-// Ranks that were given the same addresses. Guarded by the hub's mutex, except that `offers` is stable between
-// barriers.
+// The ranks that were given the same addresses. Guarded by the hub's mutex, except that between barriers `offers` does
+// not change and is read without it.
 struct Group {
   explicit Group(int size) : offers(size) {}
 
   int num_joined = 0;
   std::vector<Offer> offers;
   int num_arrived = 0;      // at the current barrier
-  int64_t barrier_idx = 0;  // grows when all have arrived
+  int64_t barrier_idx = 0;  // grows by one when all ranks have arrived
   int num_copying = 0;      // ranks reading the others' send buffers
-  absl::Status failure;     // set once; ends every call
+  absl::Status failure;     // the first failure, which ends every call
 };
 
-// Where the ranks of one factory meet. Thread-safe.
+// The meeting place of the ranks of one factory. Thread-safe.
 struct Hub {
   Mutex mu;
   CondVar changed;
@@ -151,14 +151,14 @@ absl::Status InProcessCommunicator::AllToAllV(const std::byte* send, std::span<c
   SY_RETURN_IF_ERROR(CheckUsable());
   group_->offers[rank_] = {send, send_bytes, recv_bytes};
   const absl::Status done = Exchange(recv);
-  // Whatever ended the call, a peer may still be reading this rank's send buffer.
+  // After a failure, a peer may still be reading this rank's send buffer.
   while (group_->num_copying > 0 && !done.ok()) hub_->changed.Wait(&hub_->mu);
   return aborted_ && !done.ok() ? absl::AbortedError("the all-to-all was aborted") : done;
 }
 
 absl::Status InProcessCommunicator::Exchange(std::byte* recv) {
-  SY_RETURN_IF_ERROR(Barrier());  // all offers are there
-  // A rank that left between the barrier and now takes its buffers with it.
+  SY_RETURN_IF_ERROR(Barrier());  // all ranks have made their offers
+  // If a rank has left since the barrier, its buffers may be gone.
   SY_RETURN_IF_ERROR(group_->failure);
   if (const absl::Status counts = CheckCounts(group_->offers); !counts.ok()) {
     Fail(counts);
@@ -180,7 +180,7 @@ absl::Status InProcessCommunicator::Barrier() {
     ++group_->barrier_idx;
     hub_->changed.SignalAll();
   }
-  // A barrier that was passed stays passed, even if somebody has left since.
+  // A barrier that was passed counts as passed even if a rank has left since.
   while (group_->barrier_idx == barrier_idx && group_->failure.ok()) hub_->changed.Wait(&hub_->mu);
   return group_->barrier_idx == barrier_idx ? group_->failure : absl::OkStatus();
 }

@@ -16,10 +16,10 @@ void OnEveryRank(int size, const std::function<void(int rank)>& body);
 // One communicator per rank, prepared but not connected.
 std::vector<std::unique_ptr<Communicator>> PrepareGroup(CommunicatorFactory& factory, int size);
 
-// Their addresses, in rank order.
+// The communicators' addresses, in rank order.
 std::vector<std::string> AddressesOf(const std::vector<std::unique_ptr<Communicator>>& group);
 
-// One connected communicator per rank. Fails the test if that cannot be had.
+// One connected communicator per rank. Fails the test if they cannot connect.
 std::vector<std::unique_ptr<Communicator>> FormGroup(CommunicatorFactory& factory, int size);
 
 }  // namespace switchyard

@@ -1,26 +1,27 @@
-// Experts of your own: a C++ class that computes what a checkpoint's experts compute, chosen by its name
-// (CpuEngineOptions::custom_expert), for models whose formula ExpertSpec cannot say.
+// Custom experts: a C++ class that computes a checkpoint's experts, for models whose formula ExpertSpec cannot express.
+// It is chosen by name (CpuEngineOptions::custom_expert).
 //
-// The engine keeps all that surrounds an expert: which rows are its, the routing weights (of the input where
-// ExpertSpec::weighs_input says so, of the output otherwise), sums over experts and ranks. A custom expert sees rows
-// and returns rows. It replaces every expert of every layer, shared ones too.
+// The engine still does everything around an expert: it selects the expert's rows, applies the routing weights (to the
+// input where ExpertSpec::weighs_input is set, to the output otherwise) and sums over experts and ranks. A custom
+// expert gets rows and returns rows. It replaces every expert of every layer, shared ones too.
 //
-// Write a class derived from HostExpert and a factory that makes one from an expert's tensors, and register the
-// factory:
+// To add one, write a class derived from HostExpert and a factory that makes one from an expert's tensors, and register
+// the factory:
 //
 //   absl::StatusOr<std::unique_ptr<HostExpert>> MakeMine(const HostExpertContext&, const LayerSpec&,
 //                                                        const ExpertWeights&);
 //   const absl::Status registered = RegisterCustomExpert("mine", MakeMine);
 //
 // in a file of a library with alwayslink = 1 that the worker links, or call RegisterCustomExpert in its main.
-// moe/experts/cpu/squared_relu_expert.cc is a whole one.
+// moe/experts/cpu/squared_relu_expert.cc is a complete example.
 //
-// Lifetime. Tensors may be used until the factory returns and not afterwards: what the expert needs it copies or packs.
-// Experts end before their engine; HostExpertContext::linear outlives them.
+// Lifetime. The tensors are valid only until the factory returns, so the expert copies or packs the ones that it needs.
+// Experts are destroyed before their engine; HostExpertContext::linear outlives them.
 //
-// Thread-safety. An engine calls one thing at a time: a factory, or Run of one expert. Several engines of a process may
-// call a factory, and Run of their own experts, at once; so a factory must be thread-safe, and experts that share state
-// beyond an engine's guard it. RegisterCustomExpert and FindCustomExpert are thread-safe.
+// Thread-safety. One engine makes one call at a time: to a factory, or to Run of one expert. Several engines of a
+// process may call a factory, and Run of their own experts, at once. A factory must therefore be thread-safe, and
+// experts must guard state that they share with other engines' experts. RegisterCustomExpert and FindCustomExpert are
+// thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -43,33 +44,33 @@ class HostExpert {
  public:
   virtual ~HostExpert() = default;
 
-  // Writes every element of y [N, D], of SumDType(compute type), = expert(x), not weighted. x [N, D] is of the compute
-  // type and does not overlap y; N >= 1 is anything. A row's result must not depend on the other rows, beyond rounding,
-  // and NaN in a row must stay in it. An error fails the step for all of its requests.
+  // Writes y = expert(x), unweighted: every element of y [N, D], whose type is SumDType(compute type). x [N, D] is of
+  // the compute type and does not overlap y; N is any number from 1. Except for rounding, a row's result must not
+  // depend on the other rows, and NaN in a row must stay in that row. An error fails the step for all of its requests.
   virtual absl::Status Run(ConstMatrixView x, MatrixView y) = 0;
 
   // Bytes held for weights, packing included.
   virtual int64_t weight_bytes() const = 0;
 
-  // Does ahead whatever the first Runs would do once (compiling code). Servers call it after loading.
+  // Does one-time work of the first Runs ahead of them (compiling code). Servers call it after loading.
   virtual absl::Status Prepare() { return absl::OkStatus(); }
 };
 
-// What an engine offers to the experts it holds.
+// Provided by an engine to the experts that it holds.
 struct HostExpertContext {
   DType compute_dtype = DType::kF32;  // fp64, fp32 or bf16
-  LinearContext* linear = nullptr;    // for PackedLinear; its num_threads() are the threads that Run may use
+  LinearContext* linear = nullptr;    // for PackedLinear; Run may use linear->num_threads() threads
 };
 
-// Makes one expert. `weights` has the tensors that `layer.expert` promises; errors name the tensor, and the engine puts
-// layer and slot before them.
+// Makes one expert. `weights` has the tensors that `layer.expert` promises. Errors name the tensor; the engine prefixes
+// them with layer and slot.
 using HostExpertFactory = std::function<absl::StatusOr<std::unique_ptr<HostExpert>>(
     const HostExpertContext& context, const LayerSpec& layer, const ExpertWeights& weights)>;
 
 // INVALID_ARGUMENT for an empty name or factory, ALREADY_EXISTS for a name that is taken.
 absl::Status RegisterCustomExpert(const std::string& name, HostExpertFactory factory);
 
-// NOT_FOUND lists the names that there are.
+// NOT_FOUND lists the registered names.
 absl::StatusOr<HostExpertFactory> FindCustomExpert(const std::string& name);
 
 }  // namespace switchyard

@@ -26,7 +26,7 @@ double Activate(Activation activation, double x) {
   return x;
 }
 
-// Bounds leave NaN as it is.
+// Both return NaN for NaN.
 double AtMost(double x, double limit) { return x > limit ? limit : x; }
 double AtLeast(double x, double limit) { return x < limit ? limit : x; }
 
@@ -39,7 +39,7 @@ double Gated(const ExpertSpec& spec, double gate, double up) {
   return Activate(spec.activation, gate) * (up + spec.up_offset);
 }
 
-// W · x + bias, with W [out, in]; an empty bias is none.
+// W · x + bias, with W [out, in]; an empty `bias` means no bias.
 Vector Linear(const Vector& weight, const Vector& bias, std::span<const double> x) {
   const size_t num_out = weight.size() / x.size();
   Vector y(num_out, 0.0);

@@ -21,13 +21,13 @@ absl::StatusCode CodeOf(cudaError_t error) {
 
 absl::Status CudaStatus(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return absl::OkStatus();
-  (void)cudaGetLastError();  // or a later check would report this error again; a sticky one stays
+  (void)cudaGetLastError();  // so that later checks do not report this error again; a sticky one stays
   return absl::Status(CodeOf(error),
                       absl::StrCat(call, ": ", cudaGetErrorName(error), ": ", cudaGetErrorString(error)));
 }
 
 absl::Status CheckDevice() {
-  // A call that does nothing, and fails for ever once the context is broken.
+  // This call does nothing, and always fails once the context is broken.
   if (const cudaError_t error = cudaFree(nullptr); error != cudaSuccess) {
     return absl::InternalError(
         absl::StrCat("the GPU is lost to this process: ", cudaGetErrorName(error), ": ", cudaGetErrorString(error)));

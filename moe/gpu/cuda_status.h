@@ -14,8 +14,8 @@ namespace switchyard {
 // driver, otherwise INTERNAL.
 absl::Status CudaStatus(cudaError_t error, const char* call);
 
-// INTERNAL when an earlier error has made the device unusable for this process ("sticky": an illegal address, a
-// hardware fault). Nothing but ending the process helps then.
+// INTERNAL when an earlier "sticky" error (an illegal address, a hardware fault) has made the device unusable for this
+// process. Only ending the process helps then.
 absl::Status CheckDevice();
 
 }  // namespace switchyard

@@ -1,5 +1,5 @@
-// Owners of GPU memory and of host memory that the GPU can reach. All are move-only, belong to the device that was
-// current when they were made, and free without checking (a lost device cannot free).
+// Owners of GPU memory and of host memory that the GPU can reach. All are move-only and belong to the device that was
+// current when they were made. They ignore errors when they free memory, because a lost device cannot free it.
 #pragma once
 
 #include <cstddef>
@@ -53,12 +53,12 @@ class PinnedBuffer {
   size_t size_ = 0;
 };
 
-// Page-locks memory that somebody else owns and that outlives this (a link's shared memory), so that copies to and from
-// it are single DMAs and kernels may touch it directly.
+// Page-locks memory of another owner that outlives this object (a link's shared memory), so that a copy to or from it
+// is a single DMA and kernels may access it directly.
 class PinnedRegion {
  public:
   PinnedRegion() = default;
-  // `data` is page-aligned.
+  // `data` must be page-aligned.
   static absl::StatusOr<PinnedRegion> Lock(void* data, size_t num_bytes);
   PinnedRegion(PinnedRegion&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
   PinnedRegion& operator=(PinnedRegion&& other) noexcept {
@@ -74,7 +74,7 @@ class PinnedRegion {
 // Whether `data` is in a GPU's own memory.
 bool IsDeviceMemory(const void* data);
 
-// Whether a GPU can read `data` as it stands: page-locked or device memory.
+// Whether a GPU can access `data` directly: page-locked or device memory.
 bool IsDeviceReachable(const void* data);
 
 }  // namespace switchyard

@@ -1,8 +1,8 @@
-// Where things lie in the memory of one link: one struct that both sides use.
+// The layout of a link's shared memory, in one struct that both sides use.
 //
-// A link has a few slots, one per step in flight, each with the step's input rows (home rows of this rank, in the
-// compute type) and its encoded plan, and more outputs than slots, so that output rows may stay where they are for a
-// while after their step, on their way to callers:
+// A link has a few slots, one per step in flight. Each slot holds the step's input rows (home rows of this rank, in the
+// compute type) and its encoded plan. There are more outputs than slots, so that output rows may stay in place for a
+// while after their step, until they are sent to the callers:
 //
 //   slot 0: [ input | plan ]  slot 1: [ input | plan ]  …  output 0: [ rows ]  output 1: [ rows ]  …
 //
@@ -23,7 +23,7 @@ struct LinkLayout {
   uint64_t plan_bytes = 0;
   uint64_t output_bytes = 0;
 
-  // Parts of at least the given sizes, rounded up to whole pages, and an output for every slot and for `num_spares`.
+  // A layout with parts of at least the given sizes, rounded up to whole pages, and num_slots + num_spares outputs.
   static LinkLayout For(int num_slots, size_t input_bytes, size_t plan_bytes, size_t output_bytes, int num_spares = 0);
 
   uint64_t slot_bytes() const { return input_bytes + plan_bytes; }
@@ -32,8 +32,7 @@ struct LinkLayout {
   uint64_t plan_offset(int slot) const { return input_offset(slot) + input_bytes; }
   uint64_t output_offset(int output) const { return slot_bytes() * num_slots + output_bytes * output; }
 
-  // InvalidArgument unless the numbers are page multiples whose total cannot overflow: call on a layout that was
-  // received.
+  // InvalidArgument unless the sizes are page multiples and the total cannot overflow. Call it on a received layout.
   absl::Status Validate() const;
 };
 

@@ -53,7 +53,7 @@ TEST(SharedMemory, AttachRefusesUnsealedOrShortMemory) {
   EXPECT_TRUE(absl::IsFailedPrecondition(SharedMemory::Attach(UniqueFd(dup(memory.fd())), 8192).status()));
 }
 
-// The real arrangement: another process attaches, reads a step, writes its answer into the memory.
+// As in real use, another process attaches to the memory, receives a step and writes its answer into the memory.
 TEST(StepSocket, CarriesStepsAndResultsBetweenProcesses) {
   SocketPair sockets = *MakeSocketPair();
   const LinkLayout layout = LinkLayout::For(2, 4096, 4096, 4096);
@@ -108,7 +108,7 @@ TEST(StepSocket, MalformedMessagesAreRefused) {
   EXPECT_TRUE(absl::IsInvalidArgument(ReceiveResult(sockets.front.get()).status()));
 }
 
-// How often `spin` looks in vain, each look taking so long.
+// How often `spin` looks in vain when each look takes `look`.
 int LooksInVain(SpinWait& spin, FakeClock& clock, std::chrono::microseconds look) {
   int looks = 0;
   EXPECT_FALSE(spin.Until([&] {

@@ -1,7 +1,7 @@
 // Memory shared between the front and a worker on the same host: a sealed memfd.
 //
-// The creator seals its size, so that neither side can truncate it under the other; whoever attaches checks the seals
-// before it maps. Contents are whatever the peer wrote and are checked by whoever reads them.
+// The creator seals its size, so that neither side can truncate it while the other uses it; Attach() checks the seals
+// before it maps the memory. The peer may write any contents, so the reader must check them.
 #pragma once
 
 #include <cstddef>

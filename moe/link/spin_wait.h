@@ -1,10 +1,11 @@
-// Looking again and again for a short while before a thread blocks: between processes on one host, being woken from
-// sleep takes several times as long as a small step (docs/wire.md has figures).
+// Polls a condition for a short while before a thread blocks, because waking a process on the same host takes several
+// times as long as a small step (docs/wire.md has figures).
 //
-// It gives way: between looks the core is offered to whoever waits for it (sched_yield), and when another thread has
-// had it the spinning ends, so that it takes only time that a core would have idled. It gives up: after spins that
-// found nothing, more and more waits go by without one, up to kMaxSkipped, until a spin succeeds again. It should be
-// longer than a small request's whole round trip, or each would find both ends of the link asleep.
+// It gives way: between looks it offers the core to other threads (sched_yield), and when another thread has had the
+// core the spinning ends. It thus takes only time in which the core would have been idle. It gives up: after spins that
+// found nothing, more and more waits skip spinning, up to kMaxSkipped, until a spin succeeds again. The spinning time
+// should be longer than a small request's whole round trip; otherwise each request would find both ends of the link
+// asleep.
 //
 // Thread-safety: one thread uses it.
 #pragma once
@@ -51,7 +52,7 @@ class SpinWait {
   }
 
  private:
-  static constexpr std::chrono::microseconds kOwnTurn{10};  // a look takes less when nobody else has the core between
+  static constexpr std::chrono::microseconds kOwnTurn{10};  // a look takes less unless another thread got the core
   static constexpr int kMaxSkipped = 63;
 
   const std::chrono::microseconds longest_;

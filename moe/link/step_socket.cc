@@ -13,7 +13,7 @@ namespace {
 
 constexpr size_t kMaxTextBytes = 512;
 
-// Wire forms: plain integers on the same host, one message each.
+// Wire formats: plain integers in host byte order, because both ends are on one host. Each struct is one message.
 struct WireStep {
   int64_t epoch;
   int64_t step_id;
@@ -52,7 +52,7 @@ absl::Status SendBytes(int socket, const void* bytes, size_t num_bytes) {
   return SendMessage(socket, message);
 }
 
-// Receives one message of `min_bytes` to `max_bytes` and returns its size.
+// Receives one message of at least `min_bytes` that fits the buffers of `message`, and returns its size.
 absl::StatusOr<size_t> ReceiveMessage(int socket, msghdr& message, size_t min_bytes) {
   ssize_t received;
   do {
@@ -75,7 +75,7 @@ absl::StatusOr<size_t> ReceiveBytes(int socket, void* bytes, size_t min_bytes, s
   return ReceiveMessage(socket, message, min_bytes);
 }
 
-// The descriptor that came with a message; invalid when none did.
+// The descriptor that came with a message; invalid if none came.
 UniqueFd TakeDescriptor(msghdr& message) {
   UniqueFd fd;
   for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {

@@ -1,5 +1,6 @@
-// The messages of a shared-memory link, over a Unix SOCK_SEQPACKET socket: one setup with the memory's descriptor, then
-// steps one way and results the other. Rows and plans lie in the shared memory; messages only say where.
+// The messages of a shared-memory link, over a Unix SOCK_SEQPACKET socket: one setup message with the memory's
+// descriptor, then steps from front to worker and results back. Rows and plans are in the shared memory; messages only
+// say where.
 //
 // Thread-safety: one thread sends and one thread receives on each end.
 #pragma once
@@ -14,7 +15,7 @@
 
 namespace switchyard {
 
-// Front to worker: run the step in `slot`, and write its rows to `output`.
+// Front to worker: run the step in slot `slot` and write its rows to output `output`.
 struct StepMessage {
   Epoch epoch;
   StepId step_id;
@@ -32,7 +33,7 @@ struct StepTimes {
   int64_t combine_us = 0;
 };
 
-// Worker to front: the step's output rows are where they were wanted, or it failed.
+// Worker to front: the step's rows are in the output that was asked for, or the step failed.
 struct ResultMessage {
   Epoch epoch;
   StepId step_id;
@@ -40,7 +41,7 @@ struct ResultMessage {
   absl::Status status;
 };
 
-// A connected pair of sockets: one end stays, the other is inherited by the worker.
+// A connected pair of sockets: the front keeps one end and the worker inherits the other.
 struct SocketPair {
   UniqueFd front;
   UniqueFd worker;
@@ -61,7 +62,7 @@ absl::StatusOr<Setup> ReceiveSetup(int socket);
 absl::Status SendStep(int socket, const StepMessage& step);
 absl::StatusOr<StepMessage> ReceiveStep(int socket);
 
-// Messages longer than 512 bytes are cut.
+// A status message longer than 512 bytes is cut.
 absl::Status SendResult(int socket, const ResultMessage& result);
 absl::StatusOr<ResultMessage> ReceiveResult(int socket);
 

@@ -14,7 +14,7 @@ constexpr uint32_t kMagic = 0x4c475953;  // "SYGL" in memory
 
 void AppendU32(uint32_t value, std::string& out) { out.append(reinterpret_cast<const char*>(&value), sizeof(value)); }
 
-// Takes a framed blob apart from the front; every read is checked against what is left.
+// Reads a framed blob from the front. Every read is checked against the bytes left.
 class BlobReader {
  public:
   explicit BlobReader(std::string_view rest) : rest_(rest) {}

@@ -1,7 +1,7 @@
-// The address blob of a Gloo rank: where each peer finds the socket that this rank opened for it.
+// The address blob of a Gloo rank: for each peer, the address of the socket that this rank opened for it.
 //
-// Gloo opens one listening socket per peer, so a rank has size - 1 addresses. The blob frames them; its bytes come from
-// other processes, so parsing trusts nothing. All integers are little-endian 32-bit:
+// Gloo opens one listening socket per peer, so a rank has size - 1 addresses. The blob frames them. Its bytes come from
+// other processes, so the parser checks everything. All integers are little-endian 32-bit:
 //   "SYGL" | rank | size | size × (num_bytes | bytes…), where a rank's own entry is empty.
 #pragma once
 
@@ -15,7 +15,7 @@ namespace switchyard {
 
 struct GlooAddress {
   int rank = 0;
-  std::vector<std::string> pair_addresses;  // [size], opaque to everybody but Gloo
+  std::vector<std::string> pair_addresses;  // [size], by peer; opaque except to Gloo
 };
 
 std::string EncodeGlooAddress(const GlooAddress& address);

@@ -30,7 +30,7 @@ constexpr uint64_t kWatchSlot = std::numeric_limits<uint64_t>::max();
 constexpr int kByteCountBits = 40;
 constexpr uint64_t kHandshakeMagic = 0x31584547'4c4f4f59;
 
-// The one place where Gloo's exceptions become a Status. `call` returns a Status.
+// Converts Gloo's exceptions to a Status; all calls that may throw go through here. `call` returns a Status.
 template <typename Call>
 absl::Status BridgeGloo(absl::string_view what, Call call) {
   try {
@@ -40,8 +40,8 @@ absl::Status BridgeGloo(absl::string_view what, Call call) {
   }
 }
 
-// A message's slot names the exchange and its size. Gloo moves bytes only between equal slots, so ranks that disagree
-// about a count wait for each other and time out, instead of overrunning a buffer.
+// A message's slot identifies the exchange and the message's size. Gloo moves bytes only between equal slots, so ranks
+// that disagree about a count wait for each other and time out instead of overrunning a buffer.
 uint64_t MessageSlot(uint64_t sequence, size_t num_bytes) {
   constexpr uint64_t kSequenceMask = (uint64_t{1} << (63 - kByteCountBits)) - 1;
   return ((sequence & kSequenceMask) << kByteCountBits) | num_bytes;
@@ -53,7 +53,7 @@ std::vector<size_t> Offsets(std::span<const size_t> counts) {
   return offsets;
 }
 
-// One side's blocks of an exchange.
+// The blocks that a rank sends, or receives, in an exchange.
 struct Blocks {
   std::byte* data;
   std::span<const size_t> sizes;
@@ -79,7 +79,7 @@ class GlooCommunicator final : public Communicator {
  private:
   GlooCommunicator(int rank, int size, const GlooOptions& options) : rank_(rank), size_(size), options_(options) {}
 
-  // In what order to talk to the peers: the next rank first, so that not everybody starts with rank 0.
+  // The order in which to talk to the peers. Each rank begins with the next one, so that not all begin with rank 0.
   int PeerAt(int distance) const { return (rank_ + distance) % size_; }
 
   absl::Status Listen();
@@ -104,17 +104,18 @@ class GlooCommunicator final : public Communicator {
   std::string address_;
   std::shared_ptr<gloo::transport::Device> device_;
   std::shared_ptr<gloo::transport::Context> context_;
-  // memory_[r] carries what goes to and from rank r; null for this rank. It spans the whole address space, with
-  // pointers for offsets, so that one registration serves every call. Being always the same object, it can also have a
-  // receive pending that never comes (kWatchSlot): when a peer dies, Gloo tells only transfers that have not begun.
+  // memory_[r] carries the blocks to and from rank r; null for this rank. It spans the whole address space and takes
+  // pointers as offsets, so that one registration serves every call. Because it is always the same object, it can also
+  // keep a receive pending that never completes (kWatchSlot). This one is needed to notice that a peer has died,
+  // because Gloo reports a death only to transfers that have not begun.
   std::vector<std::unique_ptr<UnboundBuffer>> memory_;
 
-  // Used by the calling thread alone.
+  // Only the calling thread uses these.
   absl::Status broken_;
   uint64_t sequence_ = 0;
 
   // Shared with Abort(). Connect() stores connecting_peer_ or joined_ and then reads aborted_; Abort() stores aborted_
-  // and then reads the two: whichever comes second sees the other.
+  // and then reads the other two. So whichever of them stores second sees the other's store.
   std::atomic<bool> aborted_{false};
   std::atomic<bool> joined_{false};
   std::atomic<int> connecting_peer_{-1};
@@ -130,7 +131,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> GlooCommunicator::Create(int rank,
   return communicator;
 }
 
-// Pairs are closed softly here, unlike in Abort(): what was sent still arrives, so a rank may leave as soon as its own
+// Unlike Abort(), this closes the pairs softly: data already sent still arrives, so a rank may leave as soon as its own
 // last exchange is over.
 GlooCommunicator::~GlooCommunicator() {
   memory_.clear();
@@ -166,7 +167,7 @@ absl::Status GlooCommunicator::Connect(std::span<const std::string> addresses) {
   return broken_ = joined;
 }
 
-// The address that each peer has for this rank.
+// From each peer's blob, the address of the socket that the peer opened for this rank.
 absl::StatusOr<std::vector<std::string>> GlooCommunicator::ParsePeers(std::span<const std::string> addresses) const {
   if (static_cast<int>(addresses.size()) != size_) {
     return absl::InvalidArgumentError(absl::StrCat("expected ", size_, " addresses, got ", addresses.size()));
@@ -182,8 +183,9 @@ absl::StatusOr<std::vector<std::string>> GlooCommunicator::ParsePeers(std::span<
   return peers;
 }
 
-// In rank order on every rank: one end of a pair waits until the other comes to it, and the first pair in that order
-// that is not connected yet is the next one for both its ends. Other orders can wait in a circle.
+// Connects the pairs in rank order, on every rank. One end of a pair waits until the other end comes to it. In this
+// order, the first unconnected pair is the next one for both of its ends, so some pair always makes progress. With
+// other orders the ranks could wait in a circle.
 absl::Status GlooCommunicator::Join(const std::vector<std::string>& peers) {
   for (int peer = 0; peer < size_; ++peer) {
     if (peer == rank_) continue;
@@ -245,13 +247,13 @@ absl::Status GlooCommunicator::AllToAllV(const std::byte* send, std::span<const 
   SY_RETURN_IF_ERROR(broken_);
   if (!joined_) return absl::FailedPreconditionError("the communicator is not connected");
   if (absl::Status counts = CheckCounts(send_bytes, recv_bytes); !counts.ok()) return Break(counts);
-  // Gloo's buffers are not const; those that are only sent from are not written to.
+  // Gloo's buffers are not const, but Gloo does not write to a buffer that is only sent from.
   return Exchange(Blocks(const_cast<std::byte*>(send), send_bytes), Blocks(recv, recv_bytes),
                   options_.exchange_timeout);
 }
 
-// Receives are posted first: a send whose receive is known goes out without a round of notifications. Once posted,
-// every transfer moves on its own, so a wait ends as soon as its own peer has come, whatever has become of the others.
+// Receives are posted first, because a send whose receive is known goes out without a round of notifications. Once
+// posted, every transfer proceeds on its own, so each wait depends on its own peer only.
 absl::Status GlooCommunicator::Exchange(const Blocks& send, const Blocks& recv, milliseconds timeout) {
   const auto deadline = steady_clock::now() + timeout;
   for (int distance = 1; distance < size_; ++distance) {
@@ -289,13 +291,13 @@ absl::Status GlooCommunicator::Wait(Way way, int peer, const Blocks& blocks, ste
   const absl::Status first = WaitOnce(way, peer, deadline);
   if (!absl::IsUnavailable(first)) return first;
   if (steady_clock::now() >= deadline) return absl::UnavailableError(absl::StrCat("rank ", peer, " is silent"));
-  // A peer that completes the transfer and then leaves wakes the wait with both, and Gloo looks at the leaving first. A
-  // second wait finds the completed transfer, or else fails as the first did.
+  // If a peer completes the transfer and then leaves, both events wake the wait, and Gloo looks at the leaving first. A
+  // second wait finds the completed transfer, or fails like the first.
   return WaitOnce(way, peer, deadline);
 }
 
 absl::Status GlooCommunicator::WaitOnce(Way way, int peer, steady_clock::time_point deadline) {
-  // At least a millisecond, for Gloo takes -1 to mean its own default.
+  // At least a millisecond, because Gloo takes -1 as its own default.
   const auto left = std::max(milliseconds(1), std::chrono::ceil<milliseconds>(deadline - steady_clock::now()));
   return BridgeGloo(absl::StrCat("rank ", peer), [&] {
     const bool completed = way == Way::kSend ? memory_[peer]->waitSend(left) : memory_[peer]->waitRecv(left);
@@ -303,7 +305,7 @@ absl::Status GlooCommunicator::WaitOnce(Way way, int peer, steady_clock::time_po
   });
 }
 
-// Ends everything after a failure. Once the pairs are closed, Gloo no longer touches the caller's buffers.
+// Ends the communicator after a failure. Once the pairs are closed, Gloo no longer touches the caller's buffers.
 absl::Status GlooCommunicator::Break(const absl::Status& failure) {
   broken_ = aborted_ ? absl::AbortedError("the all-to-all was aborted")
                      : Annotate(failure, absl::StrCat("all-to-all on rank ", rank_));
@@ -332,8 +334,8 @@ void GlooCommunicator::Abort() {
   if (joined_) {
     CloseAllPairs();
   } else if (const int peer = connecting_peer_; peer >= 0) {
-    // Only the one that Connect() may be waiting for. To reset a connection that the peer has not yet accepted would be
-    // fatal to the peer's Gloo; the rest are closed softly on destruction.
+    // Closes only the pair that Connect() may be waiting for. Resetting a connection that the peer has not yet accepted
+    // would be fatal to the peer's Gloo, so the other pairs are closed softly on destruction.
     ClosePair(peer);
   }
 }

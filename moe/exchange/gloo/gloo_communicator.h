@@ -1,15 +1,15 @@
 // A Communicator over TCP between host processes, with Gloo.
 //
-// Gloo's usual rendezvous needs a shared store. Here Prepare() opens one listening socket per peer and address() tells
-// where they are; whoever forms the group carries the blobs, and Connect() joins. Connect ends with a small exchange in
-// which every rank names itself, so that it returns only when every peer is really there.
+// Gloo's usual rendezvous needs a shared store. Here, Prepare() opens one listening socket per peer, address() gives
+// the sockets' addresses, the code that forms the group carries these blobs, and Connect() joins the ranks. Connect()
+// ends with a small exchange in which every rank names itself, so it returns only when every peer is really there.
 //
-// The process must ignore SIGPIPE: Gloo writes to sockets whose peer may have died. A call ends at once when a peer
-// dies that it still needs something from. A peer that is alive but silent, or whose counts disagree, ends it after
+// The process must ignore SIGPIPE, because Gloo writes to sockets whose peer may have died. A call ends at once when a
+// peer dies that it still depends on. If a peer is alive but silent, or its counts disagree, the call ends after
 // `exchange_timeout`.
 //
-// Gloo authenticates nobody, and nonsense from a stranger ends the process: bind to loopback or to a network that only
-// the group can reach.
+// Gloo does not authenticate peers, and malformed data from a stranger ends the process. Bind to loopback or to a
+// network that only the group can reach.
 #pragma once
 
 #include <chrono>
@@ -25,7 +25,7 @@ struct GlooOptions {
   std::string bind_host = "127.0.0.1";
   // How long Connect() waits for each peer.
   std::chrono::milliseconds connect_timeout{10'000};
-  // How long AllToAllV() waits for silent peers. A safety net: whoever supervises the group aborts it sooner.
+  // How long AllToAllV() waits for silent peers. A safety net: the supervisor of the group normally aborts it sooner.
   std::chrono::milliseconds exchange_timeout{60'000};
 };
 

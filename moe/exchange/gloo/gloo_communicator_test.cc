@@ -1,4 +1,4 @@
-// What is Gloo's own beyond the promises that communicator_test.cc tries: address blobs, timeouts.
+// Tests what only Gloo's communicator has (communicator_test.cc tests the common promises): address blobs, timeouts.
 #include "moe/exchange/gloo/gloo_communicator.h"
 
 #include <gmock/gmock.h>
@@ -12,7 +12,7 @@
 #include "moe/exchange/testing.h"
 
 #if defined(__SANITIZE_ADDRESS__)
-// Gloo forgets to free an address list when it cannot bind.
+// Gloo leaks an address list when it cannot bind.
 extern "C" const char* __lsan_default_suppressions() { return "leak:gloo::transport::tcp::CreateDeviceAttr"; }
 #endif
 
@@ -63,7 +63,7 @@ class GlooCommunicatorTest : public testing::Test {
   static void SetUpTestSuite() { signal(SIGPIPE, SIG_IGN); }
 };
 
-// What rank 0 of 2 says when it is given `blob` for rank 1.
+// The result of Connect() on rank 0 of 2 when rank 1's address is `blob`.
 absl::Status ConnectTo(const std::string& blob) {
   const auto factory = CreateGlooFactory({.connect_timeout = milliseconds(100)});
   const auto communicator = factory->Prepare(0, 2);

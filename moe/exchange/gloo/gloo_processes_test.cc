@@ -1,5 +1,5 @@
-// Ranks as processes, one of which is killed again and again while they exchange. The survivors must notice promptly
-// and form a group with its replacement. The parent stays single-threaded, so that it may fork at any time.
+// The ranks are processes, one of which is killed again and again while they exchange. The survivors must notice
+// promptly and form a group with its replacement. The parent stays single-threaded, so that it may fork at any time.
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <signal.h>
@@ -21,9 +21,9 @@ namespace {
 
 constexpr int kNumRanks = 3;
 constexpr int64_t kDetectionUs = 1'000'000;
-constexpr int kPatienceMs = 20'000;  // before the test calls a child hung
+constexpr int kPatienceMs = 20'000;  // after this time without a message, a child counts as hung
 
-// Packets over a Unix socket: message boundaries come for free.
+// Parent and child exchange packets over a Unix socket, which keeps message boundaries.
 bool Send(int fd, const std::string& message) {
   return send(fd, message.data(), message.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(message.size());
 }
@@ -37,10 +37,10 @@ std::optional<std::string> Receive(int fd) {
   return std::string(buffer.data(), received);
 }
 
-// What the ranks of a group exchange until one is killed. Both ends of a pair must be in the middle of sending, of
-// receiving, and between the two.
+// The traffic that the ranks of a group exchange until one is killed. Over the tests, the killed rank and its peers
+// must be caught while sending, while receiving, and between the two.
 struct Traffic {
-  bool ring = false;  // each rank sends only to the next one, instead of everybody to everybody
+  bool ring = false;  // each rank sends only to the next rank, instead of to all ranks
   size_t block_bytes = 0;
 
   std::vector<size_t> SizesTo(int rank) const { return Sizes((rank + 1) % kNumRanks); }
@@ -68,7 +68,8 @@ std::string ReceiveOrExit(int fd) {
   return *message;
 }
 
-// The child's half: joins a group, says "ready", exchanges until that fails, says how, and starts again.
+// The child's half: joins a group, exchanges (and sends "running" after a few exchanges) until an exchange fails, sends
+// the failure, and starts again.
 absl::Status JoinGroup(Communicator& communicator, int fd) {
   std::vector<std::string> addresses;
   for (int rank = 0; rank < kNumRanks; ++rank) addresses.push_back(ReceiveOrExit(fd));
@@ -93,7 +94,7 @@ absl::Status ExchangeUntilFailure(Communicator& communicator, const Traffic& tra
 
 [[noreturn]] void RunChild(int rank, int fd) {
   signal(SIGPIPE, SIG_IGN);
-  // Where Gloo waits for the dead one to come, only this timeout or Abort() ends the wait.
+  // When Gloo waits for a dead rank to connect, only this timeout or Abort() ends the wait.
   const auto factory = CreateGlooFactory({.connect_timeout = std::chrono::seconds(3)});
   while (true) {
     auto communicator = factory->Prepare(rank, kNumRanks);

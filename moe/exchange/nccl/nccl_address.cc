@@ -18,7 +18,7 @@ constexpr uint32_t kFormatVersion = 1;
 
 void AppendU32(uint32_t value, std::string& out) { out.append(reinterpret_cast<const char*>(&value), sizeof(value)); }
 
-// Takes fixed-size fields off the front; every read is checked against what is left.
+// Reads fixed-size fields from the front. Every read is checked against the bytes left.
 class BlobReader {
  public:
   explicit BlobReader(std::string_view rest) : rest_(rest) {}
@@ -56,7 +56,7 @@ absl::Status CheckHeader(BlobReader& reader, int rank, int size) {
   return absl::OkStatus();
 }
 
-// As nvidia-smi prints it, less the dashes.
+// The UUID as nvidia-smi prints it, without the dashes.
 std::string UuidText(const GpuUuid& gpu) {
   return absl::BytesToHexString(absl::string_view(reinterpret_cast<const char*>(gpu.data()), gpu.size()));
 }

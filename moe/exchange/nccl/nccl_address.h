@@ -1,10 +1,11 @@
-// The address blob of an NCCL rank: which GPU it is on, which NCCL it runs, and, from rank 0, where the ranks meet.
+// The address blob of an NCCL rank: its GPU, its version of NCCL and, from rank 0, NCCL's unique id, where the ranks
+// meet.
 //
-// NCCL needs only rank 0's unique id. The rest lets ranks that NCCL would refuse, or leave hanging, be refused with the
-// reason before they try. The bytes come from other processes, so parsing trusts nothing. Integers are little-endian
-// 32-bit:
+// NCCL needs only rank 0's unique id. The other fields serve to refuse, with the reason and beforehand, ranks that NCCL
+// would refuse or leave hanging. The bytes come from other processes, so the parser checks everything. Integers are
+// little-endian 32-bit:
 //   "SYNC" | format version | rank | size | NCCL version | GPU UUID (16 bytes) | num_bytes | unique id (num_bytes)
-// where num_bytes is 128 for rank 0 of a group of several, and 0 for everybody else.
+// where num_bytes is 128 for rank 0 of a group of several ranks, and 0 for all other ranks.
 //
 // Needs neither CUDA nor NCCL.
 #pragma once
@@ -32,7 +33,7 @@ struct NcclAddress {
   GpuUuid gpu{};
   std::string unique_id;
 
-  // How many bytes of unique id a rank must bring.
+  // Bytes of unique id that the blob of `rank` must have.
   static size_t UniqueIdBytes(int rank, int size) { return rank == 0 && size > 1 ? kNcclUniqueIdBytes : 0; }
 };
 

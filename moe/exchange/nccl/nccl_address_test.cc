@@ -86,7 +86,7 @@ TEST(NcclAddressTest, UniqueIdWhereNoneBelongsIsRefused) {
   EXPECT_THAT(Parse(EncodeNcclAddress(address), 0, 2).message(), HasSubstr("expected a unique id of 128 bytes"));
 }
 
-// Whatever the bytes, the answer is a Status, and what parses is in bounds.
+// Random bytes must give a Status or a well-formed address.
 TEST(NcclAddressTest, MutatedBlobsAreParsedOrRefused) {
   std::mt19937 random(1);
   const std::string blob = EncodeNcclAddress(AddressOf(0, 2));

@@ -25,8 +25,8 @@ using std::chrono::steady_clock;
 
 static_assert(sizeof(ncclUniqueId) == kNcclUniqueIdBytes);
 
-// Pauses between two questions: NCCL enqueues within tens of microseconds, which a sleep would double, but may wait for
-// a peer for long.
+// Pauses between two polls. NCCL usually enqueues within tens of microseconds, which a sleep would double, so it yields
+// at first; but NCCL may also wait long for a peer, so it sleeps later on.
 class Backoff {
  public:
   void Pause() {
@@ -43,7 +43,7 @@ class Backoff {
   const steady_clock::time_point begin_ = steady_clock::now();
 };
 
-// One rank's side of an exchange.
+// One rank's arguments of an exchange.
 struct Blocks {
   const std::byte* send;
   std::span<const size_t> send_bytes;
@@ -61,7 +61,7 @@ size_t TotalOf(std::span<const size_t> sizes) { return OffsetOf(sizes, static_ca
 class NcclCommunicator final : public Communicator {
  public:
   static absl::StatusOr<std::unique_ptr<Communicator>> Create(int rank, int size, const NcclOptions& options);
-  // Not ncclCommFinalize, which waits for peers that may be dead.
+  // Aborts instead of calling ncclCommFinalize, which would wait for peers that may be dead.
   ~NcclCommunicator() override { Abort(); }
 
   int rank() const override { return rank_; }
@@ -102,18 +102,18 @@ class NcclCommunicator final : public Communicator {
   // Constant after Create.
   const int rank_;
   const int size_;
-  const NcclOptions options_;  // comm_ points to the name in it
+  const NcclOptions options_;  // comm_ points to options_.name
   std::string address_;
 
-  // Set before Abort() takes the mutex, so that a thread that keeps asking for progress lets it in.
+  // Set before Abort() takes the mutex, so that a thread that polls for progress stops.
   std::atomic<bool> aborted_{false};
 
   Mutex mu_;
   ncclComm_t comm_ ABSL_GUARDED_BY(mu_) = nullptr;  // null before Connect, after the end, and in a group of one
-  // Set when joining begins, and once more, to the same, by NCCL's own thread when that is done.
+  // Set when joining begins. NCCL's own thread stores the same value once more when joining is done.
   ncclComm_t joining_comm_ = nullptr;
   bool connected_ ABSL_GUARDED_BY(mu_) = false;
-  absl::Status failure_ ABSL_GUARDED_BY(mu_);  // the first, which has ended comm_
+  absl::Status failure_ ABSL_GUARDED_BY(mu_);  // the first failure, which has ended comm_
 };
 
 absl::StatusOr<std::unique_ptr<Communicator>> NcclCommunicator::Create(int rank, int size, const NcclOptions& options) {
@@ -184,7 +184,7 @@ absl::Status NcclCommunicator::BeginJoining(ncclUniqueId id) {
   MutexLock lock(&mu_);
   SY_RETURN_IF_ERROR(CheckUsable());
   const ncclResult_t begun = ncclCommInitRankConfig(&joining_comm_, size_, id, rank_, &config);
-  comm_ = std::atomic_ref(joining_comm_).load();  // also when it failed: what is there must be ended
+  comm_ = std::atomic_ref(joining_comm_).load();  // also after a failure, because comm_ must be ended
   return NcclStatus(begun, "ncclCommInitRankConfig", comm_);
 }
 
@@ -244,7 +244,7 @@ absl::Status NcclCommunicator::CopyOwnBlock(const Blocks& blocks, cudaStream_t s
   return absl::OkStatus();
 }
 
-// A group must be ended even when a post within it failed, since the thread would stay in it.
+// Ends the NCCL group even when a post within it failed, because the thread would stay in the group otherwise.
 absl::Status NcclCommunicator::EnqueueGroup(const Blocks& blocks, bool with_own, cudaStream_t stream) {
   SY_RETURN_IF_ERROR(NcclStatus(ncclGroupStart(), "ncclGroupStart", comm_));
   const absl::Status posted = PostBlocks(blocks, with_own, stream);
@@ -285,8 +285,8 @@ absl::Status NcclCommunicator::HostAllToAllV(const std::byte* send, std::span<co
   }
   SY_RETURN_IF_ERROR(
       AllToAllV(device_send.data(), send_bytes, device_recv.data(), recv_bytes, ToDeviceStream(stream.get())));
-  // A copy to pageable memory would wait for the peers without end; and so would freeing the buffers, unless the
-  // exchange is over or the communicator ended.
+  // A copy to pageable memory would wait for the peers without a time limit. So would freeing the buffers, unless the
+  // exchange is over or the communicator has ended.
   SY_RETURN_IF_ERROR(AwaitStream(stream.get()));
   if (device_recv.size() > 0) {
     SY_CUDA(cudaMemcpy(recv, device_recv.data(), device_recv.size(), cudaMemcpyDeviceToHost));
@@ -301,7 +301,7 @@ absl::Status NcclCommunicator::AwaitStream(cudaStream_t stream) {
     const cudaError_t state = cudaStreamQuery(stream);
     if (state == cudaSuccess) return Health();
     if (state != cudaErrorNotReady) return Fail(CudaStatus(state, "cudaStreamQuery"));
-    (void)cudaGetLastError();  // "not ready" is kept as the last error
+    (void)cudaGetLastError();  // because "not ready" is kept as the last error
     SY_RETURN_IF_ERROR(Health());
     if (steady_clock::now() >= deadline) {
       return Fail(absl::UnavailableError(absl::StrCat("all-to-all on rank ", rank_, ": the peers are silent after ",
@@ -319,12 +319,12 @@ absl::Status NcclCommunicator::Health() {
 
 absl::Status NcclCommunicator::CheckUsable() {
   if (!aborted_) return failure_;
-  // Abort() may be waiting for the mutex still.
+  // Abort() may still be waiting for the mutex.
   End();
   return absl::AbortedError("the communicator was aborted");
 }
 
-// Whether NCCL has done what it was last asked to do.
+// Whether NCCL has finished the last nonblocking call.
 absl::StatusOr<bool> NcclCommunicator::IsReady(absl::string_view call) {
   ncclResult_t state = ncclSuccess;
   const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
@@ -355,7 +355,7 @@ absl::Status NcclCommunicator::Fail(const absl::Status& failure) {
   return FailLocked(failure);
 }
 
-// Ends everything; the first failure is what later calls report. What an abort makes fail was aborted.
+// Ends the communicator. Later calls report the first failure. After Abort(), every failure is reported as ABORTED.
 absl::Status NcclCommunicator::FailLocked(const absl::Status& failure) {
   SY_RETURN_IF_ERROR(CheckUsable());
   failure_ = failure;
@@ -371,7 +371,7 @@ void NcclCommunicator::Abort() {
 
 void NcclCommunicator::End() {
   if (comm_ == nullptr) return;
-  // A thread that never chose a GPU would get a context on the first one otherwise.
+  // Otherwise a thread that never chose a GPU would get a context on the first GPU.
   (void)cudaSetDevice(options_.device_idx);
   (void)ncclCommAbort(std::exchange(comm_, nullptr));
   (void)cudaGetLastError();

@@ -1,4 +1,4 @@
-// What can be tried in one process with one GPU: groups of one, refusals, and waiting for a peer that never comes.
+// Tests that need only one process and one GPU: groups of one, refusals, and waiting for a peer that never comes.
 #include "moe/exchange/nccl/nccl_communicator.h"
 
 #include <cuda_runtime.h>
@@ -49,7 +49,7 @@ class NcclCommunicatorTest : public testing::Test {
     return communicator;
   }
 
-  // Those of rank 0 of two and of a rank 1 on another GPU, which does not exist.
+  // The addresses of rank 0 of two, and of a rank 1 on another GPU, which does not exist.
   std::vector<std::string> AddressesWithAGhost(const Communicator& communicator) {
     NcclAddress ghost = ParseNcclAddress(communicator.address(), 0, 2).value();
     ghost.rank = 1;
@@ -154,7 +154,7 @@ TEST_F(NcclCommunicatorTest, PeerThatNeverConnectsTimesOut) {
   EXPECT_EQ(ExchangeNothing(*communicator).code(), absl::StatusCode::kUnavailable);
 }
 
-// At whatever stage the connecting is after so many microseconds.
+// Aborts after several delays, to hit different stages of connecting.
 TEST_F(NcclCommunicatorTest, AbortWakesConnect) {
   for (const int64_t delay_us : {0, 100, 1'000, 10'000, 100'000, 500'000}) {
     SCOPED_TRACE(delay_us);

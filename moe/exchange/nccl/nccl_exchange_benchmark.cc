@@ -1,16 +1,16 @@
-// What an exchange costs beside NCCL itself, between processes with a GPU each.
+// Measures the cost of an exchange beyond NCCL itself, between processes with a GPU each.
 //
 //   nccl_exchange_benchmark --ranks=2 --max_ctas=0,4,8,16 --out=exchange.jsonl
 //
-// Every rank sends every rank, itself included, the same number of bytes. Columns, microseconds of GPU time per
-// exchange (median of repetitions; the slowest rank's; back to back, enqueued ahead, so that the host is not what is
-// timed):
+// Every rank sends every rank, itself included, the same number of bytes. The columns are microseconds of GPU time per
+// exchange on the slowest rank, the median of repetitions. The exchanges run back to back and are enqueued ahead, so
+// that the host's time is not measured:
 //   peers     bare ncclSend/ncclRecv in a group on a blocking communicator, to the peers only
-//   bare      the same with the rank's own block in the group: the bytes that we move
+//   bare      the same with the rank's own block in the group: the same bytes as AllToAllV moves
 //   ours      AllToAllV
-//   ours+copy AllToAllV with the own block copied beside the group
-// and, for bare and ours, the host's time to enqueue one. `ratio` is ours over bare. Each variant's bytes are checked
-// in the same run. One JSON object per line goes to --out.
+//   ours+copy AllToAllV with the own block copied outside the group
+// Two more columns give the host's time to enqueue one exchange, for bare and ours. `ratio` is ours over bare. Each
+// variant's bytes are checked in the same run. One JSON object per line goes to --out.
 #include <cuda_runtime.h>
 #include <nccl.h>
 
@@ -44,7 +44,7 @@ constexpr size_t kMaxBytes = size_t{64} << 20;
 constexpr int kNumRepetitions = 15;
 constexpr size_t kBusyBytes = size_t{256} << 20;
 
-// The ranks' only way to each other besides NCCL: the parent hands everybody what everybody sent.
+// The ranks' connection besides NCCL: the parent collects a packet from every rank and sends all of them to every rank.
 class Gathering {
  public:
   Gathering(PacketChannel* channel, int size) : channel_(channel), size_(size) {}
@@ -62,7 +62,7 @@ class Gathering {
 
 constexpr char kFinished[] = "finished";
 
-// The parent's side of it, until the ranks have finished.
+// The parent's side of Gathering, until the ranks have finished.
 absl::Status ServeGatherings(std::vector<RankProcess>& ranks) {
   std::vector<std::string> packets;
   while (packets != std::vector<std::string>(ranks.size(), kFinished)) {
@@ -76,7 +76,7 @@ absl::Status ServeGatherings(std::vector<RankProcess>& ranks) {
   return absl::OkStatus();
 }
 
-// NCCL as its documentation shows it.
+// Uses NCCL as its documentation shows.
 class BareNccl {
  public:
   static absl::StatusOr<std::unique_ptr<BareNccl>> Join(int rank, int size, int max_ctas, Gathering& gathering) {
@@ -167,7 +167,7 @@ class Bench {
   std::byte* send() const { return send_.data(); }
   std::byte* recv() const { return recv_.data(); }
 
-  // Runs an exchange once and looks at what came. `skipped` is a rank whose block is not part of it, or -1.
+  // Runs an exchange once and checks the received bytes. `skipped` is a rank whose block is not exchanged, or -1.
   absl::Status Check(const Exchange& exchange, size_t bytes, int skipped) {
     SY_CUDA(cudaMemsetAsync(recv(), 0, size_ * bytes, stream()));
     SY_RETURN_IF_ERROR(exchange(bytes));
@@ -186,7 +186,7 @@ class Bench {
   absl::StatusOr<Timing> Measure(const Exchange& exchange, size_t bytes) {
     const int num_exchanges = bytes >= (size_t{4} << 20) ? 10 : 40;
     SY_ASSIGN_OR_RETURN(const Repetition warm_up, RunOnce(exchange, bytes, num_exchanges, /*num_busy=*/0));
-    // Half as long again as enqueueing takes on an idle GPU.
+    // Keeps the GPU busy for 1.5 times as long as enqueueing takes on an idle GPU.
     int num_busy = static_cast<int>(1.5 * warm_up.timing.host_us * num_exchanges / kBusyUs) + 20;
     std::vector<Timing> timings;
     while (static_cast<int>(timings.size()) < kNumRepetitions) {
@@ -198,15 +198,15 @@ class Bench {
   }
 
  private:
-  static constexpr double kBusyUs = 60;  // of one memset of kBusyBytes, at the least
+  static constexpr double kBusyUs = 60;  // microseconds that a memset of kBusyBytes takes at least
 
   struct Repetition {
     Timing timing;
-    bool host_was_late = false;  // the GPU came to the exchanges before the last was enqueued
+    bool host_was_late = false;  // the GPU began the exchanges before the last was enqueued
   };
 
-  // Keeps the GPU busy, so that all exchanges are enqueued when it comes to them. One more exchange before them makes
-  // the ranks start together.
+  // Keeps the GPU busy first, so that all exchanges are enqueued when it reaches them. An untimed exchange before them
+  // makes the ranks start together.
   absl::StatusOr<Repetition> RunOnce(const Exchange& exchange, size_t bytes, int num_exchanges, int num_busy) {
     SY_RETURN_IF_ERROR(gathering_->Barrier());
     for (int idx = 0; idx < num_busy; ++idx) SY_CUDA(cudaMemsetAsync(busy_.data(), idx, busy_.size(), stream()));
@@ -227,7 +227,7 @@ class Bench {
     return repetition;
   }
 
-  // What a rank has in its send buffer: random, the same on all who ask.
+  // The bytes in the send buffer of `rank`: random, and the same in every process.
   const std::vector<std::byte>& Pattern(int rank) {
     if (patterns_.empty()) patterns_.resize(size_);
     std::vector<std::byte>& pattern = patterns_[rank];
@@ -257,7 +257,7 @@ class Bench {
   DeviceBuffer send_, recv_, busy_;
 };
 
-// The communicators of one setting, and the four ways to exchange.
+// The communicators for one value of max_ctas, and the ways to exchange with them.
 struct Variants {
   std::unique_ptr<BareNccl> bare;
   std::unique_ptr<Communicator> ours;
@@ -373,13 +373,13 @@ absl::Status RunRank(int rank, const Settings& settings, PacketChannel& channel)
                                                     {.num_ranks = size, .max_ctas = max_ctas, .bytes = bytes}));
       if (rank == 0) Print(row, out);
     }
-    SY_RETURN_IF_ERROR(gathering.Barrier());  // nobody leaves before all are through
+    SY_RETURN_IF_ERROR(gathering.Barrier());  // no rank leaves before all have finished
   }
   out.close();
   return gathering.Gather(kFinished).status();
 }
 
-// The ranks are told as the parent was.
+// Passes the parent's settings on to a rank.
 std::vector<std::string> Encode(int rank, const Settings& settings) {
   return {absl::StrCat(rank), absl::StrCat(settings.num_ranks), absl::StrJoin(settings.max_ctas, ","),
           settings.out_path};

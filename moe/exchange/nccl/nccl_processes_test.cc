@@ -1,5 +1,5 @@
-// Ranks as processes, one per GPU: exchanges byte for byte, aborts while ranks wait for each other, and a rank that is
-// killed again and again. `--ranks=N` bounds the number of ranks; without it all GPUs take part.
+// Tests with ranks as processes, one per GPU: exchanges checked byte for byte, aborts while ranks wait for each other,
+// and a rank that is killed again and again. `--ranks=N` limits the number of ranks; without it all GPUs take part.
 #include <cuda_runtime.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -38,7 +38,7 @@ int64_t NumberOf(const std::string& text) {
 
 // ---- The children's half. ----
 
-// What a rank is told when it is started.
+// The arguments of a rank's process.
 struct RankArguments {
   std::string scenario;
   int rank = 0;
@@ -63,7 +63,8 @@ absl::StatusOr<std::unique_ptr<Communicator>> Join(CommunicatorFactory& factory,
   return communicator;
 }
 
-// The block that `source` sends `destination` in a round: the same on both, like nothing else.
+// Fills the block that `source` sends `destination` in a round. Both ranks compute the same bytes, and no two blocks
+// are alike.
 void FillBlock(int source, int destination, int round, std::byte* block, size_t num_bytes) {
   std::mt19937_64 random(source * 1'000'003 + destination * 1009 + round);
   for (size_t begin = 0; begin < num_bytes; begin += sizeof(uint64_t)) {
@@ -75,7 +76,7 @@ void FillBlock(int source, int destination, int round, std::byte* block, size_t 
 // sizes[source][destination]
 using SizeMatrix = std::vector<std::vector<size_t>>;
 
-// Of up to `base` bytes and a few more, many of them zero.
+// Sizes from half of `base` to slightly more than `base`, and zero in a quarter of the cases.
 SizeMatrix RandomSizes(int size, size_t base, uint32_t seed) {
   std::mt19937_64 random(seed);
   SizeMatrix sizes(size, std::vector<size_t>(size));
@@ -88,7 +89,7 @@ SizeMatrix RandomSizes(int size, size_t base, uint32_t seed) {
 std::vector<SizeMatrix> AllSizes(int size) {
   std::vector<SizeMatrix> all = {SizeMatrix(size, std::vector<size_t>(size, 0)),
                                  SizeMatrix(size, std::vector<size_t>(size, 64 * kMiB))};
-  SizeMatrix& ring = all.emplace_back(size, std::vector<size_t>(size, 0));  // one way only
+  SizeMatrix& ring = all.emplace_back(size, std::vector<size_t>(size, 0));  // each rank sends to the next rank only
   for (int rank = 0; rank < size; ++rank) ring[rank][(rank + 1) % size] = kMiB + 13;
   for (const size_t base : {size_t{1}, size_t{17}, size_t{4096}, size_t{65537}, kMiB, 8 * kMiB, 64 * kMiB}) {
     for (uint32_t repeat = 0; repeat < 3; ++repeat) all.push_back(RandomSizes(size, base, base + repeat));
@@ -96,7 +97,7 @@ std::vector<SizeMatrix> AllSizes(int size) {
   return all;
 }
 
-// One side of a round, block after block.
+// The blocks that a rank sends, or receives, in a round, one after another.
 struct HostBlocks {
   std::vector<size_t> sizes;
   std::vector<std::byte> bytes;
@@ -122,7 +123,7 @@ absl::Status Compare(const std::vector<std::byte>& expected, const std::vector<s
                                           static_cast<int>(*got), ", expected ", static_cast<int>(*wrong)));
 }
 
-// What arrives must be right to the byte, and nothing written behind it.
+// Checks every received byte, and that nothing was written behind them.
 absl::Status ExchangeAndCompare(Communicator& communicator, const SizeMatrix& sizes, int round) {
   constexpr size_t kGuardBytes = 64;
   const HostBlocks sent = BlocksOf(sizes, communicator.rank(), /*sending=*/true, round);
@@ -156,7 +157,7 @@ absl::Status RunExchanges(const RankArguments& arguments, PacketChannel& channel
     SY_RETURN_IF_ERROR(ExchangeAndCompare(*communicator, sizes, round++));
   }
   SY_RETURN_IF_ERROR(channel.Send("exchanged"));
-  return channel.Receive().status();  // nobody leaves before all are through
+  return channel.Receive().status();  // no rank leaves before all have finished
 }
 
 absl::Status ExpectAborted(absl::string_view call, const absl::Status& status) {
@@ -164,7 +165,7 @@ absl::Status ExpectAborted(absl::string_view call, const absl::Status& status) {
   return absl::InternalError(absl::StrCat(call, " after Abort(): expected ABORTED, got ", status.ToString()));
 }
 
-// Device memory that must stay as it is.
+// Device memory that must stay unchanged.
 class Guarded {
  public:
   static absl::StatusOr<Guarded> Fill() {
@@ -187,8 +188,9 @@ class Guarded {
   DeviceBuffer memory_;
 };
 
-// Exchanges with peers that do not take part, until another thread aborts: where they are connected, once kernels wait
-// on the GPU; else 100 ms into the call, which waits for them to connect.
+// Exchanges with peers that do not take part, until another thread aborts. If the peers are connected, the abort comes
+// when the exchange's kernels wait on the GPU; otherwise it comes 100 ms into the call, which waits for the peers to
+// connect.
 absl::Status ExchangeAlone(Communicator& communicator, bool connected) {
   SY_ASSIGN_OR_RETURN(const CudaStream stream, CudaStream::Create());
   const std::vector<size_t> sizes(communicator.size(), kMiB);
@@ -213,7 +215,7 @@ absl::Status ExchangeAlone(Communicator& communicator, bool connected) {
   return ExpectAborted("Health", communicator.Health());
 }
 
-// more: whether the ranks have exchanged before, so that NCCL has connected them
+// more: "warm" if the ranks have exchanged before, so that NCCL has connected them; otherwise "fresh"
 absl::Status RunAbort(const RankArguments& arguments, PacketChannel& channel) {
   const bool warm = arguments.more.at(0) == "warm";
   SY_CUDA(cudaSetDevice(arguments.rank));
@@ -234,7 +236,7 @@ absl::Status RunAbort(const RankArguments& arguments, PacketChannel& channel) {
   return guarded.Check();
 }
 
-// Exchanges a little and looks at it, then 64 MiB with every peer until that fails.
+// Exchanges a little and compares the bytes, then exchanges 64 MiB with every peer until that fails.
 absl::Status ExchangeUntilFailure(Communicator& communicator, PacketChannel& channel) {
   const int size = communicator.size();
   const SizeMatrix looked_at(size, std::vector<size_t>(size, kMiB + 5));
@@ -251,7 +253,7 @@ absl::Status ExchangeUntilFailure(Communicator& communicator, PacketChannel& cha
   }
 }
 
-// One group's life: until the parent says that it is over.
+// Joins a group and exchanges in it until the parent sends a packet, which ends the group.
 absl::Status RunEpoch(CommunicatorFactory& factory, const RankArguments& arguments, PacketChannel& channel) {
   SY_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> communicator, Join(factory, arguments, channel));
   SY_RETURN_IF_ERROR(CheckExchange(*communicator));
@@ -260,13 +262,14 @@ absl::Status RunEpoch(CommunicatorFactory& factory, const RankArguments& argumen
     communicator->Abort();
   });
   const absl::Status ended = ExchangeUntilFailure(*communicator, channel);
-  // What failed by itself is told at once: the parent would wait for "running".
+  // A failure before the abort is sent to the parent at once, because the parent may be waiting for "running".
   if (!absl::IsAborted(ended)) channel.Send(ended.ToString()).IgnoreError();
   supervisor.join();
   return ExpectAborted("the exchange", ended);
 }
 
-// Says "up", then for every "join": the life of a group, and the device's free memory afterwards.
+// Sends "up". Then, for every "join" from the parent, takes part in a group and sends the device's free memory in MiB
+// afterwards.
 absl::Status RunServer(const RankArguments& arguments, PacketChannel& channel) {
   SY_CUDA(cudaSetDevice(arguments.rank));
   SY_ASSIGN_OR_RETURN(const Guarded guarded, Guarded::Fill());
@@ -292,7 +295,8 @@ int RunRank(RankChild& child) {
   return child.channel.Send(status.ToString()).ok() ? 0 : 1;
 }
 
-// ---- The parent's half. It only counts the GPUs, so that the ranks have them to themselves. ----
+// ---- The parent's half. The parent only counts the GPUs and does not use them, so that the ranks have all of them.
+// ----
 
 int max_ranks = 0;  // 0 for all GPUs
 
@@ -303,10 +307,10 @@ int NumGpus() {
 
 class NcclProcessesTest : public testing::Test {
  protected:
-  // As many ranks as there are GPUs for.
+  // The number of GPUs, or `max_ranks` if that is smaller.
   int NumRanks() const { return max_ranks > 0 ? std::min(max_ranks, NumGpus()) : NumGpus(); }
 
-  // Why there cannot be so many; empty when there can.
+  // The reason why there cannot be `num_ranks` ranks; empty when there can.
   std::string WhyNot(int num_ranks) const {
     if (NumRanks() >= num_ranks) return "";
     const std::string allowed = max_ranks > 0 ? absl::StrCat(", of which --ranks allows ", max_ranks) : "";
@@ -354,15 +358,15 @@ class NcclProcessesTest : public testing::Test {
     ASSERT_NO_FATAL_FAILURE(ExpectAll("OK"));
   }
 
-  // Returns when all exchange.
+  // Returns when all ranks are exchanging.
   void FormGroup() {
     for (RankProcess& rank : ranks_) ASSERT_TRUE(rank.channel().Send("join").ok());
     ASSERT_NO_FATAL_FAILURE(CarryAddresses());
     ASSERT_NO_FATAL_FAILURE(ExpectAll("running"));
   }
 
-  // Kills a rank and, when its connection breaks, tells the others. Returns what they have of free memory, in MiB, in
-  // rank order.
+  // Kills a rank and, when its connection breaks, tells the others to abort. Returns the others' free device memory in
+  // MiB, in rank order.
   std::vector<int64_t> KillAndAbort(int victim) {
     ranks_[victim].Kill();
     EXPECT_THAT(ReceiveFrom(ranks_[victim]), testing::StartsWith("UNAVAILABLE"));
@@ -377,7 +381,8 @@ class NcclProcessesTest : public testing::Test {
     return free_mib;
   }
 
-  // Started in time, since starting a process with a GPU takes longer than forming a group.
+  // Starts the replacement of a rank. Call it before the kill, because starting a process with a GPU takes longer than
+  // forming a group.
   RankProcess StartReplacement(int victim) {
     RankProcess replacement = Start(victim, static_cast<int>(ranks_.size()), "serve");
     EXPECT_EQ(ReceiveFrom(replacement), "up");
@@ -422,9 +427,9 @@ TEST_F(NcclProcessesTest, SurvivorsOfAKilledRankFormANewGroup) {
   StartAll(size, "serve");
   ASSERT_NO_FATAL_FAILURE(ExpectAll("up"));
   ASSERT_NO_FATAL_FAILURE(FormGroup());
-  std::vector<int64_t> free_mib;  // of rank 0, after each cycle it survives
+  std::vector<int64_t> free_mib;  // rank 0's free memory after each cycle that it survives
   for (int cycle = 0; cycle < kNumCycles; ++cycle) {
-    const int victim = cycle + 1 < kNumCycles ? size - 1 : 0;  // at last the one where the ranks meet
+    const int victim = cycle + 1 < kNumCycles ? size - 1 : 0;  // in the last cycle rank 0, where the ranks meet
     RankProcess replacement = StartReplacement(victim);
     const SteadyTime killed_at = Clock::Real().Now();
     const std::vector<int64_t> free = KillAndAbort(victim);

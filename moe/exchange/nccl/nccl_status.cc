@@ -23,7 +23,7 @@ absl::StatusCode CodeOf(ncclResult_t result) {
 
 absl::Status NcclStatus(ncclResult_t result, absl::string_view call, ncclComm_t comm) {
   if (result == ncclSuccess || result == ncclInProgress) return absl::OkStatus();
-  (void)cudaGetLastError();  // NCCL may have left its CUDA error for the next check to stumble on; a sticky one stays
+  (void)cudaGetLastError();  // clears a CUDA error that NCCL may have left for the next check; a sticky one stays
   std::string message = absl::StrCat(call, ": ", ncclGetErrorString(result));
   if (const char* last = ncclGetLastError(comm); last != nullptr && *last != '\0') {
     absl::StrAppend(&message, ": ", absl::StripAsciiWhitespace(last));

@@ -8,9 +8,9 @@
 
 namespace switchyard {
 
-// OK for ncclSuccess, and for ncclInProgress, which is how a nonblocking call begins. UNAVAILABLE when a peer or the
-// way to it failed, FAILED_PRECONDITION when NCCL refuses the set-up, INVALID_ARGUMENT, otherwise INTERNAL.
-// `comm` may be null.
+// OK for ncclSuccess, and for ncclInProgress, which nonblocking calls return at first. UNAVAILABLE when a peer or the
+// connection to it failed, FAILED_PRECONDITION when NCCL refuses the set-up, INVALID_ARGUMENT for ncclInvalidArgument,
+// otherwise INTERNAL. `comm` may be null.
 absl::Status NcclStatus(ncclResult_t result, absl::string_view call, ncclComm_t comm);
 
 }  // namespace switchyard

@@ -15,10 +15,10 @@ namespace switchyard {
 namespace {
 
 constexpr char kChildFlag[] = "--rank-process";
-constexpr int kChildFd = 200;  // far from what the parent has open, so that dup2 really copies
+constexpr int kChildFd = 200;  // far from the parent's open descriptors, so that dup2 really copies
 constexpr size_t kMaxPacketBytes = 64 << 10;
 
-// The arguments as posix_spawn wants them.
+// The arguments in the form that posix_spawn takes.
 std::vector<char*> Pointers(std::vector<std::string>& arguments) {
   std::vector<char*> pointers;
   for (std::string& argument : arguments) pointers.push_back(argument.data());

@@ -1,14 +1,14 @@
-// Ranks as processes, for tests and benchmarks of GPU communicators.
+// Runs ranks as processes, for tests and benchmarks of GPU communicators.
 //
-// CUDA does not survive fork(), so a child is a fresh run of the same executable, told by its first argument. Parent
-// and child talk in packets over a socket. A child dies with its parent.
+// CUDA does not survive fork(), so a child is a fresh run of the same executable, which recognises by its first
+// argument that it is a child. Parent and child talk in packets over a socket. A child dies with its parent.
 //
 //   int main(int argc, char** argv) {
 //     if (std::optional<RankChild> child = RankChild::FromArguments(argc, argv)) return RunRank(*child);
 //     …
 //     SY_ASSIGN_OR_RETURN(RankProcess process, RankProcess::Start({"exchange", "1"}));
 //
-// Thread-safety: a channel may be sent to by one thread and received from by another.
+// Thread-safety: one thread may send on a channel while another receives.
 #pragma once
 
 #include <sys/types.h>
@@ -32,10 +32,10 @@ class PacketChannel {
 
   // UNAVAILABLE when the other end is gone.
   absl::Status Send(const std::string& packet);
-  // DEADLINE_EXCEEDED when nothing comes.
+  // DEADLINE_EXCEEDED when no packet arrives within `timeout`, UNAVAILABLE when the other end is gone.
   absl::StatusOr<std::string> Receive(std::chrono::milliseconds timeout = std::chrono::minutes(1));
 
-  // A fixed number of packets, one after another.
+  // Send, or receive, several packets one after another.
   absl::Status SendAll(const std::vector<std::string>& packets);
   absl::StatusOr<std::vector<std::string>> ReceiveAll(int num_packets);
 
@@ -43,7 +43,7 @@ class PacketChannel {
   UniqueFd fd_;
 };
 
-// The child, as its parent sees it. Killed, and waited for, when destroyed.
+// The parent's handle of a child. Its destructor kills the child and waits for its end.
 class RankProcess {
  public:
   RankProcess() = default;
@@ -59,7 +59,7 @@ class RankProcess {
 
   PacketChannel& channel() { return channel_; }
 
-  // SIGKILL. Returns at once; the channel's next Receive() tells when it is done.
+  // Sends SIGKILL and returns at once. When the child is dead, Receive() on its channel returns UNAVAILABLE.
   void Kill();
 
  private:
@@ -67,12 +67,12 @@ class RankProcess {
   PacketChannel channel_;
 };
 
-// The child, as it sees itself.
+// The child's own view: its arguments and its channel to the parent.
 struct RankChild {
   std::vector<std::string> arguments;
   PacketChannel channel;
 
-  // Nothing in a process that RankProcess did not start.
+  // nullopt in a process that RankProcess did not start.
   static std::optional<RankChild> FromArguments(int argc, char** argv);
 };
 

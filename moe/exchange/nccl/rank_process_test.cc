@@ -5,7 +5,7 @@
 namespace switchyard {
 namespace {
 
-// Sends back its arguments, then whatever it is sent, until the parent is gone.
+// Sends its arguments to the parent, then echoes every packet, until the parent is gone.
 int Echo(RankChild& child) {
   if (!child.channel.SendAll(child.arguments).ok()) return 1;
   while (true) {

@@ -1,6 +1,6 @@
-// What benchmarks compare themselves with: the GEMMs of one MoE layer straight through oneDNN, on packed bf16 weights.
-// Gate and up are one product, nothing is fused, no rows are moved. The layer has the size of Qwen3-30B-A3B's, and each
-// expert its own weights in memory, as in a model. A failure ends the program; oneDNN's exceptions are not caught.
+// The baseline for benchmarks: the GEMMs of one MoE layer called directly in oneDNN, on packed bf16 weights. Gate and
+// up are one product, nothing is fused and no rows are moved. The layer has the size of Qwen3-30B-A3B's. Each expert
+// has its own weights in memory, as in a model. A failure ends the program; oneDNN's exceptions are not caught.
 //
 // Thread-safety: one thread at a time; oneDNN itself uses every core.
 #pragma once
@@ -19,7 +19,7 @@
 
 namespace switchyard {
 
-// The step that is measured: rows, hidden dimension, width of an expert, experts and choices per row.
+// Sizes of the measured step: rows, hidden dimension, width of an expert, experts and choices per row.
 inline constexpr int64_t kBenchRows = 1024, kBenchDim = 2048, kBenchWidth = 768;
 inline constexpr int kBenchExperts = 128, kBenchTopK = 8;
 
@@ -35,23 +35,24 @@ T OrDie(absl::StatusOr<T> result) {
   return *std::move(result);
 }
 
-// Wall-clock time of work().
+// Wall-clock seconds that work() takes.
 double Seconds(const auto& work) {
   const auto start = std::chrono::steady_clock::now();
   work();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Normally sized values of both signs: sign, seven mantissa bits and a few exponents are random.
+// Fills with bf16 values of ordinary size and both signs: the sign and the seven mantissa bits are random, and the
+// exponent varies a little.
 void FillRandom(HostBuffer* buffer, uint64_t seed);
 HostMatrix RandomBf16(int64_t num_rows, int64_t num_cols, uint64_t seed);
 
 class BareOneDnn {
  public:
-  // One count per expert, kBenchExperts in all and not all zero.
+  // `rows_per_expert` has kBenchExperts counts, not all zero.
   explicit BareOneDnn(std::vector<int64_t> rows_per_expert);
 
-  // All products of one step.
+  // Runs all products of one step.
   void Run();
 
  private:

@@ -18,7 +18,8 @@
 namespace switchyard {
 namespace {
 
-// Consecutive pairs of one expert that are computed together: one library call per GEMM, buffers that stay in cache.
+// Consecutive pairs of one expert that are computed together, with one library call per GEMM and buffers that stay in
+// cache.
 struct Tile {
   int slot = 0;
   int64_t first_pair = 0;
@@ -30,7 +31,7 @@ struct CpuLayer {
   std::vector<std::unique_ptr<HostExpert>> experts;  // by slot; null until loaded
 };
 
-// What RunExperts was asked for.
+// Arguments of RunExperts.
 struct CpuStep {
   const CpuLayer& layer;
   const RankPlanView& plan;
@@ -90,15 +91,15 @@ class CpuEngine final : public ExpertEngine {
   const int num_threads_;
   const RowKernels<T> kernels_;
 
-  const std::unique_ptr<LinearContext> context_;  // before the experts that use it
+  const std::unique_ptr<LinearContext> context_;  // declared before layers_ so that it outlives the experts
   const HostExpertFactory make_expert_;
   std::vector<CpuLayer> layers_;
 
-  // Buffers of the step that is running, kept for the next one.
+  // Buffers of the running step, kept for the next one.
   std::array<HostBuffer, 4> scratch_;  // by Scratch
   HostBuffer x_;                       // [tile, D], rows of a tile side by side
-  HostBuffer y_;                       // [tile, D] of Sum, the expert's output for them
-  HostBuffer sums_;                    // [num_recv_rows, D] of Sum, unless T is Sum
+  HostBuffer y_;                       // [tile, D] of Sum, the expert's outputs for those rows
+  HostBuffer sums_;                    // [num_recv_rows, D] of Sum; unused if T is Sum
   std::vector<Tile> tiles_;
   std::vector<int32_t> pairs_left_;      // per received row: pairs not yet added
   std::vector<uint8_t> is_started_;      // per received row: whether its sum holds a pair
@@ -218,8 +219,8 @@ void CpuEngine<T>::GatherPair(const CpuStep& step, int64_t pair, std::byte* x) c
   }
 }
 
-// The first pair of a row starts its sum and the last one rounds it to the rows' type, so that sums need no pass that
-// clears them and none that converts them.
+// The first pair of a row starts the row's sum and the last pair rounds it to the rows' type, so no extra pass over the
+// sums has to clear or convert them.
 template <typename T>
 void CpuEngine<T>::AddPair(const CpuStep& step, int64_t pair, const Sum* y) {
   const int64_t num_cols = step.partial_sums.num_cols;
@@ -241,8 +242,8 @@ void CpuEngine<T>::AddPair(const CpuStep& step, int64_t pair, const Sum* y) {
   }
 }
 
-// Adds the outputs of tile `done` to their rows' sums and gathers the rows of tile `next`; either may be null. An
-// expert's pairs have different rows, so a tile's are added in parallel.
+// Adds the outputs of tile `done` to their rows' sums and gathers the rows of tile `next`; either may be null. The
+// pairs of one expert have different rows, so the pairs of a tile are added in parallel.
 template <typename T>
 void CpuEngine<T>::MoveRows(const CpuStep& step, const Tile* done, const Tile* next) {
   const int64_t num_done = done != nullptr ? done->num_pairs : 0;
@@ -282,7 +283,7 @@ absl::Status CpuEngine<T>::RunExperts(LayerId layer, const RankPlanView& plan, C
   return absl::OkStatus();
 }
 
-// Lists the returned rows of each home row. Counting keeps their order, which is that of the ranks.
+// Lists the returned rows of each home row with a counting sort, which keeps them in rank order.
 template <typename T>
 void CpuEngine<T>::FindSources(const RankPlanView& plan, ConstMatrixView returned) {
   source_offsets_.assign(plan.num_home_rows + 1, 0);
@@ -315,7 +316,7 @@ absl::Status CpuEngine<T>::Combine(const RankPlanView& plan, ConstMatrixView ret
   return absl::OkStatus();
 }
 
-// Experts of ExpertSpec's formula, which share what lies between their products.
+// Makes experts that compute ExpertSpec's formula and share one scratch.
 HostExpertFactory FormulaExperts() {
   return [scratch = std::make_shared<ExpertScratch>()](const HostExpertContext& context, const LayerSpec& layer,
                                                        const ExpertWeights& weights) {

@@ -1,13 +1,13 @@
-// How close the engine comes to the library it stands on, for one layer of the size of Qwen3-30B-A3B's in bf16: 1024
+// Compares the engine with the library under it (oneDNN), for one layer of the size of Qwen3-30B-A3B's in bf16: 1024
 // rows of width 2048, 128 experts of width 768, top-8.
 //
 //   OneDnnAlone   the step's GEMMs as bare primitives on packed weights: gate and up as one product, nothing fused, no
 //                 rows moved
 //   EngineStep    GatherSendRows, RunExperts and Combine of a single rank
 //   GateAndPlan   router, top-k and PlanStep of the same rows
-//   Ratios        the three in turn, the fastest time of each, as other work on the host only slows: engine_vs_onednn
-//                 is the engine's speed relative to the library alone, gate_plan_share the time of gate and plan
-//                 relative to the engine's step
+//   Ratios        runs the three in turn and takes the fastest time of each, because other work on the host can only
+//                 slow them. engine_vs_onednn is the engine's speed relative to the library alone; gate_plan_share is
+//                 the time of gate and plan relative to the engine's step
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
@@ -30,7 +30,7 @@ LayerSpec Qwen3Layer() {
   return layer;
 }
 
-// What every variant works on. Weights of all experts are different memory, as in a model.
+// The input of every variant. Each expert's weights are in memory of their own, as in a model.
 struct Problem {
   LayerSpec layer = Qwen3Layer();
   HostMatrix rows = RandomBf16(kBenchRows, kBenchDim, 1);
@@ -133,7 +133,7 @@ void Ratios(benchmark::State& state) {
 }
 BENCHMARK(Ratios)->UseRealTime()->Unit(benchmark::kMillisecond)->MinTime(6);
 
-// The top-k alone, on logits that are there already.
+// The top-k alone, on logits computed beforehand.
 void SelectExpertsOnly(benchmark::State& state) {
   GateSpec gate{.top_k = kBenchTopK, .normalization = state.range(0) != 0 ? Normalization::kSum : Normalization::kNone};
   std::mt19937 random(7);

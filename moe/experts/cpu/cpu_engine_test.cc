@@ -95,7 +95,7 @@ Routing RandomRouting(int64_t num_rows, int top_k, int num_experts, Skew skew, u
   return routing;
 }
 
-// The same with the layer's shared experts as last choices, whose weights are 1 in every other row.
+// `routed` with the layer's shared experts as last choices. Their weights are 1 in even rows and 0.625 in odd ones.
 Routing RoutingWithShared(const LayerSpec& layer, const Routing& routed) {
   Routing routing;
   routing.Resize(routed.num_rows, routed.top_k + layer.num_shared);
@@ -114,7 +114,7 @@ std::unique_ptr<ExpertEngine> NewEngine(DType compute) {
   return CreateCpuEngine({.compute_dtype = compute, .num_threads = 2}).value();
 }
 
-// An engine that holds what `placement` gives to `rank`.
+// An engine with the experts that `placement` gives to `rank`.
 std::unique_ptr<ExpertEngine> LoadedEngine(DType compute, const LayerSpec& layer, const Weights& weights,
                                            const Placement& placement, int rank) {
   std::unique_ptr<ExpertEngine> engine = NewEngine(compute);
@@ -133,7 +133,7 @@ MatrixView ScratchRows(ExpertEngine& engine, ExpertEngine::Scratch purpose, int6
   return view;
 }
 
-// The whole step of a group in one process: the exchanges are copies between the ranks' scratch.
+// Runs whole steps of a group in one process. The exchanges are copies between the ranks' scratch.
 class Group {
  public:
   Group(DType compute, const LayerSpec& layer, const Weights& weights, int num_ranks)
@@ -145,7 +145,7 @@ class Group {
     const int num_ranks = engines_.size();
     plan_ = PlanStep(routing, placement_, HomeOffsets(rows.num_rows, num_ranks));
     HostMatrix output = HostMatrix::Allocate(rows.dtype, rows.num_rows, rows.num_cols);
-    // NaN wherever nothing is written.
+    // Elements that are never written stay NaN.
     std::fill_n(output.buffer.data(), output.view().size_bytes(), std::byte{0xff});
     ForEachRank([&](int r, const RankPlanView& plan) {
       return engines_[r]->GatherSendRows(plan, Home(rows, r), Buffer(r, kSend, plan.num_send_rows()));
@@ -185,8 +185,8 @@ class Group {
     return ScratchRows(*engines_[rank], purpose, num_rows, layer_.hidden_dim);
   }
 
-  // Source s's rows for destination d lie at send_offsets[d] there and at recv_offsets[s] here; `back` reverses the
-  // way.
+  // Source s's rows for destination d lie at send_offsets[d] in the source's buffer and at recv_offsets[s] in the
+  // destination's. `back` reverses the direction.
   void Exchange(Scratch from, Scratch to, bool back) {
     const int num_ranks = engines_.size();
     for (int s = 0; s < num_ranks; ++s) {
@@ -240,7 +240,7 @@ class CpuEngineTest : public testing::TestWithParam<DType> {};
 INSTANTIATE_TEST_SUITE_P(All, CpuEngineTest, testing::Values(DType::kF64, DType::kF32, DType::kBF16),
                          [](const auto& info) { return std::string(DTypeName(info.param)); });
 
-// Few rows for an expert and many, on one rank and on two.
+// Compares few and many rows per expert with the reference, on one rank and on two.
 void ExpectRightOnRanks(DType compute, const LayerSpec& layer) {
   const Weights weights(layer, compute, /*transposed=*/false, 5);
   for (const int num_ranks : {1, 2}) {
@@ -266,7 +266,7 @@ TEST_P(CpuEngineTest, EveryKindOfExpertOnOneAndTwoRanks) {
   }
 }
 
-// Inputs and weights are such that gate and up lie within ±6, so the limits here bind for most of them or a few.
+// Inputs and weights are chosen so that gate and up lie within ±6. The limits here bind for most values, a few or none.
 TEST_P(CpuEngineTest, ClampedExperts) {
   for (const Activation activation : {Activation::kSilu, Activation::kQuickGelu}) {
     for (const double limit : {0.0, 0.25, 1.0, 7.0}) {
@@ -285,7 +285,7 @@ TEST_P(CpuEngineTest, WeightsOfTheInput) {
     for (const double limit : {0.0, 0.5}) {
       if (!gated && limit != 0) continue;
       SCOPED_TRACE(testing::Message() << "gated " << gated << " limit " << limit);
-      // With biases an expert is no longer the same whichever side is weighed, for any activation.
+      // With biases, weighing the input and weighing the output give different results for every activation.
       ExpectRightOnRanks(GetParam(),
                          SmallLayer({.gated = gated, .biased = true, .limit = limit, .weighs_input = true}));
     }
@@ -301,7 +301,7 @@ TEST_P(CpuEngineTest, SharedExpertsComputeEveryRow) {
       ExpectRightOnRanks(GetParam(), layer);
       layer.num_experts = 4;
       const Weights weights(layer, GetParam(), /*transposed=*/false, 5);
-      Group group(GetParam(), layer, weights, 6);  // ranks that hold nothing but shared experts
+      Group group(GetParam(), layer, weights, 6);  // two of the six ranks hold only shared experts
       Routing routing = RoutingWithShared(layer, RandomRouting(31, 2, 4, Skew::kZipf, 6));
       for (int64_t row_idx = 0; row_idx < 31; row_idx += 3) routing.expert_idx[row_idx * routing.top_k] = -1;
       ExpectMatchesReference(group, layer, weights, GetParam(), routing);
@@ -309,7 +309,7 @@ TEST_P(CpuEngineTest, SharedExpertsComputeEveryRow) {
   }
 }
 
-// As transformers does it: a weight times a bf16 row is rounded to bf16 before anything is computed with it.
+// Like the transformers library: a weight times a bf16 row is rounded to bf16 before anything is computed with it.
 TEST(CpuEngine, WeighedInputsAreRoundedToTheirType) {
   LayerSpec layer{.name = "0", .hidden_dim = 1, .expert_dim = 1, .num_experts = 1};
   layer.expert = {.activation = Activation::kRelu, .gated = false, .weighs_input = true};
@@ -322,8 +322,8 @@ TEST(CpuEngine, WeighedInputsAreRoundedToTheirType) {
   const StepPlan plan = PlanStep(routing, Placement::Even(1, 1), {0, 1});
   HostMatrix output = HostMatrix::Allocate(DType::kBF16, 1, 1);
   ASSERT_TRUE(engine->RunExperts(LayerId{0}, plan.ranks[0].view(), row.view(), output.view()).ok());
-  // 0.77734375 · 1.0078125 = 0.78341675 becomes 0.78515625, three times which is 2.35546875 and becomes 2.359375. Three
-  // times the unrounded product would become 2.34375.
+  // 0.77734375 · 1.0078125 = 0.78341675 is rounded to 0.78515625. Three times that is 2.35546875, rounded to 2.359375.
+  // Three times the unrounded product would be rounded to 2.34375.
   EXPECT_EQ(ToDoubles(output.view())[0], 2.359375);
 }
 
@@ -360,7 +360,7 @@ TEST_P(CpuEngineTest, DroppedChoicesAddNothing) {
   const Weights weights(layer, GetParam(), false, 7);
   Routing routing = RandomRouting(40, 2, layer.num_experts, Skew::kUniform, 1);
   for (int64_t row_idx = 0; row_idx < 40; row_idx += 3) routing.expert_idx[row_idx * 2] = -1;
-  for (int64_t row_idx = 0; row_idx < 40; row_idx += 6) routing.expert_idx[row_idx * 2 + 1] = -1;  // nothing left
+  for (int64_t row_idx = 0; row_idx < 40; row_idx += 6) routing.expert_idx[row_idx * 2 + 1] = -1;  // no choice left
   for (const int num_ranks : {1, 2}) {
     Group group(GetParam(), layer, weights, num_ranks);
     ExpectMatchesReference(group, layer, weights, GetParam(), routing);
@@ -512,7 +512,7 @@ TEST(CpuEngine, RefusesStepsThatDoNotFit) {
   HostMatrix out = HostMatrix::Allocate(DType::kF32, 4, 33);
 
   EXPECT_EQ(engine->RunExperts(LayerId{0}, view, rows.view(), out.view()).code(),
-            absl::StatusCode::kFailedPrecondition);  // nothing loaded
+            absl::StatusCode::kFailedPrecondition);  // no expert is loaded yet
   for (int e = 0; e < 6; ++e) ASSERT_TRUE(engine->LoadExpert(LayerId{0}, e, weights.experts[e]).ok());
   EXPECT_TRUE(engine->RunExperts(LayerId{0}, view, rows.view(), out.view()).ok());
   for (const ConstMatrixView bad :

@@ -91,7 +91,8 @@ absl::Status CpuExpert::RunPlain(ConstMatrixView x, MatrixView inner) const {
   return up_->Run(x, {.activation = spec_.activation}, inner);
 }
 
-// The library multiplies by up while it stores gate, so up comes first; in fp32 it is not rounded on the way.
+// The library multiplies by up while it stores gate's result, so up is computed first. It is kept in SumDType, so it is
+// not rounded to the compute type in between.
 absl::Status CpuExpert::RunGated(ConstMatrixView x, MatrixView inner) const {
   const MatrixView up = TileIn(&scratch_->up, SumDType(inner.dtype), x.num_rows, inner.num_cols);
   SY_RETURN_IF_ERROR(up_->Run(x, {}, up));
@@ -141,7 +142,7 @@ absl::Status CpuExpert::Prepare() {
     SY_RETURN_IF_ERROR(up_->Prepare({}, sum));
     SY_RETURN_IF_ERROR(gate_->Prepare({}, sum));
   } else {
-    std::byte present{};  // only whether there is a multiplier counts, and its type
+    std::byte present{};  // Prepare only looks at the multiplier's presence and type
     SY_RETURN_IF_ERROR(up_->Prepare({}, sum));
     SY_RETURN_IF_ERROR(gate_->Prepare({.activation = spec_.activation, .multiplier = {&present, sum, 0, 0}}, compute));
   }

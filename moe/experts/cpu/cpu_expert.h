@@ -1,7 +1,7 @@
 // One expert's packed weights and its forward pass on a tile of rows.
 //
-// Thread-safety: that of the LinearContext, which must outlive every expert made with it; experts that share their
-// scratch run one at a time.
+// Thread-safety: that of the LinearContext, which must outlive every expert made with it. Experts that share a scratch
+// must run one at a time.
 #pragma once
 
 #include <memory>
@@ -17,31 +17,32 @@
 
 namespace switchyard {
 
-// What lies between the GEMMs of an expert; shared by all of an engine, as one runs at a time.
+// Intermediate values between the GEMMs of an expert. All experts of an engine share one, because only one runs at a
+// time.
 struct ExpertScratch {
-  HostBuffer gate;   // [N, H], SumDType; of clamped experts
+  HostBuffer gate;   // [N, H], SumDType; used by clamped experts only
   HostBuffer up;     // [N, H], SumDType
   HostBuffer inner;  // [N, H], compute type
 };
 
 class CpuExpert final : public HostExpert {
  public:
-  // INVALID_ARGUMENT names the tensor that is missing or whose shape does not fit `layer`, which CheckExpertFormula has
-  // passed. `scratch` may be that of other experts of the same engine.
+  // INVALID_ARGUMENT names a tensor that is missing or has a shape that does not fit `layer`. `layer` must have passed
+  // CheckExpertFormula. `scratch` may be shared with other experts of the same engine.
   static absl::StatusOr<std::unique_ptr<HostExpert>> Load(const HostExpertContext& context, const LayerSpec& layer,
                                                           const ExpertWeights& weights,
                                                           std::shared_ptr<ExpertScratch> scratch);
 
   absl::Status Run(ConstMatrixView x, MatrixView y) override;
   int64_t weight_bytes() const override;
-  // What it compiles is shared by all experts of this shape.
+  // All experts of this shape share the compiled code.
   absl::Status Prepare() override;
 
  private:
   CpuExpert(const ExpertSpec& spec, int num_threads, std::shared_ptr<ExpertScratch> scratch)
       : spec_(spec), num_threads_(num_threads), scratch_(std::move(scratch)) {}
 
-  // inner [N, H] = what the down projection gets.
+  // Each computes inner [N, H], the input of the down projection.
   absl::Status RunPlain(ConstMatrixView x, MatrixView inner) const;
   absl::Status RunGated(ConstMatrixView x, MatrixView inner) const;
   absl::Status RunClamped(ConstMatrixView x, MatrixView inner) const;

@@ -73,7 +73,7 @@ class SquaredReluTest : public testing::TestWithParam<DType> {};
 INSTANTIATE_TEST_SUITE_P(All, SquaredReluTest, testing::Values(DType::kF64, DType::kF32, DType::kBF16),
                          [](const auto& info) { return std::string(DTypeName(info.param)); });
 
-// Row r goes to expert r mod 3 with weight 0.5, and to the next one with 0.25.
+// Row r goes to expert r mod 3 with weight 0.5, and to the next expert with weight 0.25.
 Routing TwoExpertsEach(int64_t num_rows) {
   Routing routing;
   routing.Resize(num_rows, 2);
@@ -105,7 +105,7 @@ TEST_P(SquaredReluTest, MatchesItsFormulaThroughTheEngine) {
       HostMatrix output = HostMatrix::Allocate(GetParam(), num_rows, kDim);
       ASSERT_TRUE((*engine)->RunExperts(LayerId{0}, plan.ranks[0].view(), rows.view(), output.view()).ok());
       const std::vector<double> got = ToDoubles(output.view()), x = ToDoubles(rows.view());
-      // Outputs are of about 10 in size; bf16 rounds inner values and outputs to 8 bits.
+      // Outputs are around 10 in magnitude; bf16 rounds inner values and outputs to 8 bits.
       const double tolerance = GetParam() == DType::kF64 ? 1e-12 : GetParam() == DType::kF32 ? 1e-4 : 1e-1;
       for (int64_t r = 0; r < num_rows; ++r) {
         std::vector<double> expected(kDim);
@@ -146,7 +146,8 @@ TEST(CustomExpert, RefusalsOfAFactoryNameLayerAndSlot) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("layer 2, expert in slot 0: gate: squared_relu"));
 }
 
-// A custom expert may give ExpertSpec's fields a meaning of its own, so combinations without one here pass.
+// A custom expert may give ExpertSpec's fields a meaning of its own, so combinations that the built-in formula refuses
+// are accepted.
 TEST(CustomExpert, FormulasAreTheExpertsOwn) {
   LayerSpec layer = Layer();
   layer.expert.limit = 7;

@@ -33,7 +33,7 @@ SY_ALWAYS_INLINE void MultiplyAdd(Sum weight, const Sum* y, const Sum* base, Out
 
 template <typename T>
 SY_ALWAYS_INLINE void AddRows(const T* const* sources, int num_sources, T* out, int64_t num_cols) {
-  constexpr int64_t kBlock = 512;  // sums that stay in the first-level cache
+  constexpr int64_t kBlock = 512;  // small enough that the sums stay in the first-level cache
   SumOf<T> sums[kBlock];
   for (int64_t begin = 0; begin < num_cols; begin += kBlock) {
     const int64_t count = std::min(kBlock, num_cols - begin);
@@ -55,10 +55,10 @@ SY_ALWAYS_INLINE void ScaleRow(SumOf<T> weight, const T* row, T* out, int64_t nu
 
 SY_ALWAYS_INLINE double Exp(double x) { return std::exp(x); }
 
-// e^x in arithmetic that loops over it vectorise: 2^n · e^r with |r| <= ln 2 / 2, for which seven terms of the series
-// err by less than 2^-27. Infinite from 2^127.5 on and never below 2^-126; NaN stays NaN.
+// e^x in arithmetic that the compiler can vectorise in loops: 2^n · e^r with |r| <= ln 2 / 2, where the series up to
+// r^7 errs by less than 2^-27. Results are infinite from 2^127.5 on and never below 2^-126; NaN stays NaN.
 SY_ALWAYS_INLINE float Exp(float x) {
-  constexpr float kRounder = 0x1.8p23f;  // a float this large has no digits behind the point
+  constexpr float kRounder = 0x1.8p23f;  // adding it rounds to an integer: floats this large have no fraction bits
   constexpr float kLn2High = 0x1.62e4p-1f, kLn2Low = static_cast<float>(std::numbers::ln2 - 0x1.62e4p-1);
   x = x > 88.7228f ? 88.7228f : x;
   x = x < -87.3f ? -87.3f : x;
@@ -91,7 +91,7 @@ SY_ALWAYS_INLINE void MultiplyClamped(const ClampedSwish& formula, const SumOf<T
   }
 }
 
-// The kernels compiled with one generation's instructions.
+// Defines the kernels compiled for one instruction set.
 #define SY_DEFINE_KERNELS(NAME, ATTRIBUTE)                                                                    \
   template <typename T>                                                                                       \
   struct NAME {                                                                                               \

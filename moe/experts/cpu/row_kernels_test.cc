@@ -114,13 +114,13 @@ TYPED_TEST(RowKernelsTest, ClampedSwishMatchesItsFormula) {
   for (const ClampedSwish formula : {ClampedSwish{.scale = 1.702, .limit = 1.5, .up_offset = 1}, ClampedSwish{}}) {
     for (const int64_t n : kWidths) {
       auto gate = this->template Random<Sum>(n), up = this->template Random<Sum>(n);
-      for (Sum& value : gate) value *= 30;  // far into the sigmoid's ends
+      for (Sum& value : gate) value *= 30;  // far into the sigmoid's saturated ends
       std::vector<TypeParam> out(n);
       this->kernels_.clamped_swish(formula, gate.data(), up.data(), out.data(), n);
       for (int64_t i = 0; i < n; ++i) {
         const double g = std::min<double>(gate[i], formula.limit);
         const double u = std::clamp<double>(up[i], -formula.limit, formula.limit) + formula.up_offset;
-        // fp32 errors of the exponent's argument count once more for each unit of its size.
+        // The relative error of e^x is the absolute error of x, so the tolerance grows with the size of the argument.
         const double unit = this->kUnit * (4 + std::abs(g));
         EXPECT_NEAR(ToDouble(out[i]), g / (1 + std::exp(-formula.scale * g)) * u,
                     unit * std::abs(g / (1 + std::exp(-formula.scale * g))) * (std::abs(up[i]) + 1) + 1e-30)

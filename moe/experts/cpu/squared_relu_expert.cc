@@ -2,8 +2,8 @@
 //
 //   expert(x) = down · max(0, up · x + b_up)² + b_down
 //
-// served as "squared_relu" by every worker that links this file. It reads the up and down tensors, and biases where
-// there are any; a gate it refuses.
+// Every worker that links this file offers it as "squared_relu". It uses the up and down tensors and their biases where
+// there are any, and refuses a gate.
 #include <memory>
 #include <utility>
 
@@ -40,7 +40,7 @@ class SquaredReluExpert final : public HostExpert {
   }
 
   absl::Status Run(ConstMatrixView x, MatrixView y) override {
-    // Squares of what is rounded already would be off by twice as much, so they are taken of the sums.
+    // Squaring doubles a relative rounding error, so the unrounded sums are squared.
     const MatrixView sums = RowsIn(&sums_, SumDType(context_.compute_dtype), x.num_rows);
     SY_RETURN_IF_ERROR(up_->Run(x, {}, sums));
     const MatrixView inner = RowsIn(&inner_, context_.compute_dtype, x.num_rows);

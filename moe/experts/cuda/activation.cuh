@@ -1,4 +1,4 @@
-// Activations and element conversions of device code. fp32 everywhere but in fp64 engines.
+// Activations and element conversions for device code. They compute in fp32, and in fp64 in fp64 engines.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -26,7 +26,7 @@ struct Gelu {
   static __device__ __forceinline__ double Apply(double x) { return 0.5 * x * (1.0 + erf(x * 0.70710678118654752)); }
 };
 
-// NaN stays NaN, which fmaxf would make 0.
+// Keeps NaN, which fmaxf would turn into 0.
 struct Relu {
   static __device__ __forceinline__ float Apply(float x) {
     float y;
@@ -45,7 +45,7 @@ struct GeluTanh {
   }
 };
 
-// x · sigmoid(scale · x), and with bounds where there are any when it is gated (inner_formula.h).
+// x · sigmoid(scale · x). MultiplyGated also applies the bounds and the offset, if any (inner_formula.h).
 template <typename F>
 struct Swish {
   SwishConstants<F> constants;
@@ -61,7 +61,7 @@ __device__ __forceinline__ F MultiplyGated(const Act& act, F gate, F up) {
   return act.Apply(gate) * up;
 }
 
-// Bounds leave NaN as it is.
+// The bounds keep NaN.
 template <typename F>
 __device__ __forceinline__ F MultiplyGated(const Swish<F>& act, F gate, F up) {
   const F limit = act.constants.limit;
@@ -71,7 +71,7 @@ __device__ __forceinline__ F MultiplyGated(const Swish<F>& act, F gate, F up) {
   return act.Apply(gate) * (up + act.constants.up_offset);
 }
 
-// Two values as one register of two 16-bit elements.
+// Rounds two values to 16-bit elements and packs them into one register.
 template <typename T>
 __device__ __forceinline__ uint32_t Pack(float low, float high);
 

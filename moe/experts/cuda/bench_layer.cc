@@ -119,7 +119,7 @@ double CheckedError(ConstMatrixView output, const std::vector<double>& expected,
     norm += expected[i] * expected[i];
   }
   const double error = std::sqrt(difference / norm);
-  if (error <= kTolerance) return error;  // not for NaN
+  if (error <= kTolerance) return error;  // false for NaN
   std::cerr << what << ": the first rows differ from the reference by " << error << " of their norm, expected at most "
             << kTolerance << std::endl;
   std::exit(1);

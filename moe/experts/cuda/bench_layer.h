@@ -1,5 +1,5 @@
-// The layers that benchmarks of the GPU measure, with random weights, rows and routing, and a check of what comes out.
-// Failures end the program.
+// The layers that GPU benchmarks measure, with random weights, rows and routing, and a check of the output. Failures
+// end the program.
 #pragma once
 
 #include <cstdint>
@@ -25,11 +25,11 @@ const std::vector<BenchShape>& BenchShapes();
 
 HostMatrix RandomBf16(int64_t num_rows, int64_t num_cols, double scale, uint64_t key);
 
-// k of E experts with weights that sum to 1, as random logits would give. The first rows of equal seeds are equal,
-// however many follow.
+// k of E experts per row with weights that sum to 1, like the routing of random logits. Routings of the same seed begin
+// with the same rows, whatever their number of rows.
 Routing UniformRouting(int64_t num_rows, int top_k, int num_experts, uint32_t seed);
 
-// A layer's weights on the host: experts take turns with two sets of them.
+// A layer's weights on the host. The experts share two sets of weights in rotation.
 class BenchWeights {
  public:
   explicit BenchWeights(const LayerSpec& spec);
@@ -51,8 +51,8 @@ class BenchWeights {
   std::vector<Set> sets_;
 };
 
-// ‖output − expected‖ / ‖expected‖ of the first rows, as many as there are in both. Ends the program when that is more
-// than roundings explain; `what` says where.
+// ‖output − expected‖ / ‖expected‖ over the first rows, as many as both have. Ends the program when the error is larger
+// than rounding explains (1e-2); `what` names the place in the message.
 double CheckedError(ConstMatrixView output, const std::vector<double>& expected, const std::string& what);
 
 }  // namespace switchyard

@@ -1,4 +1,4 @@
-// cuBLAS: one product per expert and matrix, in order; activation and biases are a pass of their own.
+// ExpertFfn with cuBLAS: one product per expert and matrix, in order, and separate kernels for activation and biases.
 #include <cublas_v2.h>
 
 #include "moe/experts/cuda/cublas_status.h"
@@ -45,7 +45,7 @@ class CublasFfn final : public ExpertFfn {
   const int64_t element_bytes_;
 };
 
-// Row-major, and gate before up.
+// Matrices are row-major, and gate's rows come before up's.
 PackTarget CublasFfn::TargetOf(const CudaLayer& layer, int slot, Part part) const {
   const FfnShape& shape = layer.shape;
   PackTarget target;
@@ -75,7 +75,7 @@ absl::Status CublasFfn::Multiply(const void* weights, const void* in, void* out,
   const void* one = wide ? static_cast<const void*>(&one64) : &one32;
   const void* zero = wide ? static_cast<const void*>(&zero64) : &zero32;
   const cudaDataType_t type = CudaType(dtype_);
-  // cuBLAS reads columns first, so it sees every matrix transposed.
+  // cuBLAS is column-major, so it sees every matrix transposed.
   SY_CUBLAS(cublasGemmEx(device_->cublas(), CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(rows), static_cast<int>(n),
                          static_cast<int>(cols), one, weights, type, static_cast<int>(cols), in, type,
                          static_cast<int>(cols), zero, out, type, static_cast<int>(rows), ComputeType(),

@@ -12,12 +12,12 @@
 namespace switchyard {
 namespace {
 
-// Left for what CUDA, cuBLAS and NCCL allocate by themselves.
+// Left free for allocations that CUDA, cuBLAS and NCCL make by themselves.
 constexpr int64_t kSpareBytes = 512 << 20;
 
-// Up to here a kernel that reads or writes host memory itself beats a copy and its start.
+// Up to this size it is faster to let kernels access host memory directly than to start a copy.
 constexpr size_t kDirectBytes = 64 << 10;
-// Up to here tables are copied in the compute stream, which saves waiting for another.
+// Up to this size tables are copied on the compute stream, which saves waiting for another stream.
 constexpr size_t kInlineTableBytes = 32 << 10;
 
 constexpr size_t kTableAlignment = 16;
@@ -33,17 +33,17 @@ absl::Status CheckRoom(const char* what, ConstMatrixView rows, const DeviceBuffe
                                                  buffer.size() / rows.row_bytes(), " was reserved"));
 }
 
-// How much larger `buffer` has to become.
+// Bytes by which a buffer of `size` bytes must grow.
 int64_t Growth(size_t size, int64_t needed) { return std::max<int64_t>(0, needed - static_cast<int64_t>(size)); }
 
 template <typename Buffer>
 absl::Status Grow(Buffer& buffer, int64_t num_bytes) {
   if (static_cast<int64_t>(buffer.size()) >= num_bytes) return absl::OkStatus();
   const size_t old_bytes = buffer.size();
-  buffer = Buffer();  // first: both may not fit
+  buffer = Buffer();  // freed first, because both may not fit
   auto grown = Buffer::Allocate(num_bytes);
   if (!grown.ok()) {
-    // Other engines go on with what they had.
+    // Other engines continue with a buffer of the old size.
     SY_ASSIGN_OR_RETURN(buffer, Buffer::Allocate(old_bytes));
     return grown.status();
   }
@@ -89,7 +89,7 @@ absl::Status CudaDevice::Initialize() {
                                                       ") has compute capability ", properties.major, ".",
                                                       properties.minor, "; 8.0 or newer is needed"));
   }
-  has_wgmma_ = properties.major == 9 && properties.minor == 0;  // sm_90a code runs on no other
+  has_wgmma_ = properties.major == 9 && properties.minor == 0;  // sm_90a code runs on no other architecture
   num_multiprocessors_ = properties.multiProcessorCount;
   SY_ASSIGN_OR_RETURN(compute_, CudaStream::Create());
   SY_ASSIGN_OR_RETURN(exchange_, CudaStream::Create(/*high_priority=*/true));
@@ -108,7 +108,7 @@ absl::Status CudaDevice::Initialize() {
 
 CudaDevice::~CudaDevice() {
   if (!MakeCurrent().ok()) return;
-  (void)cudaDeviceSynchronize();  // nothing may still use what is freed now
+  (void)cudaDeviceSynchronize();  // no work may still use the memory that is freed next
   if (cublas_ != nullptr) (void)cublasDestroy(cublas_);
 }
 

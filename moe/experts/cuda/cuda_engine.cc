@@ -24,7 +24,7 @@ absl::Status CheckRows(const char* name, ConstMatrixView rows, DType dtype, int6
                                                  num_cols, "] ", std::string(DTypeName(dtype))));
 }
 
-// A stored matrix must be what the layer says: the kernel that places it trusts its sizes.
+// A stored matrix must have the layer's sizes, because the kernel that packs it does not check them.
 absl::Status CheckWeight(const char* name, const WeightView& weight, int64_t outputs, int64_t inputs) {
   const int64_t rows = weight.transposed ? inputs : outputs;
   const int64_t cols = weight.transposed ? outputs : inputs;
@@ -39,7 +39,8 @@ absl::Status CheckBias(const char* name, ConstMatrixView bias, int64_t outputs) 
       absl::StrCat(name, " bias: [", bias.num_rows, ", ", bias.num_cols, "], expected [1, ", outputs, "]"));
 }
 
-// Steps whose outputs come in parts are small: their tables must fit what is reserved for any.
+// Outputs come in several parts only in steps within these limits, which are low because the tables of such a step must
+// fit the room that is reserved for any step.
 constexpr int64_t kMaxParts = 8;
 constexpr int64_t kMaxPartedPairs = 4096;
 
@@ -105,7 +106,7 @@ class CudaEngine final : public ExpertEngine {
   int64_t MaxParts(const FfnShape& shape, const RankPlanView& plan) const;
   absl::StatusOr<FfnStep> BuffersOf(const CudaLayer& layer, const RankPlanView& plan) const;
 
-  // Room for lists in a table of the step; `device` is what kernels will read once it is uploaded.
+  // Makes room for lists in the step's tables. `device` gets the addresses that kernels read after UploadTables.
   absl::StatusOr<HostRowLists> NewLists(int64_t num_rows, int64_t num_entries, bool weighted, RowLists* device);
 
   int64_t element_bytes() const { return static_cast<int64_t>(SizeOf(dtype_)); }
@@ -130,14 +131,14 @@ absl::Status CudaEngine::AddLayer(const LayerSpec& spec, int num_slots) {
   return absl::OkStatus();
 }
 
-// Of any of the layer's gates, shared experts included.
+// The most experts that a row can have, over all of the layer's gates, shared experts included.
 int MaxChoices(const LayerSpec& spec) {
   int top_k = 0;
   for (int i = 0; i < spec.num_gates(); ++i) top_k = std::max(top_k, spec.gate_at(i).top_k);
   return top_k + spec.num_shared;
 }
 
-// A row has at most as many pairs on this rank as it has choices, and as there are experts.
+// A row has at most one pair on this rank for each of its choices, and at most one for each local expert.
 DeviceNeeds CudaEngine::NeedsOf(const CudaLayer& layer, int64_t max_rows) const {
   const FfnShape& shape = layer.shape;
   const int64_t max_pairs = max_rows * std::min(MaxChoices(layer.spec), layer.num_slots);
@@ -155,7 +156,8 @@ DeviceNeeds CudaEngine::NeedsOf(const CudaLayer& layer, int64_t max_rows) const 
   workspace(Workspace::kOutputs) = max_pairs * shape.row_pitch * element_bytes();
   workspace(Workspace::kHidden) = max_pairs * shape.hidden_pitch * element_bytes();
   workspace(Workspace::kProducts) = max_pairs * ffn_->ProductBytesPerPair(shape);
-  // Send rows; pairs; returns. Chunks of a step each have their own offsets.
+  // Tables for outputs in parts, send rows, pairs, returns and the implementation's own. Each chunk has its own
+  // offsets.
   constexpr int64_t kMaxChunks = 8;
   needs.table_bytes = TableBytes(2 * kMaxPartedPairs, kMaxPartedPairs * (kMaxParts + 1), true) + max_rows * 4 +
                       TableBytes(max_rows + kMaxChunks, max_pairs, true) + TableBytes(max_rows, max_rows, false) +
@@ -183,7 +185,7 @@ absl::Status CudaEngine::Reserve(int64_t max_rows) {
   return absl::OkStatus();
 }
 
-// Padding must be zero, and is never written again.
+// Zeroes all weights, because their padding must be zero and is never written afterwards.
 absl::Status CudaEngine::AllocateWeights(CudaLayer& layer) {
   const FfnShape& shape = layer.shape;
   auto allocate = [&](int64_t bytes_per_slot, DeviceBuffer& buffer) -> absl::Status {
@@ -197,7 +199,7 @@ absl::Status CudaEngine::AllocateWeights(CudaLayer& layer) {
     SY_RETURN_IF_ERROR(allocate(shape.up_rows * bias_bytes(), layer.up_bias));
     SY_RETURN_IF_ERROR(allocate(shape.row_pitch * bias_bytes(), layer.down_bias));
   }
-  SY_CUDA(cudaDeviceSynchronize());  // loaders have streams of their own
+  SY_CUDA(cudaDeviceSynchronize());  // because loaders write on streams of their own
   return absl::OkStatus();
 }
 
@@ -236,7 +238,7 @@ std::vector<BiasLoad> CudaEngine::BiasesOf(const CudaLayer& layer, int slot, con
   if (!layer.spec.expert.biased) return {};
   const DType dtype = dtype_ == DType::kF64 ? DType::kF64 : DType::kF32;
   std::byte* const up_bias = layer.up_bias.data() + slot * layer.shape.up_rows * bias_bytes();
-  // Biases lie as the rows of the matrix that they belong to.
+  // Biases are in the order of the rows of their matrix.
   const auto beside = [&](ConstMatrixView bias, ExpertFfn::Part part) {
     const PackTarget matrix = ffn_->TargetOf(layer, slot, part);
     return BiasLoad{bias, matrix.place, matrix.first_row, dtype, up_bias};
@@ -312,8 +314,8 @@ absl::Status CudaEngine::NewPairLists(const RankPlanView& plan, int num_parts, R
   return absl::OkStatus();
 }
 
-// Rows that are read as often as there are weights to multiply them with had better be in device memory, and rows that
-// are weighed are other rows.
+// The rows must be in device memory because the product reads them many times, once for each part of the weights.
+// Layers that weigh the input need a weighed copy of the rows, so theirs cannot stay in place.
 bool CudaEngine::CanStayInPlace(const CudaLayer& layer, const RankPlanView& plan, ConstMatrixView received) const {
   return ffn_->reads_runs_in_place() && !layer.spec.expert.weighs_input &&
          layer.shape.row_pitch == layer.shape.hidden_dim && reinterpret_cast<uintptr_t>(received.data) % 16 == 0 &&
@@ -330,7 +332,7 @@ absl::Status CudaEngine::GatherSendRows(const RankPlanView& plan, ConstMatrixVie
                     device_->compute());
 }
 
-// Small steps leave room for outputs in several parts, which keep more of the GPU busy.
+// A small step leaves room in the workspace for outputs in several parts, and more parts keep more of the GPU busy.
 int64_t CudaEngine::MaxParts(const FfnShape& shape, const RankPlanView& plan) const {
   if (plan.num_pairs() == 0 || plan.num_recv_rows() > kMaxPartedPairs || plan.num_pairs() > kMaxPartedPairs) return 1;
   const int64_t rows = static_cast<int64_t>(device_->Size(Workspace::kOutputs)) / (shape.row_pitch * element_bytes());
@@ -356,11 +358,11 @@ absl::Status CudaEngine::RunExperts(LayerId layer_id, const RankPlanView& plan, 
   SY_ASSIGN_OR_RETURN(FfnStep step, BuffersOf(*layer, plan));
   if (CanStayInPlace(*layer, plan, received)) step.rows_in_place = received;
   SY_ASSIGN_OR_RETURN(const int num_parts, ffn_->MakeTables(*layer, plan, MaxParts(layer->shape, plan)));
-  RowLists outputs;  // the outputs that belong to each row
+  RowLists outputs;  // for each received row, the outputs to add up
   SY_RETURN_IF_ERROR(NewPairLists(plan, num_parts, &outputs));
-  RowLists scattered = outputs;  // where each row goes: the same unless outputs come in parts
+  RowLists scattered = outputs;  // for each received row, its grouped rows: the same list unless outputs come in parts
   if (num_parts > 1 && step.rows_in_place.data == nullptr) SY_RETURN_IF_ERROR(NewPairLists(plan, 1, &scattered));
-  (layer->spec.expert.weighs_input ? outputs : scattered).weights = nullptr;  // a pair is weighed once
+  (layer->spec.expert.weighs_input ? outputs : scattered).weights = nullptr;  // weigh the input or the output, not both
   SY_RETURN_IF_ERROR(device_->UploadTables());
   const int64_t pitch = layer->shape.row_pitch;
   if (step.rows_in_place.data == nullptr) {

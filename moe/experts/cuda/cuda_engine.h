@@ -14,12 +14,12 @@ namespace switchyard {
 struct CudaDeviceOptions {
   int device_idx = 0;
 
-  // The most bytes of device memory that weights and workspace may take together; 0 for all that is free.
+  // The most bytes of device memory that weights and workspace may take together; 0 for all free memory.
   int64_t memory_limit = 0;
 
-  // How many multiprocessors Switchyard's own kernels for matrix products leave to the exchange while a step that is
-  // cut into chunks runs on several ranks, and how many the exchange may take; 0 leaves none and lets NCCL choose,
-  // which was fastest where it was measured (docs/gpu.md).
+  // How many multiprocessors the exchange may take, and how many Switchyard's own matrix kernels leave to it in a step
+  // that runs on several ranks in chunks. 0 leaves none and lets NCCL choose, which was fastest in the measurements of
+  // docs/gpu.md.
   int exchange_multiprocessors = 0;
 };
 
@@ -30,7 +30,7 @@ struct CudaEngineOptions {
   // Lets fp32 products round their inputs to TF32 (10 bits of mantissa), several times faster.
   bool allow_tf32 = false;
 
-  // For tests and comparisons: cuBLAS where Switchyard's own kernels would run.
+  // For tests and comparisons: uses cuBLAS where Switchyard's own kernels would run.
   bool force_cublas = false;
 };
 
@@ -39,7 +39,7 @@ class CudaDevice;
 // Number of GPUs that this process can use; 0 without a driver.
 int NumCudaDevices();
 
-// Makes the device current for the calling thread. FAILED_PRECONDITION when there is no such GPU.
+// Opens a GPU and makes it current for the calling thread. FAILED_PRECONDITION when there is no such GPU.
 absl::StatusOr<std::shared_ptr<CudaDevice>> OpenCudaDevice(const CudaDeviceOptions& options);
 
 absl::StatusOr<std::unique_ptr<ExpertEngine>> CreateCudaEngine(std::shared_ptr<CudaDevice> device,

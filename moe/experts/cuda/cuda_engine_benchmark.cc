@@ -1,16 +1,17 @@
-// How close the CUDA engine comes to the GPU it runs on, for the layers of four well-known models in bf16, all experts
-// on one GPU:
+// Compares the CUDA engine with the limits of the GPU that it runs on, for the layers of four well-known models in
+// bf16, all experts on one GPU:
 //
-//   step    rows and routing on the device to combined rows on the device: RunExperts of a lone rank as the GPU sees
-//           it, the plan's way there included; the median of steps one at a time
-//   loop    the same steps one behind the other, several on their way: time of each
-//   whole   rows in page-locked host memory to rows in host memory, with gating and planning, one step at a time
-//   dense   as many operations in one plain FFN through cuBLAS, nothing activated
-//   floor   the larger of operations at the GPU's GEMM rate and weights of the experts hit at its copy rate, both
-//           measured in the same run
+//   step    from rows on the device to combined rows on the device: GPU time of RunExperts on a single rank, including
+//           the upload of the plan's tables; the median of steps that run one at a time
+//   loop    time per step when the same steps follow each other closely, with several in flight
+//   whole   from rows in page-locked host memory to rows in host memory, with gating and planning, one step at a time
+//   dense   one dense FFN with as many operations through cuBLAS, without activation
+//   floor   the larger of two times: the operations at the GPU's GEMM rate, and reading the chosen experts' weights at
+//           its copy rate, both rates measured in the same run
 //
-// Rows, weights and routing are random; steps take turns with several inputs. The first rows of every measured step are
-// compared with the float64 reference. Writes a table to stdout and, with --out, one JSON object a line.
+// Rows, weights and routing are random; steps use several inputs in rotation. For every number of rows, the first
+// output rows are compared with the float64 reference. Writes a table to stdout and, with --out, one JSON object per
+// line.
 #include <cuda_runtime.h>
 
 #include <CLI/CLI.hpp>
@@ -42,7 +43,7 @@ namespace {
 using SteadyClock = std::chrono::steady_clock;
 
 constexpr int64_t kCheckedRows = 2;
-constexpr uint32_t kCheckedSeed = 1;  // of the input whose first rows are checked
+constexpr uint32_t kCheckedSeed = 1;  // seed of the input whose first rows are checked
 
 struct BenchFlags {
   std::vector<std::string> shapes = {"mixtral", "qwen3", "deepseek", "tutel"};
@@ -52,10 +53,10 @@ struct BenchFlags {
   std::string out;
 };
 
-// One of the inputs that steps take turns with.
+// One of the inputs that steps use in rotation.
 struct StepInput {
   StepPlan plan;
-  int64_t first_row = 0;  // of the layer's rows, and of its outputs
+  int64_t first_row = 0;  // in the layer's rows and in its outputs
   int experts_hit = 0;
 };
 
@@ -131,7 +132,7 @@ class LayerBenchmark {
     return inputs;
   }
 
-  // Rows are on the device already: for its lane this is a step of a rank that is home to none.
+  // The rows are on the device already, so the lane is told of a step without home rows.
   void BeginOnDevice(int lane) { OrDie(engine_->BeginStep(lane, Rows(nullptr, 0, 0)).status()); }
   void EndOnDevice(int lane) { OrDie(engine_->EndStep(lane, Rows(nullptr, 0, 0), Rows(nullptr, 0, 0))); }
 
@@ -199,7 +200,7 @@ class LayerBenchmark {
     OrDie(engine_->WaitStep(0));
   }
 
-  // The first rows of the first input are the same, and choose the same experts, however many follow.
+  // The first input begins with the same rows and routing for every number of rows, so one reference serves all.
   double ErrorOfCheckedRows(int64_t num_rows) {
     if (reference_.empty()) {
       reference_ = weights_.Reference(Rows(host_rows_.data(), 0, kCheckedRows),
@@ -228,7 +229,7 @@ class LayerBenchmark {
   std::vector<double> reference_;
 };
 
-// Lines of JSON for the scripts, and a table to read.
+// Writes JSON lines for scripts and a table for people.
 class Report {
  public:
   explicit Report(const std::string& path) {

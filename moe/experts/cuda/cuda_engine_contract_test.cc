@@ -1,5 +1,5 @@
-// What the CUDA engine promises beside right results, through the ExpertEngine interface alone: steps in flight at
-// once, the same bytes for the same step, NaN that stays in its row, loading from several threads, and what is refused.
+// Tests what the CUDA engine promises besides right results, through the ExpertEngine interface alone: several steps in
+// flight, the same bytes for the same step, NaN that stays in its row, loading from several threads, and refusals.
 // Needs a GPU and no files. Tests whose names begin with "Small" have shapes tiny enough for compute-sanitizer.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -31,11 +31,11 @@ using testing::HasSubstr;
 
 class ContractTest : public EngineVariantTest {
  protected:
-  // Steps of different shapes, layers and skews in flight at once give what each gives alone, byte for byte.
+  // Checks that steps of different shapes, layers and skews in flight at once give the same bytes as each step alone.
   void StepsInFlight(const std::vector<LayerSpec>& specs, const std::vector<int64_t>& row_counts) const;
 };
 
-// A step whose rows and outputs are page-locked, so that copying them never waits.
+// A step whose rows and outputs are page-locked, so that the calls that copy them do not block.
 struct InFlight {
   int layer = 0;
   Routing routing;
@@ -72,7 +72,7 @@ void ContractTest::StepsInFlight(const std::vector<LayerSpec>& specs, const std:
         RandomRows(dtype(), num_rows, spec.hidden_dim, i));
     step.expected = Bytes(RunStep(*engine, layers[layer], step.routing, step.rows, Way::kInPlace, LayerId{layer}));
   }
-  // Another thread waits for the steps in turn, as a worker's does.
+  // A second thread waits for the steps in turn, like a worker's completion thread.
   const int num_lanes = engine->num_lanes();
   std::counting_semaphore<> free_lanes(num_lanes), begun(0);
   std::thread waiter([&] {
@@ -171,7 +171,7 @@ TEST_P(CudaContractTest, NanStaysInItsRowAndInItsStep) {
   const HostMatrix output = RunStep(*engine, layer, routing, rows.view());
   EXPECT_EQ(CountNans(output.view().Rows(3, 1)), kDim);
   EXPECT_EQ(CountNans(output.view()), kDim);
-  // A step that is all NaN leaves its workspace full of them.
+  // A step whose rows are all NaN leaves the workspace full of NaN, which must not reach later steps.
   RunStep(*engine, layer, routing, NanMatrix(dtype(), kRows, kDim).view());
   for (const int64_t num_rows : {1, 5, 130}) {
     RunAndCompare(*engine, layer, SkewedRouting(num_rows, 2, 8, Skew::kSomeEmpty, 2));
@@ -231,7 +231,7 @@ TEST_P(CudaContractTest, WeightBytesStayNearTheRawSize) {
 
 class SmallRefusalTest : public GpuTest {};
 
-// Every whole number in the text.
+// All whole numbers in the text.
 std::vector<int64_t> NumbersIn(absl::string_view text) {
   std::vector<int64_t> numbers;
   for (size_t i = 0; i < text.size();) {
@@ -284,7 +284,7 @@ TEST_F(SmallRefusalTest, StepsLargerThanReserved) {
   EXPECT_FALSE(refused.ok());
   EXPECT_THAT(std::string(refused.message()), HasSubstr("17"));
   EXPECT_THAT(std::string(refused.message()), HasSubstr("16"));
-  RunAndCompare(*engine, layer, SkewedRouting(16, 2, 4, Skew::kUniform, 1));  // and nothing is lost
+  RunAndCompare(*engine, layer, SkewedRouting(16, 2, 4, Skew::kUniform, 1));  // the engine still works
 }
 
 TEST_F(SmallRefusalTest, WrongLayersSlotsAndWeights) {

@@ -1,6 +1,6 @@
-// What the CUDA engine computes, through the ExpertEngine interface alone, against the float64 reference: every kind of
-// expert, shape, routing and number of ranks. Needs a GPU and no files.
-// Tests whose names begin with "Small" have shapes tiny enough for compute-sanitizer.
+// Compares the CUDA engine, through the ExpertEngine interface alone, with the float64 reference: every kind of expert,
+// shape, routing and number of ranks. Needs a GPU and no files. Tests whose names begin with "Small" have shapes tiny
+// enough for compute-sanitizer.
 #include "moe/experts/cuda/cuda_engine.h"
 
 #include <gtest/gtest.h>
@@ -20,7 +20,7 @@ constexpr Activation kActivations[] = {Activation::kSilu, Activation::kGelu, Act
 
 class EngineTest : public EngineVariantTest {
  protected:
-  // Every activation, gated and plain, with and without biases, both ways through a step.
+  // Tests every activation, gated and plain, with and without biases, in both ways.
   void EveryKindOfExpert(int64_t dim, int64_t width, const std::vector<int64_t>& row_counts) const {
     for (const Activation activation : kActivations) {
       for (const bool gated : {true, false}) {
@@ -44,7 +44,7 @@ class EngineTest : public EngineVariantTest {
     }
   }
 
-  // Gate and up are of about 1 in size, so that limits bind for most, some or none of them.
+  // Gate and up have magnitudes around 1, so the limits bind for many of them, few or none.
   void ClampedExperts(int64_t dim, int64_t width, const std::vector<int64_t>& row_counts) const {
     for (const Activation activation : {Activation::kSilu, Activation::kQuickGelu}) {
       for (const double limit : {0.0, 0.5, 7.0}) {
@@ -57,7 +57,8 @@ class EngineTest : public EngineVariantTest {
     }
   }
 
-  // Biases keep the side that is weighed from being all the same. One expert for all rows is what could stay in place.
+  // With biases, weighing the input and weighing the output give different results. The second layer has one expert for
+  // all rows, so its rows could stay in place if they were not weighed.
   void WeighedInputs(int64_t dim, int64_t width, const std::vector<int64_t>& row_counts) const {
     for (const bool gated : {true, false}) {
       SCOPED_TRACE(testing::Message() << "gated " << gated);
@@ -97,12 +98,12 @@ class EngineTest : public EngineVariantTest {
     for (int64_t row_idx = 0; row_idx < num_rows; row_idx += 3) routing.expert_idx[row_idx * 2] = -1;
     RunAndCompare(*engine, layer, routing);
     for (int64_t row_idx = 0; row_idx < num_rows; row_idx += 6) routing.expert_idx[row_idx * 2 + 1] = -1;
-    RunAndCompare(*engine, layer, routing);  // some rows have nothing left
+    RunAndCompare(*engine, layer, routing);  // some rows have no choice left
     std::fill(routing.expert_idx.begin(), routing.expert_idx.end(), -1);
     RunAndCompare(*engine, layer, routing);
   }
 
-  // Groups of ranks agree with the reference, whatever each holds.
+  // Compares groups of several sizes with the reference.
   void Ranks(const LayerSpec& spec, const std::vector<int>& group_sizes, const std::vector<int64_t>& row_counts) const {
     const TestLayer layer = Layer(spec);
     for (const int num_ranks : group_sizes) {
@@ -167,7 +168,7 @@ TEST_P(CudaEngineTest, EveryKindOfExpert) { EveryKindOfExpert(128, 192, {1, 9, 1
 
 TEST_P(CudaEngineTest, ClampedExperts) { ClampedExperts(128, 192, {1, 9, 100}); }
 
-// 2880 wide, so that a small step's outputs come in parts and have lists of their own.
+// The width of 2880 makes a small step's outputs come in parts, which have lists of their own.
 TEST_P(CudaEngineTest, WeighedInputs) {
   WeighedInputs(128, 192, {1, 9, 100});
   WeighedInputs(128, 2880, {1, 5});
@@ -239,7 +240,7 @@ TEST_P(CudaEngineTest, RanksWithSharedExperts) {
   LayerSpec spec = TestSpec(256, 128, 16, 4);
   spec.num_shared = 2;
   Ranks(spec, {2, 3}, {1, 64, 500});
-  spec.num_experts = 2, spec.gate.top_k = 1;  // ranks that hold nothing but shared experts
+  spec.num_experts = 2, spec.gate.top_k = 1;  // one of three ranks then holds only shared experts
   Ranks(spec, {3}, {1, 64});
 }
 
@@ -267,7 +268,7 @@ TEST_P(CudaEngineTest, WeightsOfEveryStoredType) {
       SCOPED_TRACE(testing::Message() << DTypeName(stored) << (transposed ? " transposed" : ""));
       const TestLayer layer(spec, {stored, transposed}, 4);
       const auto engine = Loaded(layer, 30);
-      // The weights are rounded at load, which the reference does not see.
+      // The engine rounds the weights at load, but the reference uses the unrounded ones.
       const double rounding = SizeOf(stored) > SizeOf(dtype()) || stored != dtype() ? 2 * NormTolerance(dtype()) : 0;
       ExpectMatchesReference(RunStep(*engine, layer, routing, rows.view()), layer, rows.view(), routing, kAllRows,
                              NormTolerance(dtype()) + rounding);
@@ -276,7 +277,7 @@ TEST_P(CudaEngineTest, WeightsOfEveryStoredType) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Between the engine's own ways to compute
+// The engine's ways to compute, compared with each other
 
 class CudaEngineWaysTest : public GpuTest {};
 

@@ -1,4 +1,4 @@
-// Fixtures of the CUDA engine's tests. They skip where there is no GPU, with a device of their own for each test.
+// Fixtures of the CUDA engine's tests. They open a device for each test, and skip the test where there is no GPU.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -23,7 +23,7 @@ class GpuTest : public testing::Test {
   std::shared_ptr<CudaDevice> device_;
 };
 
-// One of EngineVariants.
+// The parameter is one of EngineVariants.
 class EngineVariantTest : public GpuTest, public testing::WithParamInterface<CudaEngineOptions> {
  protected:
   DType dtype() const { return GetParam().compute_dtype; }
@@ -35,7 +35,7 @@ class EngineVariantTest : public GpuTest, public testing::WithParamInterface<Cud
   }
 };
 
-// Every compute type; both ways to compute where there are two.
+// Every compute type; for fp16 and bf16 with our own kernels and with cuBLAS.
 inline auto EngineVariants() {
   return testing::Values(CudaEngineOptions{.compute_dtype = DType::kF64},
                          CudaEngineOptions{.compute_dtype = DType::kF32},
@@ -51,7 +51,7 @@ inline std::string VariantName(const testing::TestParamInfo<CudaEngineOptions>& 
 
 inline constexpr Skew kSkews[] = {Skew::kUniform, Skew::kZipf, Skew::kOneExpert, Skew::kSomeEmpty};
 
-// Rows of large steps that are compared.
+// Number of rows that are compared in large steps.
 inline constexpr int64_t kSample = 24;
 
 }  // namespace switchyard

@@ -1,5 +1,6 @@
-// The feed-forward part of RunExperts: grouped rows through every expert's up (and gate), activation and down
-// projections. Two implementations: Switchyard's grouped GEMM (Hopper, bf16 and fp16) and cuBLAS (all types, all GPUs).
+// The feed-forward part of RunExperts: multiplies grouped rows by every expert's up (and gate) projection, applies the
+// activation, and multiplies by the down projection. There are two implementations: Switchyard's grouped GEMM (Hopper,
+// bf16 and fp16) and cuBLAS (all types, all GPUs).
 #pragma once
 
 #include <cstdint>
@@ -28,9 +29,9 @@ struct FfnShape {
 
   int64_t hidden_dim;
   int64_t expert_dim;
-  int64_t row_pitch;     // of grouped rows and of outputs
-  int64_t hidden_pitch;  // of activated rows
-  int64_t up_rows;       // of the up matrix, gate included
+  int64_t row_pitch;     // pitch of grouped rows and of outputs
+  int64_t hidden_pitch;  // pitch of activated rows
+  int64_t up_rows;       // rows of the up matrix, gate included
 };
 
 // A layer on the device.
@@ -40,22 +41,23 @@ struct CudaLayer {
   const LayerSpec spec;
   const FfnShape shape;
   const int num_slots;
-  DeviceBuffer up, down;            // of all slots, in the implementation's layout
+  DeviceBuffer up, down;            // all slots' weights, in the implementation's layout
   DeviceBuffer up_bias, down_bias;  // [num_slots, up_rows] and [num_slots, row_pitch]; empty unless biased
   std::vector<uint8_t> is_loaded;   // by slot; each written by the thread that loads it
 };
 
-// Everything about one step that does not depend on the implementation.
+// The parts of a step that do not depend on the implementation.
 struct FfnStep {
   const RankPlanView* plan = nullptr;
-  // Either rows are grouped or, when every expert's follow one another and the implementation can, they stay in place.
+  // The rows are either grouped, or in place: when each expert's rows are consecutive and the implementation can read
+  // them where they are. rows_in_place.data is null when they are grouped.
   void* grouped = nullptr;  // [num_pairs, row_pitch]
   ConstMatrixView rows_in_place;
   void* hidden = nullptr;   // [num_pairs, hidden_pitch]
   void* outputs = nullptr;  // [num_parts, num_pairs, row_pitch]
 };
 
-// Thread-safety: one thread at a time; PackingOf from any.
+// Thread-safety: one thread at a time, except TargetOf, which any thread may call.
 class ExpertFfn {
  public:
   virtual ~ExpertFfn() = default;
@@ -63,17 +65,17 @@ class ExpertFfn {
   // Whether FfnStep::rows_in_place may be used.
   virtual bool reads_runs_in_place() const { return false; }
 
-  // Bytes of Workspace::kProducts that a pair takes.
+  // Bytes of Workspace::kProducts per pair.
   virtual int64_t ProductBytesPerPair(const FfnShape& shape) const = 0;
-  // Bytes of tables for steps of so many pairs.
+  // Bytes of tables for a step of `num_pairs` pairs.
   virtual int64_t TableBytes(int64_t num_pairs, int num_slots) const = 0;
 
-  // Where the parts of the expert in `slot` go.
+  // Where the loader writes a part of the weights of the expert in `slot`.
   enum class Part : uint8_t { kUp, kGate, kDown };
   virtual PackTarget TargetOf(const CudaLayer& layer, int slot, Part part) const = 0;
 
-  // Writes the step's tables with CudaDevice::NewTable; they are uploaded before Run. Returns into how many parts an
-  // output will be cut, all of which are to be added; at most `max_parts`.
+  // Writes the step's tables with CudaDevice::NewTable; the caller uploads them before Run. Returns the number of parts
+  // that Run computes of each output, at most `max_parts`; the caller adds them up.
   virtual absl::StatusOr<int> MakeTables(const CudaLayer& layer, const RankPlanView& plan, int64_t max_parts) = 0;
 
   // Enqueues the products.
@@ -81,7 +83,7 @@ class ExpertFfn {
 };
 
 std::unique_ptr<ExpertFfn> CreateCublasFfn(CudaDevice* device, DType dtype, bool allow_tf32);
-// FAILED_PRECONDITION when the device has not the instructions.
+// FAILED_PRECONDITION when the device lacks Hopper's matrix instructions.
 absl::StatusOr<std::unique_ptr<ExpertFfn>> CreateHopperFfn(CudaDevice* device, DType dtype);
 
 }  // namespace switchyard

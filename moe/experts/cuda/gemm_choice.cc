@@ -8,19 +8,19 @@
 namespace switchyard {
 namespace {
 
-// What an H200 does in a clock cycle. Measured on one with all of its multiprocessors at work; only ratios matter.
-constexpr double kMemoryBytesPerCycle = 2400;  // of all
-constexpr double kL2BytesPerCycle = 36;        // of the L2 into each multiprocessor when all of them read
-constexpr double kMaxL2BytesPerCycle = 64;     // into one, however few read
-constexpr double kCyclesPerRow = 4;      // of a product of two block rows of weights with one block column of rows
-constexpr double kMinBlockCycles = 150;  // of one block column, however few the rows
-constexpr double kUnitCycles = 1500;     // to begin and to write out a unit of work
-// How much of the shorter of two things done at once is not hidden behind the longer.
+// Rates of an H200 per clock cycle, measured with all of its multiprocessors busy. Only their ratios matter.
+constexpr double kMemoryBytesPerCycle = 2400;  // from memory to all multiprocessors together
+constexpr double kL2BytesPerCycle = 36;        // from the L2 to each multiprocessor when all of them read
+constexpr double kMaxL2BytesPerCycle = 64;     // from the L2 to one multiprocessor, however few read
+constexpr double kCyclesPerRow = 4;      // per row, to multiply two block rows of weights by one block column of rows
+constexpr double kMinBlockCycles = 150;  // per block column at least, however few the rows
+constexpr double kUnitCycles = 1500;     // to start a unit of work and to write out its result
+// The fraction of the shorter of two concurrent activities that is not hidden behind the longer one.
 constexpr double kUnhidden = 0.25;
 
-// With so many units of work per multiprocessor the last ones to finish no longer matter.
+// From this many units of work per multiprocessor on, the uneven end of the last round does not matter.
 constexpr int kEnoughUnits = 4;
-// Shorter sums take longer to write out than to compute.
+// Block columns per part of a split sum, at least: writing out a shorter sum takes longer than computing it.
 constexpr int kMinSplitBlocks = 16;
 constexpr int kMaxSplits = 8;
 
@@ -28,7 +28,7 @@ constexpr double kBlockBytes = kBlockElements * 2.0;
 
 double BothCycles(double a, double b) { return std::max(a, b) + kUnhidden * std::min(a, b); }
 
-// What the L2 delivers to each of `num_active` multiprocessors.
+// The L2's rate to each of `num_active` multiprocessors.
 double L2BytesPerCycle(double num_active, int num_multiprocessors) {
   return std::min(kMaxL2BytesPerCycle, kL2BytesPerCycle * num_multiprocessors / std::max(num_active, 1.0));
 }

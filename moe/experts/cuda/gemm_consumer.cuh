@@ -7,10 +7,11 @@
 
 namespace switchyard {
 
-// The width after `width` of those that products come in (step_tables.cc cuts tiles to them).
+// The next larger width of a product after `width`. Widths are 8 and the multiples of 16 (step_tables.cc cuts tiles to
+// them).
 constexpr int NextWidth(int width) { return width < 16 ? 16 : width + 16; }
 
-// One of the warpgroups that multiply: 64 output features, all rows of the tile.
+// One of the warpgroups that multiply. It computes 64 output features for all rows of the tile.
 template <typename T, typename Shape>
 class Consumer {
  public:
@@ -28,7 +29,7 @@ class Consumer {
   }
 
  private:
-  // Calls MultiplyWidth for the narrowest product that has all rows: `kWidth` or one of those after it.
+  // Calls MultiplyWidth with the smallest width from `kWidth` on that covers all rows.
   template <int kWidth = 8>
   __device__ void Multiply(int num_rows) {
     if constexpr (kWidth < Shape::kRows) {
@@ -45,7 +46,7 @@ class Consumer {
       hopper::Wait(&shared_->rows_full[rows_.stage], rows_.phase);
       hopper::Wait(&shared_->weights_full[weights_.stage], weights_.phase);
       MultiplyStage<kWidth>(k > 0);
-      // The product before this one is done: its stages may be filled again.
+      // The previous product is done, so its stages may be filled again.
       hopper::WgmmaWait<1>();
       if (k > 0) Release(weights_done, rows_done);
       weights_done = weights_.stage;
@@ -62,7 +63,7 @@ class Consumer {
   __device__ void MultiplyStage(int accumulate) {
     const uint64_t weights = hopper::TileDescriptor(shared_->weights[weights_.stage] + warpgroup_ * Shape::kBlockBytes);
     const uint64_t rows = hopper::TileDescriptor(shared_->rows[rows_.stage]);
-    __syncwarp();  // lanes may have left the waits apart, and the product needs them together
+    __syncwarp();  // lanes may have left the waits at different times, and the product needs them together
     hopper::WgmmaFence();
 #pragma unroll
     for (int i = 0; i < kBlockDim / 16; ++i) {
@@ -71,7 +72,8 @@ class Consumer {
     hopper::WgmmaCommit();
   }
 
-  // Rows were brought to the whole cluster, so all of it must know that they are done with; weights only to this block.
+  // Rows were copied to all blocks of the cluster, so every block must learn that this one has finished with them.
+  // Weights were copied to this block only.
   __device__ void Release(int weight_stage, int row_stage) {
     if (thread_ == 0) hopper::Arrive(&shared_->weights_empty[weight_stage]);
     if (thread_ < Shape::kCluster) {
@@ -100,8 +102,8 @@ class Consumer {
     }
   }
 
-  // A thread holds features lane / 4 and lane / 4 + 8 of its warp's 16, for rows 8 j + 2 (lane % 4) and the next, as
-  // sums_[4 j + 0 … 3].
+  // A thread holds features lane / 4 and lane / 4 + 8 of its warp's 16, for rows 8 j + 2 (lane % 4) and the row after
+  // it, in sums_[4 j + 0 … 3].
   template <typename Act>
   __device__ void WriteChunks(const Act& act, const WorkUnit& unit, int m_block) {
     const int warp = thread_ / 32;
@@ -157,7 +159,7 @@ class Consumer {
   template <typename Act>
   static __device__ void StagePlain(const Act& act, const float* sums, const float* bias, std::byte* staging) {
     const int lane = threadIdx.x % 32;
-    // Matrices: rows 8 j, features 0 to 7 and 8 to 15; then rows 8 (j + 1) likewise.
+    // The four matrices: rows from 8 j on with features 0 to 7 and 8 to 15, then rows from 8 (j + 1) on likewise.
     std::byte* const to = staging + (lane / 16 * 8 + lane % 8) * Shape::kOutPitch + lane / 8 % 2 * 16;
 #pragma unroll
     for (int j = 0; j < Shape::kChunkRows / 8; j += 2) {
@@ -171,7 +173,7 @@ class Consumer {
     }
   }
 
-  // Rows [first, …) of the tile, kPieces times 16 bytes of each.
+  // Stores a chunk of the tile's rows from row `first` on, kPieces times 16 bytes of each row.
   template <int kPieces>
   __device__ void StoreChunk(T* out, int first, int num_rows, const std::byte* staging) {
     const int lane = threadIdx.x % 32;

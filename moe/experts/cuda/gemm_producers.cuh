@@ -1,4 +1,4 @@
-// The warps of the grouped GEMM that bring work: the scheduler and the producers of weights and rows.
+// The warps of the grouped GEMM that supply work: the scheduler and the producers of weights and rows.
 #pragma once
 
 #include "moe/experts/cuda/gemm_tile.cuh"
@@ -7,9 +7,10 @@
 
 namespace switchyard {
 
-// Scheduler: one warp that finds the block's units, ahead of those who need them. Units are numbered group by group;
-// inside a group the tiles of one stretch of weights come first, then the stretches along K. The warp looks at 32
-// groups at a time; groups only ever move forward.
+// Scheduler: one warp that finds the thread block's units of work ahead of the warps that need them. Units are numbered
+// group by group; within a group, all tiles of one stretch of weights come before those of the next stretch. A stretch
+// is some block rows and one of the splits along K. The warp looks at 32 groups at a time and never goes back to an
+// earlier group.
 template <typename Shape>
 class Scheduler {
  public:
@@ -18,7 +19,7 @@ class Scheduler {
         args_(args),
         units_per_tile_((args.m_blocks + kBlocksPerUnit - 1) / kBlocksPerUnit * args.k_splits) {}
 
-  // All lanes call it.
+  // All lanes of the warp call it.
   __device__ void Run() {
     const int num_units = args_.num_tiles * units_per_tile_;
     for (int i = blockIdx.x / Shape::kCluster; i < num_units; i += gridDim.x / Shape::kCluster) Push(Find(i));
@@ -71,7 +72,7 @@ class Scheduler {
   RingCursor<Shape::kUnitStages> ring_;
 };
 
-// How everybody else reads the scheduler's units: producers as single threads, consumers as whole warps.
+// Reads the scheduler's units in the other warps: producers read as single threads, consumers as whole warps.
 template <typename Shape>
 class UnitReader {
  public:
@@ -99,7 +100,7 @@ class UnitReader {
   RingCursor<Shape::kUnitStages> ring_;
 };
 
-// One thread that keeps the ring of weights full. They depend on no kernel before this one.
+// One thread that keeps the ring of weights full. It need not wait for previous kernels, because none writes weights.
 template <typename T, typename Shape>
 class WeightProducer {
  public:
@@ -138,7 +139,7 @@ class WeightProducer {
   RingCursor<Shape::kWeightStages> ring_;
 };
 
-// One thread that keeps the ring of rows full: every block of a cluster brings a share of the boxes to all of them.
+// One thread that keeps the ring of rows full. Every block of a cluster copies a share of the boxes to all blocks.
 template <typename T, typename Shape>
 class RowProducer {
  public:

@@ -1,4 +1,4 @@
-// The shapes of tiles, and what lies in shared memory for each.
+// The shapes of tiles, and the shared-memory layout of each.
 #pragma once
 
 #include <cstddef>
@@ -8,22 +8,22 @@
 
 namespace switchyard {
 
-// What one block works on: a tile of rows and a few block rows of weights.
+// The work that a thread block does at a time: a tile of rows and a few block rows of weights.
 struct WorkUnit {
   int slot;
   int first_row;
   int source_row;
-  int num_rows;  // 0: there is no more work
+  int num_rows;  // 0 means that there is no more work
   int m_block;   // first block row of the whole cluster
   int first_k;   // block columns [first_k, first_k + num_k)
   int num_k;
   int split;
 };
 
-// `kRows_` are the most rows of a tile, `kBoxRows_` those that one copy brings, `kCluster_` the blocks that share the
-// rows they read. Each of the two warpgroups that multiply has a block row of weights.
+// `kRows_` is the most rows of a tile, `kBoxRows_` the rows that one copy brings, and `kCluster_` the number of thread
+// blocks that share the rows they read. Each of the two warpgroups that multiply has its own block row of weights.
 //
-// Weights come from memory, rows from the L2: each have a ring of their own, as deep as their way is long.
+// Weights come from memory and rows from the L2. Each has a ring of its own, whose depth suits its latency.
 template <int kRows_, int kBoxRows_, int kCluster_, int kWeightStages_, int kRowStages_>
 struct TileShape {
   static constexpr int kRows = kRows_;
@@ -40,8 +40,8 @@ struct TileShape {
   static constexpr int kAccumulators = kRows / 2;
   static constexpr int kUnitStages = 4;
 
-  // Outputs pass through shared memory to leave as whole 16-byte pieces of rows: each warp's by itself, in chunks of
-  // rows that are padded against bank conflicts.
+  // Outputs pass through shared memory so that they are stored as whole 16-byte pieces of rows. Each warp does so by
+  // itself, in chunks of rows that are padded against bank conflicts.
   static constexpr int kChunkRows = kRows < 32 ? kRows : 32;
   static constexpr int kOutPitch = 48;
 
@@ -54,7 +54,7 @@ struct TileShape {
     uint64_t units_full[kUnitStages], units_empty[kUnitStages];
     WorkUnit units[kUnitStages];
   };
-  static constexpr int kSharedBytes = sizeof(Shared) + 1024;  // dynamic shared memory is not aligned enough
+  static constexpr int kSharedBytes = sizeof(Shared) + 1024;  // 1024 more to align it
 };
 
 using Rows16 = TileShape<16, 16, 1, 10, 6>;

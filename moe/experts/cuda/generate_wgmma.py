@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes wgmma_ops.cuh: the warpgroup matrix instruction for every width N that the grouped GEMM uses.
 
-The instruction names each of its N / 2 accumulator registers, so that the text is generated instead of typed.
+The instruction names each of its N / 2 accumulator registers, so the text is generated instead of typed.
 """
 
 WIDTHS = [8] + list(range(16, 257, 16))

@@ -15,8 +15,9 @@ absl::Status Prepare() {
   return absl::OkStatus();
 }
 
-// Clusters that can be resident at once: fewer than the multiprocessors divided by their size, since a cluster lies in
-// one of the GPU's processing clusters, whose multiprocessors need not be a multiple of it. The same for every launch.
+// Clusters that can be resident at once. They may be fewer than the multiprocessors divided by the cluster's size,
+// because a cluster must lie within one of the GPU's processing clusters, whose number of multiprocessors need not be a
+// multiple of that size. The number is the same for every launch, so it is determined once.
 template <typename T, typename Shape>
 absl::StatusOr<int> MaxClusters(const cudaLaunchConfig_t& config) {
   static const std::pair<cudaError_t, int> found = [&config] {

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   InitBarriers<Shape>(shared);
   const int cta_rank = Shape::kCluster > 1 ? static_cast<int>(hopper::ClusterCtaRank()) : 0;
   constexpr bool kMovesRegisters = Shape::kAccumulators > 64;
-  // The same in all lanes, and known to be: descriptors live in uniform registers.
+  // The shuffle tells the compiler that all lanes have the same value, so that descriptors live in uniform registers.
   const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
   if (warp / 4 == Shape::kWarpgroups) {
     if constexpr (kMovesRegisters) hopper::ShrinkRegisters<40>();

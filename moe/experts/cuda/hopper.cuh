@@ -1,5 +1,5 @@
-// The Hopper instructions that the grouped GEMM is made of, one thin function each: barriers in shared memory, bulk
-// copies that complete on them, warpgroup matrix products, clusters. Names follow the PTX manual.
+// The Hopper instructions that the grouped GEMM uses, each in a thin function: barriers in shared memory, bulk copies
+// that complete on them, warpgroup matrix products, clusters. Names follow the PTX manual.
 #pragma once
 
 #include <cuda.h>
@@ -13,7 +13,7 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// --- Barriers. `parity` is the phase that is waited for: 0, 1, 0, …
+// --- Barriers. `parity` is the parity of the phase to wait for: 0, 1, 0, …
 
 __device__ __forceinline__ void InitBarrier(uint64_t* barrier, uint32_t num_arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(num_arrivals));
@@ -24,7 +24,7 @@ __device__ __forceinline__ void FenceBarrierInit() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// One arrival, and `num_bytes` more to wait for.
+// Arrives once, and makes the phase also wait for `num_bytes` of copies.
 __device__ __forceinline__ void ArriveExpecting(uint64_t* barrier, uint32_t num_bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(num_bytes)
                : "memory");
@@ -34,8 +34,8 @@ __device__ __forceinline__ void Arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
 }
 
-// Arrives at the same barrier of block `cta_rank` of the cluster. Releases nothing beyond the block, on purpose: a
-// release to the cluster waits for every store before it, and what is handed over here was only read.
+// Arrives at the same barrier of block `cta_rank` of the cluster. On purpose it releases nothing beyond the block: a
+// release to the cluster would wait for every store before it, and the stages that are handed over here were only read.
 __device__ __forceinline__ void ArriveRemote(uint64_t* barrier, uint32_t cta_rank) {
   asm volatile(
       "{\n.reg .b32 remote;\n"
@@ -74,7 +74,7 @@ __device__ __forceinline__ void CopyTile(void* shared, const CUtensorMap* map, i
       : "memory");
 }
 
-// The same into the same place of every block in `cta_mask`, completing on each one's barrier.
+// Copies to the same place in every block in `cta_mask`, and completes on each block's own barrier.
 __device__ __forceinline__ void CopyTileMulticast(void* shared, const CUtensorMap* map, int column, int row,
                                                   uint64_t* barrier, uint16_t cta_mask) {
   asm volatile(
@@ -90,8 +90,8 @@ __device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
 
 // --- Warpgroup matrix products.
 
-// Describes a tile in shared memory whose rows are 64 16-bit elements (128 bytes), 16-byte pieces swizzled by the row
-// modulo 8, 1024-byte aligned. The next 16 columns are 2 further.
+// Describes a 1024-byte-aligned tile in shared memory whose rows are 64 16-bit elements (128 bytes), with 16-byte
+// pieces swizzled by the row modulo 8. Adding 2 to the descriptor moves it on by 16 columns.
 __device__ __forceinline__ uint64_t TileDescriptor(const void* shared) {
   constexpr uint64_t kSwizzle128 = 1ull << 62;
   constexpr uint64_t kEightRows = (1024ull >> 4) << 32;
@@ -120,7 +120,7 @@ __device__ __forceinline__ void StoreMatricesTransposed(void* shared, uint32_t m
                : "memory");
 }
 
-// --- Threads.
+// --- Registers and clusters.
 
 template <int kRegisters>
 __device__ __forceinline__ void GrowRegisters() {
@@ -140,11 +140,11 @@ __device__ __forceinline__ void SyncCluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// --- Kernels that start before the one before them has ended.
+// --- Kernels that start before the previous kernel has ended.
 
-// Blocks until everything that the kernels before this one wrote is visible. Before it, touch only constant data.
+// Blocks until all writes of previous kernels are visible. Before this call, touch only constant data.
 __device__ __forceinline__ void WaitForPreviousKernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-// Lets the next kernel's blocks start where there is room.
+// Lets the next kernel's blocks start as soon as there is room.
 __device__ __forceinline__ void LetNextKernelStart() { asm volatile("griddepcontrol.launch_dependents;"); }
 
 }  // namespace switchyard::hopper

@@ -1,4 +1,4 @@
-// Switchyard's grouped GEMM: two products for all experts, activation and biases inside them.
+// ExpertFfn with Switchyard's grouped GEMM: two products for all experts, which also apply activation and biases.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -12,15 +12,16 @@
 namespace switchyard {
 namespace {
 
-// The workspace as the copy engine sees it, for one layer.
+// The copy engine's maps of the workspace for one layer, one per tile.
 struct LayerMaps {
-  const std::byte* grouped_rows = nullptr;  // where it was when the maps were made: it moves when another engine needs
-  const std::byte* hidden_rows = nullptr;   // more of it
+  // Where the workspace was when the maps were made. It moves when another engine needs a larger one.
+  const std::byte* grouped_rows = nullptr;
+  const std::byte* hidden_rows = nullptr;
   RowsMap grouped[kNumGemmTiles];
   RowsMap hidden[kNumGemmTiles];
 };
 
-// How one product of a step is cut.
+// How one product of a step is cut into tiles.
 struct Cut {
   GemmTile tile = GemmTile::kRows128;
   std::vector<TileGroup> groups;
@@ -52,7 +53,7 @@ class HopperFfn final : public ExpertFfn {
   const DType dtype_;
   std::map<const CudaLayer*, LayerMaps> maps_;
 
-  // Of the step that is being enqueued.
+  // These belong to the step that is being enqueued.
   Cut up_;
   Cut down_;
   int down_splits_ = 1;
@@ -99,8 +100,7 @@ PackTarget HopperFfn::TargetOf(const CudaLayer& layer, int slot, Part part) cons
   return target;
 }
 
-// The kernels stay on their multiprocessors until they are done, so those that the exchange needs meanwhile are left to
-// it.
+// Our kernels keep their multiprocessors until they are done, so they leave some to an exchange that runs meanwhile.
 int HopperFfn::NumMultiprocessors(const RankPlanView& plan) const {
   const bool exchanges_meanwhile = plan.num_chunks > 1 && plan.num_ranks > 1;
   return exchanges_meanwhile ? device_->multiprocessors_beside_exchange() : device_->num_multiprocessors();

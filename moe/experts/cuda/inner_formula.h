@@ -1,11 +1,12 @@
-// What becomes of the first products of an expert before its down projection, as kernels are told it:
+// The formula between an expert's first products and its down projection, in the form that kernels take:
 //
-//   act(up)                                                                    of plain experts
-//   act(gate) · up                                                             of gated ones
-//   swish(min(gate, limit)) · (clamp(up, ±limit) + up_offset)                  of gated ones, in the form kSwish
+//   act(up)                                                          plain experts
+//   act(gate) · up                                                   gated experts
+//   swish(min(gate, limit)) · (clamp(up, ±limit) + up_offset)        gated experts, in the form kSwish
 //
-// with biases added to gate and up before. kSwish is x · sigmoid(scale · x): quick-GELU always, SiLU when it is
-// clamped. Its constants are arguments of one kernel, so that the common forms stay without and no form exists twice.
+// Biases are added to gate and up before. kSwish is x · sigmoid(scale · x): it is used for quick-GELU always, and for
+// SiLU when it is clamped. Its constants are arguments of one kernel, so the common forms need no constants and no form
+// exists twice.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,7 @@
 namespace switchyard {
 
 enum class InnerForm : uint8_t {
-  kNone = 0,  // the product as it is
+  kNone = 0,  // no activation
   kSilu = 1,
   kGelu = 2,
   kRelu = 3,
@@ -25,7 +26,7 @@ enum class InnerForm : uint8_t {
   kSwish = 5,
 };
 
-// F is the type that kernels compute in.
+// Constants of kSwish. F is the type that kernels compute in.
 template <typename F>
 struct SwishConstants {
   F scale = 1;
@@ -33,7 +34,7 @@ struct SwishConstants {
   F up_offset = 0;
 };
 
-// Of an expert that has passed CheckExpertFormula.
+// The form of an expert that has passed CheckExpertFormula.
 inline InnerForm InnerFormOf(const ExpertSpec& expert) {
   if (IsClamped(expert)) return InnerForm::kSwish;
   switch (expert.activation) {

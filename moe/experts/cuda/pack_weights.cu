@@ -17,7 +17,7 @@ __device__ int64_t PackedRow(int64_t output, RowPlace place, int64_t first_row) 
   return place == RowPlace::kPlain ? first_row + output : InterleavedRow(output, place == RowPlace::kUp);
 }
 
-// fp32 on the way is exact for all types but fp64, which stays what it is.
+// Converts through fp32, which holds the values of all types but fp64 exactly. fp64 values are converted directly.
 template <typename S, typename T>
 __device__ T Convert(S value) {
   if constexpr (std::is_same_v<S, T>) {

@@ -1,5 +1,5 @@
-// Turns weights as a checkpoint stores them into the layout that an engine computes with, on the GPU: a stretch of
-// source rows arrives in device memory, and one kernel converts, transposes and places it.
+// Converts weights from a checkpoint's layout to an engine's, on the GPU: a stretch of source rows arrives in device
+// memory, and one kernel converts, transposes and places it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,15 +11,15 @@
 
 namespace switchyard {
 
-// Which rows of the packed matrix the outputs of a source matrix become.
+// How the outputs of a source matrix are placed as rows of the packed matrix.
 enum class RowPlace : uint8_t {
   kPlain = 0,  // output o is row first_row + o
   kGate = 1,   // interleaved with up (layouts.h)
   kUp = 2,
 };
 
-// The packed matrix of one expert. Either packed blocks of 16-bit elements (layouts.h) or, with k_blocks = 0, row-major
-// rows of `pitch` elements. Padding is not written.
+// The packed matrix of one expert: packed blocks of 16-bit elements (layouts.h) or, with k_blocks = 0, row-major rows
+// of `pitch` elements. Padding is not written.
 struct PackTarget {
   DType dtype = DType::kBF16;
   void* weights = nullptr;
@@ -42,7 +42,7 @@ struct SourceRows {
 
 absl::Status PackRows(const SourceRows& source, const PackTarget& target, cudaStream_t stream);
 
-// The bias of packed rows, in `out_dtype` (fp32 or fp64); `place` and `first_row` as above.
+// Places the bias of packed rows in `out`, as `out_dtype` (fp32 or fp64). `place` and `first_row` are as in PackTarget.
 absl::Status PackBias(DType dtype, const void* bias, int64_t num_outputs, RowPlace place, int64_t first_row,
                       DType out_dtype, void* out, cudaStream_t stream);
 

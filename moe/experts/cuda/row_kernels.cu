@@ -11,13 +11,13 @@ namespace switchyard {
 namespace {
 
 constexpr int kThreads = 256;
-// More blocks than are resident at once would only queue.
+// Blocks beyond those that are resident at once would only queue.
 constexpr int64_t kMaxBlocks = 132 * 16;
 
 template <typename T>
 using SumOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// kCount elements that are loaded and stored together.
+// kCount elements of a row that are loaded and stored together.
 template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Piece {
   T values[kCount];
@@ -27,7 +27,7 @@ int NumBlocks(int64_t num_threads) {
   return static_cast<int>(std::clamp<int64_t>(CeilDiv(num_threads, kThreads), 1, kMaxBlocks));
 }
 
-// Kernels that may start early begin with this; it also exists before Hopper, where it does nothing.
+// Kernels that may start early begin with this. It does nothing on GPUs before Hopper.
 __device__ __forceinline__ void WaitForPrevious() {
 #if __CUDA_ARCH__ >= 900
   hopper::LetNextKernelStart();

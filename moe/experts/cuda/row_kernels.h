@@ -1,10 +1,10 @@
-// Kernels that move and add rows: everything of a step that is not a matrix product. All are bound by memory and touch
-// each row as few times as they can.
+// Kernels that move and add rows: all work of a step that is not a matrix product. All are memory-bound and touch each
+// row as few times as possible.
 //
-// Rows are matrices in device memory (or page-locked host memory, which small steps are read from and written to
-// directly) of `dtype`; sums are fp32, fp64 for fp64 rows. Each function enqueues one kernel on `stream` and does
-// nothing for zero rows. `early` lets the kernel start before the one before it has finished (it waits by itself
-// before it touches rows).
+// Rows are matrices of `dtype` in device memory or, in small steps, in page-locked host memory, which the kernels
+// access directly. Sums are fp32, and fp64 for fp64 rows. Each function enqueues one kernel on `stream`, and does
+// nothing for zero rows. `early` lets the kernel start before the previous one has finished; it then waits by itself
+// before it touches rows.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,34 +17,36 @@
 
 namespace switchyard {
 
-// For every row of one side, which rows of the other belong to it: those at indices[offsets[i] … offsets[i + 1]), in
-// order, with a weight each (all 1 when `weights` is null). Device memory.
+// Lists, for every row i of one matrix, the rows of another that belong to it: indices[offsets[i] … offsets[i + 1]), in
+// order, with a weight each (all 1 when `weights` is null). In device memory.
 struct RowLists {
   const int32_t* offsets = nullptr;  // [num_rows + 1]
   const int32_t* indices = nullptr;
   const float* weights = nullptr;
 };
 
-// grouped[indices of i] = weight · rows[i] for every row; columns from the width to `pitch` become zero. Without
-// weights rows are copied bit for bit.
+// grouped[index] = weight · rows[i] for every index in the list of every row i. Columns from the width of `rows` to
+// `pitch` become zero. Without weights rows are copied bit for bit.
 absl::Status ScatterRows(ConstMatrixView rows, const RowLists& lists, void* grouped, int64_t pitch,
                          cudaStream_t stream);
 
-// sums[i] = Σ weight · addends[index], rows of `addends` being `pitch` elements apart; zero for an empty list.
+// sums[i] = Σ weight · addends[index] over the list of row i; zero for an empty list. Rows of `addends` are `pitch`
+// elements apart.
 absl::Status SumRows(const void* addends, int64_t pitch, const RowLists& lists, MatrixView sums, bool early,
                      cudaStream_t stream);
 
 // out[i] = rows[indices[i]].
 absl::Status GatherRows(ConstMatrixView rows, const int32_t* indices, MatrixView out, cudaStream_t stream);
 
-// For engines whose matrix products cannot apply it: out[p, h] = act(products[p, h] + bias[h]), or, gated, the form of
-// inner_formula.h with gate products[p, h] + bias[h] and up products[p, pitch + h] + bias[pitch + h], for grouped rows
-// of one expert. `products` rows are `product_pitch` elements, `out` rows `pitch`; columns from `width` to `pitch`
-// become zero. `bias` (null, or as many elements as a row of `products`) is fp32, fp64 for fp64 rows.
+// Applies bias and activation to grouped rows of one expert, where the matrix product does not do so:
+// out[p, h] = act(products[p, h] + bias[h]). If gated, out[p, h] is the form of inner_formula.h with
+// gate = products[p, h] + bias[h] and up = products[p, pitch + h] + bias[pitch + h]. Rows of `products` are
+// `product_pitch` elements apart, rows of `out` `pitch`; columns of `out` from `width` to `pitch` become zero. `bias`
+// is null or has as many elements as a row of `products`, in fp32, or fp64 for fp64 rows.
 struct ActivateArgs {
   DType dtype = DType::kF32;
   InnerForm form = InnerForm::kNone;
-  SwishConstants<double> swish;  // of kSwish
+  SwishConstants<double> swish;  // for kSwish
   bool gated = false;
   const void* products = nullptr;
   int64_t product_pitch = 0;

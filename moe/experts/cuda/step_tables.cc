@@ -5,14 +5,14 @@
 namespace switchyard {
 namespace {
 
-// Tiles of one expert that are near each other in time: enough that weights are read from memory once for many rows,
-// few enough that these rows stay in the L2 meanwhile.
+// Tiles of one expert that are computed close together in time: enough that weights are read from memory once for many
+// rows, and few enough that these rows stay in the L2 meanwhile.
 constexpr int kMaxGroupTiles = 8;
 
-// The tensor cores' products are 8 or a multiple of 16 rows wide.
+// The tensor cores' products are 8 rows or a multiple of 16 rows wide.
 int TileWidth(int num_rows) { return num_rows <= 8 ? 8 : static_cast<int>(RoundUp(num_rows, 16)); }
 
-// Counting sort of the entries of `rows` by their value. Entry i is listed as i, i + rows.size(), …: `num_parts` times.
+// Counting sort of the entries of `rows` by their value. Entry i is listed `num_parts` times, as i, i + rows.size(), ….
 void ListByRow(std::span<const int32_t> rows, std::span<const float> weights, int num_parts,
                const HostRowLists& lists) {
   std::fill(lists.offsets.begin(), lists.offsets.end(), 0);
@@ -26,7 +26,7 @@ void ListByRow(std::span<const int32_t> rows, std::span<const float> weights, in
       if (!lists.weights.empty()) lists.weights[at] = weights[i];
     }
   }
-  // Each offset has moved to the end of its list, which is where the next one begins.
+  // Each offset now points to the end of its list, where the next list begins: shift them by one.
   for (size_t i = lists.offsets.size() - 1; i > 0; --i) lists.offsets[i] = lists.offsets[i - 1];
   lists.offsets[0] = 0;
 }
@@ -71,7 +71,7 @@ bool TakesRuns(const RankPlanView& plan) {
 }
 
 int64_t MaxGroups(int64_t num_pairs, int num_slots, int max_tile_rows) {
-  // Tiles are at least half full where an expert has several.
+  // If an expert has several tiles, they are at least half full on average.
   return num_slots + CeilDiv(num_pairs, max_tile_rows / 2);
 }
 

@@ -1,7 +1,7 @@
-// The tables that the kernels of a step read, made from its plan on the host: which grouped rows belong to a received
-// row, and the tiles of each expert's rows.
+// Makes the tables that a step's kernels read, from its plan and on the host: the grouped rows that belong to each
+// received row, and the tiles of each expert's rows.
 //
-// Functions write into memory of the sizes that they ask for and are pure.
+// All functions are pure; the caller provides the memory, of the sizes given at each function.
 #pragma once
 
 #include <cstdint>
@@ -17,30 +17,29 @@ namespace switchyard {
 struct HostRowLists {
   std::span<int32_t> offsets;
   std::span<int32_t> indices;
-  std::span<float> weights;  // may be empty: not wanted
+  std::span<float> weights;  // empty when weights are not wanted
 };
 
-// For every received row its pairs, in expert order. A pair's output has `num_parts` parts, part s of pair p being row
-// s · num_pairs + p; all of them are listed. Sizes: num_recv_rows + 1, num_pairs · num_parts.
+// Lists every received row's pairs, in expert order. A pair's output has `num_parts` parts, all of which are listed:
+// part s of pair p is row s · num_pairs + p. Sizes: num_recv_rows + 1, num_pairs · num_parts.
 void ListPairs(const RankPlanView& plan, int num_parts, const HostRowLists& lists);
 
-// For every home row the places in the send order that it was sent from, in that order. Sizes: num_home_rows + 1,
-// num_send_rows.
+// Lists every home row's positions in the send buffer, in increasing order. Sizes: num_home_rows + 1, num_send_rows.
 void ListReturns(const RankPlanView& plan, const HostRowLists& lists);
 
-// Rows of the tiles that `num_rows` rows are cut into: as few tiles as can be, as even as can be, and a width that the
-// tensor cores have.
+// The number of rows per tile when `num_rows` rows are cut into as few and as even tiles as possible, rounded up to a
+// width that the tensor cores support.
 int RowsPerTile(int num_rows, int max_tile_rows);
 
-// Cuts each expert's pairs into tiles of at most `max_tile_rows`, as even as can be, and appends their groups. Returns
-// the number of tiles.
+// Cuts each expert's pairs into tiles of at most `max_tile_rows` rows, as even as possible, and appends the tiles'
+// groups to `groups`. Returns the number of tiles.
 int CutTiles(const RankPlanView& plan, int max_tile_rows, std::vector<TileGroup>& groups);
 
-// Whether the rows of every expert follow one another among the received rows, so that they can be read where they are:
-// steps of one row, and layers all of whose experts take every row.
+// Whether each expert's rows are consecutive among the received rows, so that they can be read in place. This is so in
+// steps of one row and in layers where every expert takes every row.
 bool TakesRuns(const RankPlanView& plan);
 
-// The most groups that CutTiles can make for so many pairs.
+// The most groups that CutTiles can make of `num_pairs` pairs.
 int64_t MaxGroups(int64_t num_pairs, int num_slots, int max_tile_rows);
 
 }  // namespace switchyard

@@ -99,7 +99,7 @@ TEST(StepTables, TilesCoverEveryPairOnceAndKeepToTheirExpert) {
 TEST(StepTables, TilesOfOneExpertAreEven) {
   std::vector<TileGroup> groups;
   EXPECT_EQ(CutTiles(PlanOfCounts({264}).view(), 256, groups), 2);
-  EXPECT_EQ(groups[0].rows_per_tile, 144);  // 132, in whole sixteens
+  EXPECT_EQ(groups[0].rows_per_tile, 144);  // 132 rows, rounded up to a multiple of 16
 }
 
 TEST(StepTables, RunsOfRowsAreNoticed) {
@@ -131,7 +131,7 @@ TEST(Layouts, InterleavedRowsAreAPermutation) {
   }
   EXPECT_EQ(seen.size(), 128);
   EXPECT_EQ(*seen.rbegin(), 127);
-  // Both factors of an output are in the same thread's sums.
+  // Gate and up of an output are 8 rows apart, so that one thread's sums hold both.
   EXPECT_EQ(InterleavedRow(13, true), InterleavedRow(13, false) + 8);
 }
 

@@ -22,7 +22,7 @@ namespace {
 
 using Scratch = ExpertEngine::Scratch;
 
-// How likely a row chooses each expert.
+// Relative probability of each expert to be chosen by a row.
 std::vector<double> Odds(Skew skew, int num_experts) {
   std::vector<double> odds(num_experts, 1.0);
   for (int e = 0; e < num_experts; ++e) {
@@ -32,7 +32,7 @@ std::vector<double> Odds(Skew skew, int num_experts) {
   return odds;
 }
 
-// NaN of every type, before anything enqueued from now on writes there.
+// Fills the matrix with NaN (0xff bytes, NaN in every type) before any work enqueued later writes there.
 void FillWithNan(ExpertEngine& engine, MatrixView matrix) {
   if (matrix.size_bytes() == 0) return;
   cudaPointerAttributes attributes{};
@@ -62,7 +62,7 @@ absl::Status Compute(ExpertEngine& engine, LayerId layer, const RankPlanView& pl
   return engine.Combine(plan, partial, output);
 }
 
-// Row indices to compare: all, or `count` of them with the first, the last and those around a tile's edge.
+// Row indices to compare: all rows, or `count` rows including the first, the last and those at the edges of tiles.
 std::vector<int64_t> SampleRows(int64_t num_rows, int64_t count) {
   std::set<int64_t> sample;
   for (const int64_t edge : {int64_t{0}, int64_t{63}, int64_t{64}, int64_t{127}, int64_t{128}, num_rows - 1}) {
@@ -74,7 +74,7 @@ std::vector<int64_t> SampleRows(int64_t num_rows, int64_t count) {
   return {sample.begin(), sample.end()};
 }
 
-// The reference for `sample` alone, converting only experts that it chooses.
+// The reference output of the rows in `sample`. Converts only experts that these rows choose, to save time.
 std::vector<double> ReferenceOf(const TestLayer& layer, ConstMatrixView rows, const Routing& routing,
                                 std::span<const int64_t> sample) {
   HostMatrix chosen_rows = HostMatrix::Allocate(rows.dtype, static_cast<int64_t>(sample.size()), rows.num_cols);
@@ -94,7 +94,7 @@ std::vector<double> ReferenceOf(const TestLayer& layer, ConstMatrixView rows, co
   return ReferenceExperts(layer.spec, experts, chosen_rows.view(), chosen);
 }
 
-// The same on all cores.
+// Like ReferenceOf, on all cores.
 std::vector<double> Reference(const TestLayer& layer, ConstMatrixView rows, const Routing& routing,
                               const std::vector<int64_t>& sample) {
   const size_t num_cores = std::max(1u, std::thread::hardware_concurrency());
@@ -183,7 +183,7 @@ Routing SkewedRouting(int64_t num_rows, int top_k, int num_experts, Skew skew, u
   routing.Resize(num_rows, skew == Skew::kOneExpert ? 1 : top_k);
   std::vector<std::pair<double, int>> keys(num_experts);
   for (int64_t row_idx = 0; row_idx < num_rows; ++row_idx) {
-    // The k largest of u^(1/odds) are a weighted sample without replacement.
+    // The k largest of u^(1/odds), u uniform, are a weighted sample without replacement. Here their logarithms.
     for (int e = 0; e < num_experts; ++e) {
       keys[e] = {odds[e] > 0 ? std::log(uniform(random)) / odds[e] : -std::numeric_limits<double>::infinity(), e};
     }
@@ -383,11 +383,12 @@ void Group::Exchange(const std::vector<Buffers>& buffers, int chunk, bool back) 
                back);
     }
   }
-  // A copy from pageable memory may still be on its way when its call returns.
+  // A copy from pageable memory may still be in progress when its call returns.
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
 }
 
-// Source s's rows for destination d lie at send_offsets[d] there and at recv_offsets[s] here; `back` reverses the way.
+// Source s's rows for destination d lie at send_offsets[d] in the source's buffer and at recv_offsets[s] in the
+// destination's. `back` reverses the direction.
 void Group::CopyRows(MatrixView at_source, int source, MatrixView at_destination, int destination, int chunk,
                      bool back) {
   const RankPlanView &sent = chunks_[source].chunk(chunk), &received = chunks_[destination].chunk(chunk);

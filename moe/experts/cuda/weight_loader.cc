@@ -8,10 +8,11 @@
 namespace switchyard {
 namespace {
 
-// Long enough that a copy runs at the bus's speed.
+// Large enough that a copy runs at the bus's speed.
 constexpr size_t kStageBytes = 8 << 20;
 
-// Rows of a matrix that fit a stage; stretches of transposed matrices begin at multiples of 8.
+// The number of rows of a matrix that fit a stage: a multiple of 8, because stretches of transposed matrices must begin
+// at multiples of 8.
 absl::StatusOr<int64_t> RowsPerStage(ConstMatrixView matrix) {
   const int64_t rows = static_cast<int64_t>(kStageBytes / matrix.row_bytes()) / 8 * 8;
   if (rows > 0) return rows;
@@ -64,7 +65,8 @@ absl::Status WeightLoader::LoadAll(Loader& loader, const std::vector<MatrixLoad>
   return absl::OkStatus();
 }
 
-// Copies to a stage on the device. Its kernel must be enqueued and stage.done recorded before the next call but one.
+// Copies to the next stage on the device. The caller must enqueue the kernel that reads it and record the stage's
+// `done` before the call after next, which uses the same stage again.
 absl::StatusOr<const std::byte*> WeightLoader::Upload(Loader& loader, const std::byte* data, size_t num_bytes) {
   Stage& stage = loader.stages[loader.next];
   SY_CUDA(cudaEventSynchronize(stage.done.get()));

@@ -1,7 +1,7 @@
-// Brings weights from host memory to their place on the GPU: copied in stretches through page-locked staging, then
-// converted, transposed and placed by a kernel. While one stretch is on its way the next one is copied.
+// Brings weights from host memory to their place on the GPU: copies them in stretches through page-locked staging, and
+// converts, transposes and places them with a kernel. The next stretch is copied into staging while one is in flight.
 //
-// Thread-safety: Load may be called by as many threads at once as there are loaders; each takes one.
+// Thread-safety: up to kNumLoaders threads may call Load at once; each takes a loader.
 #pragma once
 
 #include <memory>
@@ -32,13 +32,13 @@ struct BiasLoad {
 
 class WeightLoader {
  public:
-  // Threads that may load at once, and what they take of device memory while loading.
+  // Threads that may load at once, and the bytes of device memory that their staging takes.
   static constexpr int kNumLoaders = 8;
   static int64_t StagingBytes();
 
   static absl::StatusOr<std::unique_ptr<WeightLoader>> Create();
 
-  // Returns when everything is in place.
+  // Returns when all weights are in place.
   absl::Status Load(const std::vector<MatrixLoad>& matrices, const std::vector<BiasLoad>& biases);
 
  private:

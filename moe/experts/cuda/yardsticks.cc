@@ -103,7 +103,7 @@ DenseGemm::DenseGemm(cudaStream_t stream) {
 
 DenseGemm::~DenseGemm() { cublasDestroy(handle_); }
 
-// cuBLAS is column-major: what it sees is yᵀ [n, m] = w · xᵀ.
+// cuBLAS is column-major, so it computes yᵀ [n, m] = w · xᵀ.
 void DenseGemm::Run(const std::byte* x, int64_t x_stride, const std::byte* w, std::byte* y, int64_t m, int64_t n,
                     int64_t k) {
   const float one = 1, zero = 0;
@@ -126,7 +126,7 @@ DeviceBuffer RandomDeviceBf16(int64_t num_elements) {
     OrDie(cudaMemcpy(buffer.data() + filled * kBf16, buffer.data(), count * kBf16, cudaMemcpyDefault), "cudaMemcpy");
     filled += count;
   }
-  // Copies within the device return before they are done, and streams of ours do not wait for them.
+  // Copies within the device return before they are done, and our own streams would not wait for them.
   OrDie(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   return buffer;
 }

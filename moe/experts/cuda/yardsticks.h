@@ -1,6 +1,6 @@
-// What benchmarks of the CUDA engine compare it with, measured in the same process: the GPU's GEMM rate, its copy rate,
-// and a dense FFN of as many operations straight through cuBLAS. And how they time work on a stream. Failures of CUDA
-// or cuBLAS end the program.
+// Baselines for benchmarks of the CUDA engine, measured in the same process: the GPU's GEMM rate, its copy rate, and a
+// dense FFN with as many operations called directly in cuBLAS; and a timer for work on a stream. Failures of CUDA or
+// cuBLAS end the program.
 //
 // Thread-safety: one thread at a time.
 #pragma once
@@ -31,18 +31,18 @@ T OrDie(absl::StatusOr<T> result) {
 // `values` must not be empty.
 double Median(std::vector<double> values);
 
-// Times what is enqueued on a stream, without the time that the host takes to enqueue it: the stream is held back until
-// everything is there, so that the GPU never waits for the host.
+// Times work on a stream without the time that the host takes to enqueue it: the stream is held back until all work is
+// enqueued, so that the GPU never waits for the host.
 class StreamTimer {
  public:
   explicit StreamTimer(cudaStream_t stream);
 
-  // Microseconds that the work of `enqueue` takes on the stream, which is idle before. `enqueue` must not wait for the
-  // stream; should it do so all the same, the time is too long but nothing hangs.
+  // Microseconds that the work of `enqueue` takes on the stream, which must be idle before. `enqueue` must not wait for
+  // the stream; if it does, the measured time is too long but nothing hangs.
   double TimeUs(const std::function<void()>& enqueue);
 
-  // Median of repetitions, of which there are at least 5 and as many as fill `min_time_ms`; `enqueue(i)` is repetition
-  // i, and one more comes before that is not timed.
+  // Median over repetitions: at least 5, and until `min_time_ms` has passed, but at most 5000. `enqueue(i)` is
+  // repetition i. An untimed enqueue(0) comes first.
   double MedianUs(double min_time_ms, const std::function<void(int)>& enqueue);
 
  private:
@@ -53,7 +53,7 @@ class StreamTimer {
   std::atomic<bool> open_ = true;
 };
 
-// The cuBLAS products of this folder's layouts: y [m, n] = x [m, k] · w [n, k]ᵀ, all bf16 with fp32 accumulation.
+// Row-major products with cuBLAS: y [m, n] = x [m, k] · w [n, k]ᵀ, all bf16 with fp32 accumulation.
 // `x_stride` is the distance in elements between rows of x.
 class DenseGemm {
  public:
@@ -68,20 +68,20 @@ class DenseGemm {
   cublasHandle_t handle_ = nullptr;
 };
 
-// Device memory of random bf16 values, never zero throughout: what is there depends on the size alone.
+// Device memory filled with random bf16 values (not all zero), which depend on the size alone.
 DeviceBuffer RandomDeviceBf16(int64_t num_elements);
 
 struct Ceilings {
-  double tflops = 0;     // the best of a few large bf16 GEMMs
-  double copy_tb_s = 0;  // bytes read and written, of a large copy within device memory
-  double h2d_gb_s = 0;   // page-locked host memory to device
+  double tflops = 0;     // TFLOP/s, the best of a few large bf16 GEMMs
+  double copy_tb_s = 0;  // TB/s of a large copy within device memory, bytes read plus bytes written
+  double h2d_gb_s = 0;   // GB/s from page-locked host memory to the device
   double d2h_gb_s = 0;
 };
 
 Ceilings MeasureCeilings(double min_time_ms);
 
-// Microseconds of one plain FFN: `num_pairs` rows through one expert's weights; gate and up are one product, and
-// nothing is activated.
+// Microseconds of one dense FFN: `num_pairs` rows times one expert's weights, with gate and up as one product and no
+// activation.
 double DenseFfnUs(const LayerSpec& layer, int64_t num_pairs, double min_time_ms);
 
 }  // namespace switchyard
