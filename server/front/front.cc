@@ -298,27 +298,26 @@ absl::Status Front::WarmUp(const std::shared_ptr<ServedModel>& model,
 }
 
 absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_bytes) {
-  SY_RETURN_IF_ERROR(admission_->Admit(request->client, request->num_rows, num_bytes));
+  SY_RETURN_IF_ERROR(admission_->Admit(request->ask.client, request->ask.num_rows, num_bytes));
   // Checked after admission, so that Drain, which looks the other way round, cannot miss a request.
   if (draining_.load() || !served_.load()) {
-    admission_->Release(request->client, request->num_rows, num_bytes);
+    admission_->Release(request->ask.client, request->ask.num_rows, num_bytes);
     return absl::UnavailableError(draining_.load() ? "the server is draining; another replica may take the request"
                                                    : "the server is still starting");
   }
-  request->arrival = Clock::Real().Now();
-  if (request->queue_timeout.count() == 0) {
-    request->queue_timeout = std::chrono::microseconds(options_.default_queue_timeout_us);
+  request->ask.arrival = Clock::Real().Now();
+  if (request->ask.queue_timeout.count() == 0) {
+    request->ask.queue_timeout = std::chrono::microseconds(options_.default_queue_timeout_us);
   }
-  if (request->timeout_us > 0 && request->timeout_us <= kLongestTimeoutUs) {
-    request->answer_by = request->arrival + std::chrono::microseconds(request->timeout_us);
-    request->deadline = std::min(request->deadline, request->answer_by);
+  if (request->ask.timeout_us > 0 && request->ask.timeout_us <= kLongestTimeoutUs) {
+    request->ask.answer_by = request->ask.arrival + std::chrono::microseconds(request->ask.timeout_us);
+    request->ask.deadline = std::min(request->ask.deadline, request->ask.answer_by);
   }
-  request->held_bytes =
-      std::shared_ptr<const void>(nullptr, [admission = admission_, client = request->client, num_bytes](const void*) {
-        admission->ReleaseBytes(client, num_bytes);
-      });
-  request->done = [this, client = request->client, num_rows = request->num_rows,
-                   done = std::move(request->done)](absl::Status status) {
+  request->outcome.held_bytes =
+      std::shared_ptr<const void>(nullptr, [admission = admission_, client = request->ask.client,
+                                            num_bytes](const void*) { admission->ReleaseBytes(client, num_bytes); });
+  request->ask.done = [this, client = request->ask.client, num_rows = request->ask.num_rows,
+                       done = std::move(request->ask.done)](absl::Status status) {
     admission_->ReleaseRows(client, num_rows);
     done(std::move(status));
   };
@@ -329,7 +328,7 @@ absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_
 void Front::Cancel(const std::shared_ptr<Request>& request) {
   const SteadyTime now = Clock::Real().Now();
   workers_->scheduler().Cancel(
-      request, now < request->deadline ? absl::CancelledError("the caller cancelled") : WhyExpired(*request, now));
+      request, now < request->ask.deadline ? absl::CancelledError("the caller cancelled") : WhyExpired(*request, now));
 }
 
 void Front::Drain() {

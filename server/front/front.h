@@ -37,9 +37,9 @@ class Front final : private ModelHost {
   // so.
   absl::Status WaitUntilServing(const std::function<bool()>& should_stop);
 
-  // Checks the drain state and the budgets, and enqueues. On success `request->done` will be called exactly once, with
-  // the budget released before; otherwise it is never called. `num_bytes` is the size of its rows. A request with a
-  // timeout ends with DEADLINE_EXCEEDED when that has passed, wherever it is.
+  // Checks the drain state and the budgets, and enqueues. On success `request->ask.done` will be called exactly once,
+  // with the budget released before; otherwise it is never called. `num_bytes` is the size of its rows. A request with
+  // a timeout ends with DEADLINE_EXCEEDED when that has passed, wherever it is.
   absl::Status Submit(const std::shared_ptr<Request>& request, int64_t num_bytes);
   // The caller of a submitted request is gone, or its deadline has passed.
   void Cancel(const std::shared_ptr<Request>& request);

@@ -261,10 +261,10 @@ TEST(Group, ResultsOfWorkersElsewhereDoNotWaitForTheGroupsThread) {
   Notification answered, release;
   absl::Status status;
   const auto request = std::make_shared<Request>();
-  request->layer = ShareLayer(model, 0);
-  request->num_rows = 1;
-  request->rows = ChunkedRows({std::as_bytes(std::span(row))}, nullptr);
-  request->done = [&](absl::Status result) {
+  request->ask.layer = ShareLayer(model, 0);
+  request->ask.num_rows = 1;
+  request->progress.rows = ChunkedRows({std::as_bytes(std::span(row))}, nullptr);
+  request->ask.done = [&](absl::Status result) {
     status = std::move(result);
     answered.Notify();
   };
@@ -273,8 +273,8 @@ TEST(Group, ResultsOfWorkersElsewhereDoNotWaitForTheGroupsThread) {
   made.scheduler->Enqueue(request);
   answered.WaitForNotification();
   EXPECT_TRUE(status.ok()) << status;
-  ASSERT_EQ(request->output.size(), 1u);
-  EXPECT_EQ(std::memcmp(request->output[0].bytes.data(), row.data(), row.size() * sizeof(float)), 0);
+  ASSERT_EQ(request->outcome.output.size(), 1u);
+  EXPECT_EQ(std::memcmp(request->outcome.output[0].bytes.data(), row.data(), row.size() * sizeof(float)), 0);
   release.Notify();
   worker->Die();
 }

@@ -23,9 +23,9 @@ void AddLayer(const ServedLayer& layer, std::vector<LogField>* fields) {
 std::vector<LogField> FieldsOf(const Request& request, const RequestIdentity& identity, int64_t total_us) {
   std::vector<LogField> fields;
   AddIdentity(identity, &fields);
-  if (!request.caller_id.empty()) fields.push_back({"id", request.caller_id});
-  AddLayer(*request.layer, &fields);
-  fields.push_back({"rows", request.num_rows});
+  if (!request.ask.caller_id.empty()) fields.push_back({"id", request.ask.caller_id});
+  AddLayer(*request.ask.layer, &fields);
+  fields.push_back({"rows", request.ask.num_rows});
   fields.push_back({"total_us", total_us});
   return fields;
 }
@@ -57,7 +57,7 @@ void RequestLog::Answered(const Request& request, const RequestIdentity& identit
   const std::string code = absl::StatusCodeToString(status.code());
   std::vector<LogField> fields = FieldsOf(request, identity, total_us);
   fields.push_back({"code", code});
-  if (status.ok()) AddStages(request.stats, &fields);
+  if (status.ok()) AddStages(request.outcome.stats, &fields);
   const LogFields logged(std::move(fields));
   if (is_failure) {
     if (const auto more = failed_lines_.Take(now); more.has_value()) {

@@ -17,11 +17,12 @@ using testing::SizeIs;
 
 class RequestLogTest : public testing::Test {
  protected:
-  RequestLogTest() : layer_{.id = {0}, .model = "m", .spec = {}, .gates = {}, .on_group = {FirstPlacement(Placement::Even(1, 1))}} {
+  RequestLogTest()
+      : layer_{.id = {0}, .model = "m", .spec = {}, .gates = {}, .on_group = {FirstPlacement(Placement::Even(1, 1))}} {
     layer_.spec.name = "3";
-    request_.layer = {std::shared_ptr<void>(), &layer_};  // this test's
-    request_.num_rows = 5;
-    request_.stats = {.num_steps = 2, .queue_us = 7, .gate_us = 3, .plan_us = 1, .step_us = 40, .replays = 1};
+    request_.ask.layer = {std::shared_ptr<void>(), &layer_};  // this test's
+    request_.ask.num_rows = 5;
+    request_.outcome.stats = {.num_steps = 2, .queue_us = 7, .gate_us = 3, .plan_us = 1, .step_us = 40, .replays = 1};
     identity_ = {.id = "call-1", .trace = std::nullopt, .peer = "ipv4:10.0.0.9:77"};
   }
 
@@ -47,7 +48,7 @@ class RequestLogTest : public testing::Test {
 TEST_F(RequestLogTest, SlowRequestsAreShownWithTheirStages) {
   RequestLog log(1000);
   identity_.trace = {"0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"};
-  request_.caller_id = "mine\n";
+  request_.ask.caller_id = "mine\n";
   const auto lines = LinesOf("info", [&] {
     Answered(log, absl::OkStatus(), 999'999);
     Answered(log, absl::OkStatus(), 1'000'000);

@@ -7,9 +7,9 @@ namespace {
 
 // When what of Triton's trace happened to a request. Of one that was not computed in full, the computing is left out.
 std::vector<std::pair<const char*, SteadyTime>> TimestampsOf(const Request& request, bool ok, SteadyTime now) {
-  const RequestStats& stats = request.stats;
-  std::vector<std::pair<const char*, SteadyTime>> timestamps = {{"REQUEST_START", request.arrival},
-                                                                {"QUEUE_START", request.arrival}};
+  const RequestStats& stats = request.outcome.stats;
+  std::vector<std::pair<const char*, SteadyTime>> timestamps = {{"REQUEST_START", request.ask.arrival},
+                                                                {"QUEUE_START", request.ask.arrival}};
   if (ok) {
     timestamps.insert(timestamps.end(), {{"COMPUTE_START", stats.first_started},
                                          {"COMPUTE_INPUT_END", stats.first_planned},
@@ -43,14 +43,14 @@ TraceValues Tracer::Show(const std::string& model) const {
 }
 
 void Tracer::Trace(const Request& request, const RequestIdentity& identity, bool ok, SteadyTime now) {
-  std::string model = absl::StrCat(request.layer->model, ".", request.layer->spec.name);
+  std::string model = absl::StrCat(request.ask.layer->model, ".", request.ask.layer->spec.name);
   int64_t traces_per_file;
   {
     MutexLock lock(&mu_);
     if (!settings_.Sample(model)) return;
     traces_per_file = settings_.log_frequency();
   }
-  writer_->Add({std::move(model), request.caller_id, identity, TimestampsOf(request, ok, now)}, traces_per_file);
+  writer_->Add({std::move(model), request.ask.caller_id, identity, TimestampsOf(request, ok, now)}, traces_per_file);
 }
 
 }  // namespace switchyard

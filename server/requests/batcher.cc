@@ -19,10 +19,10 @@ int QueueIndex(Priority priority) {
 // least is kept for the way there and back, which under overload takes its time too, and half at least is the queue's,
 // however long steps take.
 SteadyTime LatestStart(const Request& request, std::chrono::nanoseconds step_time) {
-  if (request.deadline == SteadyTime::max() || step_time.count() == 0) return request.deadline;
-  const auto given = request.deadline - request.arrival;
-  if (given.count() <= 0) return request.deadline;
-  return request.deadline - std::clamp<SteadyTime::duration>(2 * step_time, given / 4, given / 2);
+  if (request.ask.deadline == SteadyTime::max() || step_time.count() == 0) return request.ask.deadline;
+  const auto given = request.ask.deadline - request.ask.arrival;
+  if (given.count() <= 0) return request.ask.deadline;
+  return request.ask.deadline - std::clamp<SteadyTime::duration>(2 * step_time, given / 4, given / 2);
 }
 
 }  // namespace
@@ -53,14 +53,14 @@ void Batcher::Add(std::shared_ptr<Request> request, std::chrono::nanoseconds ste
   const Request* key = request.get();
   queued->request = std::move(request);
   queued->latest = LatestStart(*queued->request, step_time);
-  LayerQueue& layer = QueueOf(*queued->request->layer);
+  LayerQueue& layer = QueueOf(*queued->request->ask.layer);
   queued->layer = &layer;
   queued->in_layer = layer.by_arrival.insert(layer.by_arrival.end(), queued);
-  layer.queues[QueueIndex(queued->request->priority)].Add(queued);
-  queued->may_age = queued->request->priority != Priority::kHigh;
+  layer.queues[QueueIndex(queued->request->ask.priority)].Add(queued);
+  queued->may_age = queued->request->ask.priority != Priority::kHigh;
   if (queued->may_age) queued->in_aging = aging_.insert(aging_.end(), queued);
   SetExpiry(queued);
-  CountRows(*queued, queued->request->num_rows);
+  CountRows(*queued, queued->request->ask.num_rows);
   queued_.emplace(key, std::move(owned));
 }
 
@@ -90,21 +90,21 @@ std::shared_ptr<Request> Batcher::Drop(QueuedRequest* queued) {
   layer.by_arrival.erase(queued->in_layer);
   std::shared_ptr<Request> request = std::move(queued->request);
   queued_.erase(request.get());
-  if (layer.by_arrival.empty()) layers_.erase(request->layer->id.value);
+  if (layer.by_arrival.empty()) layers_.erase(request->ask.layer->id.value);
   return request;
 }
 
 void Batcher::CountRows(const QueuedRequest& queued, int64_t change) {
   queued.layer->num_rows += change;
   num_rows_ += change;
-  rows_by_priority_[static_cast<int>(queued.request->priority) - 1] += change;
+  rows_by_priority_[static_cast<int>(queued.request->ask.priority) - 1] += change;
 }
 
 void Batcher::SetExpiry(QueuedRequest* queued) {
   const Request& request = *queued->request;
   SteadyTime expiry = queued->latest;
-  if (request.queue_timeout.count() > 0 && queued->next_row == 0) {
-    expiry = std::min(expiry, request.arrival + request.queue_timeout);
+  if (request.ask.queue_timeout.count() > 0 && queued->next_row == 0) {
+    expiry = std::min(expiry, request.ask.arrival + request.ask.queue_timeout);
   }
   if (expiry == queued->expiry) return;
   if (queued->expiry != SteadyTime::max()) expiries_.erase({queued->expiry, queued});
@@ -128,7 +128,7 @@ std::vector<std::shared_ptr<Request>> Batcher::TakeAll() {
 }
 
 void Batcher::Age(SteadyTime now) {
-  while (!aging_.empty() && now - aging_.front()->request->arrival >= options_.priority_aging) {
+  while (!aging_.empty() && now - aging_.front()->request->ask.arrival >= options_.priority_aging) {
     QueuedRequest* queued = aging_.front();
     aging_.pop_front();
     queued->may_age = false;
@@ -141,7 +141,7 @@ void Batcher::Age(SteadyTime now) {
 
 SteadyTime Batcher::CompanyIsWaitedForUntil(const LayerQueue& layer) const {
   const Request& oldest = *layer.by_arrival.front()->request;
-  return oldest.is_warm_up ? oldest.arrival : oldest.arrival + options_.max_queue_delay;
+  return oldest.ask.is_warm_up ? oldest.ask.arrival : oldest.ask.arrival + options_.max_queue_delay;
 }
 
 bool Batcher::HasWaitedForCompany(const LayerQueue& layer, SteadyTime now) const {
@@ -195,7 +195,7 @@ Batch Batcher::Cut(LayerQueue& layer) {
 int64_t Batcher::TakeTurn(LayerQueue& layer, int64_t room, Batch* batch) {
   FairQueue& queue = layer.Next();
   const auto [queued, credit] = queue.Next();
-  const int64_t row_cost = queued->request->row_cost;
+  const int64_t row_cost = queued->request->ask.row_cost;
   // A step has room for one row of any request (see Request::row_cost).
   const int64_t most = batch->pieces.empty() ? std::max<int64_t>(room / row_cost, 1) : room / row_cost;
   const int64_t count = std::min({queued->num_rows_left(), most, (credit + row_cost - 1) / row_cost});
@@ -218,7 +218,7 @@ void Batcher::AppendRows(QueuedRequest& queued, int64_t count, Batch* batch) {
   }
   batch->pieces[queued.piece_idx].num_rows += count;
   batch->num_rows += count;
-  batch->layer = queued.request->layer.get();
+  batch->layer = queued.request->ask.layer.get();
   CountRows(queued, -count);
   const bool was_whole = queued.next_row == 0;
   queued.next_row += count;

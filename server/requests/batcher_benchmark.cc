@@ -20,8 +20,8 @@ void Depths(benchmark::internal::Benchmark* benchmark) {
 struct Queues {
   explicit Queues(int num_requests, int64_t num_rows = 8) {
     for (int i = 0; i < kNumLayers; ++i) {
-      layers.push_back(
-          std::shared_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, {}, {FirstPlacement(Placement::Even(1, 1))}}));
+      layers.push_back(std::shared_ptr<ServedLayer>(
+          new ServedLayer{LayerId{i}, "m", {}, {}, {FirstPlacement(Placement::Even(1, 1))}}));
     }
     for (int i = 0; i < num_requests; ++i) requests.push_back(MakeRequest(i, num_rows));
     for (const auto& request : requests) batcher.Add(request);
@@ -29,12 +29,12 @@ struct Queues {
 
   std::shared_ptr<Request> MakeRequest(int i, int64_t num_rows) {
     auto request = std::make_shared<Request>();
-    request->layer = layers[i % kNumLayers];
-    request->num_rows = num_rows;
-    request->client = "ipv4:127.0.0.1:" + std::to_string(10'000 + i % kNumClients);
-    request->priority = Priority{1 + i % kNumPriorities};
-    request->arrival = now;
-    request->deadline = now + std::chrono::seconds(1 + i % 60);
+    request->ask.layer = layers[i % kNumLayers];
+    request->ask.num_rows = num_rows;
+    request->ask.client = "ipv4:127.0.0.1:" + std::to_string(10'000 + i % kNumClients);
+    request->ask.priority = Priority{1 + i % kNumPriorities};
+    request->ask.arrival = now;
+    request->ask.deadline = now + std::chrono::seconds(1 + i % 60);
     return request;
   }
 
@@ -63,7 +63,7 @@ void BM_AddTake(benchmark::State& state) {
     const auto batch = queues.batcher.Take(queues.now, true);
     num_requests += batch->pieces.size();
     for (const Piece& piece : batch->pieces) {
-      if (piece.begin_row + piece.num_rows == piece.request->num_rows) queues.batcher.Add(piece.request);
+      if (piece.begin_row + piece.num_rows == piece.request->ask.num_rows) queues.batcher.Add(piece.request);
     }
   }
   state.SetItemsProcessed(num_requests);

@@ -25,8 +25,8 @@ constexpr int kNumRounds = 300;
 std::vector<std::shared_ptr<ServedLayer>> MakeLayers() {
   std::vector<std::shared_ptr<ServedLayer>> layers;
   for (int i = 0; i < kNumLayers; ++i) {
-    layers.push_back(
-        std::shared_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, {}, {FirstPlacement(Placement::Even(1, 1))}}));
+    layers.push_back(std::shared_ptr<ServedLayer>(
+        new ServedLayer{LayerId{i}, "m", {}, {}, {FirstPlacement(Placement::Even(1, 1))}}));
   }
   return layers;
 }
@@ -82,7 +82,7 @@ class Simulation {
  private:
   // A request that has rows in the queue, as it should be.
   struct Live {
-    int64_t rows_left() const { return request->num_rows - next_row; }
+    int64_t rows_left() const { return request->ask.num_rows - next_row; }
 
     std::shared_ptr<Request> request;
     int64_t next_row = 0;
@@ -90,14 +90,14 @@ class Simulation {
 
   void Arrive() {
     auto request = std::make_shared<Request>();
-    request->layer = layers_[random_() % kNumLayers];
-    request->num_rows = 1 + random_() % largest_;
-    request->row_cost = random_() % 8 == 0 ? 1 + random_() % (2 * options_.max_batch_rows) : 1;
-    request->client = std::to_string(random_() % num_clients_);
-    request->priority = Priority{1 + static_cast<int>(random_() % kNumPriorities)};
-    request->arrival = clock_.Now();
-    if (random_() % 3 == 0) request->queue_timeout = microseconds(1 + random_() % 3000);
-    if (random_() % 3 == 0) request->deadline = clock_.Now() + microseconds(random_() % 6000);
+    request->ask.layer = layers_[random_() % kNumLayers];
+    request->ask.num_rows = 1 + random_() % largest_;
+    request->ask.row_cost = random_() % 8 == 0 ? 1 + random_() % (2 * options_.max_batch_rows) : 1;
+    request->ask.client = std::to_string(random_() % num_clients_);
+    request->ask.priority = Priority{1 + static_cast<int>(random_() % kNumPriorities)};
+    request->ask.arrival = clock_.Now();
+    if (random_() % 3 == 0) request->ask.queue_timeout = microseconds(1 + random_() % 3000);
+    if (random_() % 3 == 0) request->ask.deadline = clock_.Now() + microseconds(random_() % 6000);
     batcher_.Add(request);
     numbers_[request.get()] = num_arrived_;
     live_[num_arrived_++] = {request};
@@ -115,8 +115,9 @@ class Simulation {
 
   static SteadyTime ExpiryOf(const Live& live) {
     const Request& request = *live.request;
-    const bool can_time_out = request.queue_timeout.count() > 0 && live.next_row == 0;
-    return can_time_out ? std::min(request.deadline, request.arrival + request.queue_timeout) : request.deadline;
+    const bool can_time_out = request.ask.queue_timeout.count() > 0 && live.next_row == 0;
+    return can_time_out ? std::min(request.ask.deadline, request.ask.arrival + request.ask.queue_timeout)
+                        : request.ask.deadline;
   }
 
   void Expire() {
@@ -154,7 +155,7 @@ class Simulation {
 
   int64_t RowsOf(const ServedLayer* layer) const {
     int64_t rows = 0;
-    for (const auto& [number, live] : live_) rows += live.request->layer.get() == layer ? live.rows_left() : 0;
+    for (const auto& [number, live] : live_) rows += live.request->ask.layer.get() == layer ? live.rows_left() : 0;
     return rows;
   }
 
@@ -165,20 +166,20 @@ class Simulation {
       EXPECT_LT(RowsOf(layer.get()) * (idle || waits ? 1 : 4), options_.max_batch_rows);
     }
     for (const auto& [number, live] : live_) {
-      EXPECT_TRUE(!idle || clock_.Now() - live.request->arrival < options_.max_queue_delay);
+      EXPECT_TRUE(!idle || clock_.Now() - live.request->ask.arrival < options_.max_queue_delay);
     }
   }
 
   // 0 for the highest level and for whoever has aged.
   int LevelOf(const Request& request) const {
-    const bool has_aged = clock_.Now() - request.arrival >= options_.priority_aging;
-    return has_aged ? 0 : static_cast<int>(request.priority) - 1;
+    const bool has_aged = clock_.Now() - request.ask.arrival >= options_.priority_aging;
+    return has_aged ? 0 : static_cast<int>(request.ask.priority) - 1;
   }
 
   int TopLevel(const ServedLayer* layer) const {
     int top = kNumPriorities;
     for (const auto& [number, live] : live_) {
-      if (live.request->layer.get() == layer) top = std::min(top, LevelOf(*live.request));
+      if (live.request->ask.layer.get() == layer) top = std::min(top, LevelOf(*live.request));
     }
     return top;
   }
@@ -204,10 +205,10 @@ class Simulation {
       const auto it = live_.find(numbers_[piece.request.get()]);
       ASSERT_NE(it, live_.end()) << "its rows had left, or it had ended";
       EXPECT_EQ(piece.begin_row, it->second.next_row);
-      EXPECT_EQ(piece.request->layer.get(), batch.layer);
+      EXPECT_EQ(piece.request->ask.layer.get(), batch.layer);
       EXPECT_GT(piece.num_rows, 0);
       lowest = std::max(lowest, LevelOf(*piece.request));
-      cost += piece.num_rows * piece.request->row_cost;
+      cost += piece.num_rows * piece.request->ask.row_cost;
       it->second.next_row += piece.num_rows;
       EXPECT_GE(it->second.rows_left(), 0);
       if (it->second.rows_left() == 0) live_.erase(it);
@@ -217,9 +218,9 @@ class Simulation {
     }
     int64_t largest_left = 0;
     for (const auto& [number, live] : live_) {
-      if (live.request->layer.get() != batch.layer) continue;
+      if (live.request->ask.layer.get() != batch.layer) continue;
       EXPECT_GE(LevelOf(*live.request), lowest) << "a less urgent row left before";
-      largest_left = std::max(largest_left, live.request->row_cost);
+      largest_left = std::max(largest_left, live.request->ask.row_cost);
     }
     if (largest_left > 0) {
       EXPECT_GT(cost + largest_left, options_.max_batch_rows) << "room was left";
@@ -229,7 +230,7 @@ class Simulation {
   void CheckTotals() {
     std::array<int64_t, kNumPriorities> rows{};
     for (const auto& [number, live] : live_) {
-      rows[static_cast<int>(live.request->priority) - 1] += live.rows_left();
+      rows[static_cast<int>(live.request->ask.priority) - 1] += live.rows_left();
     }
     EXPECT_EQ(batcher_.rows_by_priority(), rows);
     EXPECT_EQ(batcher_.num_rows(), rows[0] + rows[1] + rows[2]);
@@ -267,14 +268,14 @@ class Floods {
   std::shared_ptr<Request> Add(const std::string& client, Priority priority, int64_t num_rows, int64_t row_cost = 1,
                                int layer = 0) {
     auto request = std::make_shared<Request>();
-    request->layer = layers_[layer];
-    request->num_rows = num_rows;
-    request->row_cost = row_cost;
-    request->client = client;
-    request->priority = priority;
-    request->arrival = clock_.Now();
+    request->ask.layer = layers_[layer];
+    request->ask.num_rows = num_rows;
+    request->ask.row_cost = row_cost;
+    request->ask.client = client;
+    request->ask.priority = priority;
+    request->ask.arrival = clock_.Now();
     batcher_.Add(request);
-    rows_waiting_[request->client] += num_rows;
+    rows_waiting_[request->ask.client] += num_rows;
     return request;
   }
 
@@ -290,7 +291,7 @@ class Floods {
 
   Batch Take() {
     auto batch = batcher_.Take(clock_.Now(), true);
-    for (const Piece& piece : batch->pieces) rows_waiting_[piece.request->client] -= piece.num_rows;
+    for (const Piece& piece : batch->pieces) rows_waiting_[piece.request->ask.client] -= piece.num_rows;
     return *std::move(batch);
   }
 
@@ -299,7 +300,7 @@ class Floods {
     for (int batches = 1;; ++batches) {
       refill();
       for (const Piece& piece : Take().pieces) {
-        if (piece.request.get() == &request && piece.begin_row + piece.num_rows == request.num_rows) return batches;
+        if (piece.request.get() == &request && piece.begin_row + piece.num_rows == request.ask.num_rows) return batches;
       }
     }
   }
@@ -325,7 +326,7 @@ TEST(BatcherSimulation, ClientsShareEveryStep) {
     for (int step = 0; step < 60; ++step) {
       floods.Refill(num_clients, Priority::kUsual, largest_cost);
       for (const Piece& piece : floods.Take().pieces) {
-        shares[piece.request->client] += piece.num_rows * piece.request->row_cost;
+        shares[piece.request->ask.client] += piece.num_rows * piece.request->ask.row_cost;
       }
       if (static_cast<int>(shares.size()) < num_clients) continue;  // not everybody has had a turn
       const auto [least, most] = std::minmax_element(

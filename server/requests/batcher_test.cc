@@ -15,19 +15,19 @@ class BatcherTest : public testing::Test {
  protected:
   BatcherTest() {
     for (int i = 0; i < 3; ++i) {
-      layers_.push_back(
-          std::shared_ptr<ServedLayer>(new ServedLayer{LayerId{i}, "m", {}, {}, {FirstPlacement(Placement::Even(1, 1))}}));
+      layers_.push_back(std::shared_ptr<ServedLayer>(
+          new ServedLayer{LayerId{i}, "m", {}, {}, {FirstPlacement(Placement::Even(1, 1))}}));
     }
   }
 
   std::shared_ptr<Request> MakeRequest(int layer, int64_t num_rows, const std::string& client = "",
                                        Priority priority = Priority::kUsual) {
     auto request = std::make_shared<Request>();
-    request->client = client;
-    request->priority = priority;
-    request->layer = layers_[layer];
-    request->num_rows = num_rows;
-    request->arrival = clock_.Now();
+    request->ask.client = client;
+    request->ask.priority = priority;
+    request->ask.layer = layers_[layer];
+    request->ask.num_rows = num_rows;
+    request->ask.arrival = clock_.Now();
     return request;
   }
 
@@ -40,7 +40,7 @@ class BatcherTest : public testing::Test {
 // Rows of each client in a batch.
 std::map<std::string, int64_t> RowsByClient(const Batch& batch) {
   std::map<std::string, int64_t> rows;
-  for (const Piece& piece : batch.pieces) rows[piece.request->client] += piece.num_rows;
+  for (const Piece& piece : batch.pieces) rows[piece.request->ask.client] += piece.num_rows;
   return rows;
 }
 
@@ -60,7 +60,7 @@ TEST_F(BatcherTest, AnIdleGroupTakesWhatIsThere) {
 TEST_F(BatcherTest, AWarmUpWaitsForNoCompany) {
   Batcher batcher({100, microseconds(500)});
   const auto warm_up = MakeRequest(1, 1);
-  warm_up->is_warm_up = true;
+  warm_up->ask.is_warm_up = true;
   batcher.Add(warm_up);
   EXPECT_EQ(batcher.NextReadyTime(), clock_.Now());
   EXPECT_TRUE(Take(batcher).has_value());
@@ -95,7 +95,7 @@ TEST_F(BatcherTest, LargeRequestsAreCutAndTheirRestGoesBehindOthers) {
 TEST_F(BatcherTest, RowsOfManyChoicesTakeMoreRoom) {
   Batcher batcher({10, microseconds(0)});
   const auto costly = MakeRequest(0, 4), plain = MakeRequest(0, 5);
-  costly->row_cost = 4;
+  costly->ask.row_cost = 4;
   batcher.Add(plain);
   batcher.Add(costly);
   const auto first = Take(batcher);
@@ -108,7 +108,7 @@ TEST_F(BatcherTest, RowsOfManyChoicesTakeMoreRoom) {
 TEST_F(BatcherTest, ARowLargerThanAStepLeavesAlone) {
   Batcher batcher({10, microseconds(0)});
   const auto costly = MakeRequest(0, 2);
-  costly->row_cost = 11;
+  costly->ask.row_cost = 11;
   batcher.Add(costly);
   EXPECT_EQ(Take(batcher)->num_rows, 1);
   EXPECT_EQ(Take(batcher)->num_rows, 1);
@@ -282,7 +282,7 @@ TEST_F(BatcherTest, ARequestHasOnePieceInABatch) {
 TEST_F(BatcherTest, AQueueTimeoutEndsWhatHasNotLeft) {
   Batcher batcher({10, microseconds(0)});
   const auto waits = MakeRequest(0, 3), leaves = MakeRequest(1, 15);
-  waits->queue_timeout = leaves->queue_timeout = microseconds(50);
+  waits->ask.queue_timeout = leaves->ask.queue_timeout = microseconds(50);
   batcher.Add(leaves);
   batcher.Add(waits);
   EXPECT_EQ(batcher.NextExpiry(), clock_.Now() + microseconds(50));
@@ -301,12 +301,12 @@ TEST_F(BatcherTest, AQueueTimeoutEndsWhatHasNotLeft) {
 TEST_F(BatcherTest, ADeadlineEndsAlsoWhatHasLeftInPart) {
   Batcher batcher({10, microseconds(0)});
   const auto request = MakeRequest(0, 25);
-  request->queue_timeout = microseconds(20);
-  request->deadline = clock_.Now() + microseconds(50);
+  request->ask.queue_timeout = microseconds(20);
+  request->ask.deadline = clock_.Now() + microseconds(50);
   batcher.Add(request);
   EXPECT_EQ(batcher.NextExpiry(), clock_.Now() + microseconds(20));
   EXPECT_EQ(Take(batcher)->num_rows, 10);
-  EXPECT_EQ(batcher.NextExpiry(), request->deadline);
+  EXPECT_EQ(batcher.NextExpiry(), request->ask.deadline);
   clock_.Advance(microseconds(50));
   EXPECT_FALSE(Take(batcher).has_value());
   EXPECT_EQ(batcher.TakeExpired(clock_.Now()).size(), 1u);
@@ -316,8 +316,8 @@ TEST_F(BatcherTest, ADeadlineEndsAlsoWhatHasLeftInPart) {
 TEST_F(BatcherTest, NothingLeavesTooLateToBeAnsweredInTime) {
   Batcher batcher({10, microseconds(0)});
   const auto patient = MakeRequest(0, 1), hasty = MakeRequest(0, 1);
-  patient->deadline = clock_.Now() + milliseconds(100);
-  hasty->deadline = clock_.Now() + milliseconds(8);
+  patient->ask.deadline = clock_.Now() + milliseconds(100);
+  hasty->ask.deadline = clock_.Now() + milliseconds(8);
   batcher.Add(patient, milliseconds(10));
   batcher.Add(hasty, milliseconds(10));
   EXPECT_EQ(batcher.NextExpiry(), clock_.Now() + milliseconds(4)) << "half of its time is the queue's";
@@ -327,13 +327,13 @@ TEST_F(BatcherTest, NothingLeavesTooLateToBeAnsweredInTime) {
   clock_.Advance(milliseconds(70));
   EXPECT_EQ(Take(batcher)->pieces[0].request, patient);
   const auto late = MakeRequest(0, 1);
-  late->deadline = clock_.Now() + milliseconds(100);
+  late->ask.deadline = clock_.Now() + milliseconds(100);
   batcher.Add(late, milliseconds(20));
   EXPECT_EQ(batcher.NextExpiry(), clock_.Now() + milliseconds(60)) << "two steps before its deadline";
   const auto over = MakeRequest(0, 1);
-  over->deadline = clock_.Now() - milliseconds(1);
+  over->ask.deadline = clock_.Now() - milliseconds(1);
   batcher.Add(over, milliseconds(20));
-  EXPECT_EQ(batcher.NextExpiry(), over->deadline);
+  EXPECT_EQ(batcher.NextExpiry(), over->ask.deadline);
 }
 
 TEST_F(BatcherTest, EverythingCanBeTakenOut) {

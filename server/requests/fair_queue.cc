@@ -15,10 +15,10 @@ FairQueue::FairQueue(int64_t max_batch_rows)
     : max_batch_rows_(max_batch_rows), quantum_(std::max<int64_t>(max_batch_rows / kTurnsPerStep, 1)) {}
 
 void FairQueue::Add(QueuedRequest* queued) {
-  auto it = clients_.find(absl::string_view(queued->request->client));
+  auto it = clients_.find(absl::string_view(queued->request->ask.client));
   if (it == clients_.end()) {
     auto client = std::make_unique<ClientQueue>();
-    client->client = queued->request->client;
+    client->client = queued->request->ask.client;
     client->credit = quantum_;
     client->turn = turns_.insert(turns_.end(), client.get());
     const absl::string_view key = client->client;

@@ -32,7 +32,7 @@ struct QueuedRequest {
     std::list<ClientQueue*>::iterator turn;
   };
 
-  int64_t num_rows_left() const { return request->num_rows - next_row; }
+  int64_t num_rows_left() const { return request->ask.num_rows - next_row; }
 
   std::shared_ptr<Request> request;
   int64_t next_row = 0;  // those before have left

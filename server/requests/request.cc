@@ -9,27 +9,28 @@
 namespace switchyard {
 
 bool Request::IsRoutedWhole() const {
-  return CanDropChoices(capacity) || return_balance_loss || !layer->spec.gate_at(gate_idx).experts_of_choices.empty();
+  return CanDropChoices(ask.capacity) || ask.return_balance_loss ||
+         !ask.layer->spec.gate_at(ask.gate_idx).experts_of_choices.empty();
 }
 
 absl::Status WhyExpired(const Request& request, SteadyTime now) {
-  const int64_t waited_us = MicrosBetween(request.arrival, now);
-  if (request.timeout_us > 0 && waited_us >= request.timeout_us) {
-    return absl::DeadlineExceededError(absl::StrCat("timeout: not answered within ", request.timeout_us, " us"));
+  const int64_t waited_us = MicrosBetween(request.ask.arrival, now);
+  if (request.ask.timeout_us > 0 && waited_us >= request.ask.timeout_us) {
+    return absl::DeadlineExceededError(absl::StrCat("timeout: not answered within ", request.ask.timeout_us, " us"));
   }
-  if (now >= request.deadline) {
+  if (now >= request.ask.deadline) {
     return absl::DeadlineExceededError(absl::StrCat("the call's deadline passed, after ", waited_us, " us"));
   }
-  if (request.queue_timeout.count() == 0 || waited_us < request.queue_timeout.count()) {
-    const bool of_timeout =
-        request.timeout_us > 0 && MicrosBetween(request.arrival, request.deadline) >= request.timeout_us;
+  if (request.ask.queue_timeout.count() == 0 || waited_us < request.ask.queue_timeout.count()) {
+    const bool of_timeout = request.ask.timeout_us > 0 &&
+                            MicrosBetween(request.ask.arrival, request.ask.deadline) >= request.ask.timeout_us;
     return absl::DeadlineExceededError(
-        absl::StrCat(of_timeout ? absl::StrCat("timeout: not answered within ", request.timeout_us, " us, which")
+        absl::StrCat(of_timeout ? absl::StrCat("timeout: not answered within ", request.ask.timeout_us, " us, which")
                                 : "the call's deadline",
                      " cannot be met any more, after ", waited_us, " us in the queue"));
   }
   return absl::DeadlineExceededError(absl::StrCat("queue timeout: still queued after ", waited_us,
-                                                  " us, the timeout is ", request.queue_timeout.count(), " us"));
+                                                  " us, the timeout is ", request.ask.queue_timeout.count(), " us"));
 }
 
 size_t ChunkedRows::size_bytes() const {

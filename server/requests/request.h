@@ -73,53 +73,68 @@ struct OutputPart {
 enum class Priority { kHigh = 1, kUsual = 2, kBackground = 3 };
 constexpr int kNumPriorities = 3;
 
-// Owned jointly by the RPC, the batcher's queue and the steps that carry its rows. The scheduler fills it; `done` is
-// called exactly once, and nobody reads the results before.
-struct Request {
-  // Constant once enqueued.
-  std::shared_ptr<ServedLayer> layer;  // and with it the model that it is of
+// A request as its caller asked for it. Constant once the request is enqueued.
+struct RequestAsk {
+  std::shared_ptr<ServedLayer> layer;  // keeps the model that the layer belongs to
   DType dtype = DType::kF32;           // of the rows, in and out
   int64_t num_rows = 0;
+  int gate_idx = 0;
+  int top_k = 1;          // the gate's own, or the one that the caller asked for instead
+  CapacitySpec capacity;  // likewise
+  // The room that one row takes in a step, in rows: more than 1 when the caller asked for more experts per row than the
+  // layer's gates choose, because links and devices are sized for the layer's own.
+  int64_t row_cost = 1;
   bool return_routing = false;
   bool return_balance_loss = false;
-  bool is_warm_up = false;  // its steps, which nobody else's rows share, count in no metric
-  int gate_idx = 0;
-  int top_k = 1;          // the gate's own, or what the caller asked for instead
-  CapacitySpec capacity;  // likewise
-  // Room that one row takes in a step, in rows: more than 1 when the caller asked for more experts per row than the
-  // layer's gates choose, so that links and devices, sized for the layer's own, suffice.
-  int64_t row_cost = 1;
-  std::string caller_id;   // the caller's own id of it, or the first bytes, whatever they are, for log and traces
-  int64_t timeout_us = 0;  // from arrival to answer, 0 for none
-  SteadyTime arrival;
-  std::function<void(absl::Status)> done;
-  // Its part of the budget of bytes, for as long as anybody has it: the request, or its answer on the way out.
-  std::shared_ptr<const void> held_bytes;
+  bool is_warm_up = false;  // no metric counts its steps, which carry no other request's rows
+  std::string caller_id;    // the id that the caller gave, or its first bytes, for log and traces
 
-  // How it queues.
-  std::string client;  // whose it is, see RequestIdentity: clients take turns
+  // How the request queues.
+  std::string client;  // see RequestIdentity: clients take turns
   Priority priority = Priority::kUsual;
-  std::chrono::microseconds queue_timeout{0};  // it ends when none of its rows has left the queue by then; 0 for never
-  SteadyTime deadline = SteadyTime::max();     // nothing of it leaves the queue after that; the caller's or timeout_us
-  SteadyTime answer_by = SteadyTime::max();    // it ends when it is not answered by then
-  Deadlines::Key time_limit;                   // the scheduler's timer for answer_by; number 0 for none
+  SteadyTime arrival;
+  int64_t timeout_us = 0;                      // from arrival to answer; 0 for none
+  std::chrono::microseconds queue_timeout{0};  // the request ends when no row has left the queue by then; 0 for never
+  SteadyTime deadline = SteadyTime::max();     // no row leaves the queue after it: the call's, or arrival + timeout_us
+  SteadyTime answer_by = SteadyTime::max();    // the request ends when it is not answered by then
 
-  ChunkedRows rows;        // read in order by the dispatcher
-  bool is_routed = false;  // `routing` is known; the dispatcher's
+  // Called exactly once, when the outcome is complete or the request has failed.
+  std::function<void(absl::Status)> done;
 
-  // Results: [num_rows, D] in `dtype`, in parts that steps bring (guarded by the scheduler's lock until all are there,
-  // then in the order of rows), and the routing when asked for.
-  std::vector<OutputPart> output;
-  Routing routing;  // shared experts included, after the top_k
-  double balance_loss = 0;
-  RequestStats stats;                  // guarded by the scheduler's lock
-  int64_t rows_unfinished = 0;         // guarded by the scheduler's lock
-  std::atomic<bool> completed{false};  // done was called, or is about to be
-
-  // Whether the routing of a row depends on the request's other rows: then they are gated together, before the first
-  // of them leaves.
-  bool IsRoutedWhole() const;
+  // The choices of one row: the gate's top_k experts, then the shared ones.
   int num_choices() const { return top_k + layer->spec.num_shared; }
+};
+
+// How far a request is.
+struct RequestProgress {
+  ChunkedRows rows;                    // read in order by the holder of the dispatch baton
+  bool is_routed = false;              // the outcome's routing is known; the baton's holder's
+  int64_t rows_unfinished = 0;         // guarded by the scheduler's lock
+  std::atomic<bool> completed{false};  // `done` was called, or is about to be
+  Deadlines::Key time_limit;           // the scheduler's timer for answer_by; number 0 for none
+};
+
+// The answer to a request. Steps fill it under the scheduler's lock; after `done` it belongs to the caller.
+struct RequestOutcome {
+  // The output rows, [num_rows, hidden_dim] in the request's dtype, in parts: as steps bring them, and in the order of
+  // the rows once all are there.
+  std::vector<OutputPart> output;
+  Routing routing;  // of every row, when it was asked for or all rows are gated together; shared experts come last
+  double balance_loss = 0;
+  RequestStats stats;
+  // The request's part of the budget of bytes, held until the answer has been sent.
+  std::shared_ptr<const void> held_bytes;
+};
+
+// Owned jointly by the RPC, the batcher's queue and the steps that carry its rows.
+struct Request {
+  RequestAsk ask;
+  RequestProgress progress;
+  RequestOutcome outcome;
+
+  // Whether the routing of a row depends on the request's other rows. Such rows are gated together, before the first of
+  // them leaves the queue.
+  bool IsRoutedWhole() const;
 };
 
 // DeadlineExceeded, with the limit of the request that has passed by `now`, or its deadline if that is near.

@@ -24,35 +24,37 @@ void SendToFixedExperts(const std::vector<int32_t>& experts, int top_k, Routing*
 }  // namespace
 
 absl::Status RequestRouter::Route(Request& request) {
-  const LayerSpec& spec = request.layer->spec;
-  request.routing.Resize(request.num_rows, request.num_choices());
+  const LayerSpec& spec = request.ask.layer->spec;
+  request.outcome.routing.Resize(request.ask.num_rows, request.ask.num_choices());
   ScoreStats stats;
-  stats.Reset(request.num_rows, spec.num_experts);
+  stats.Reset(request.ask.num_rows, spec.num_experts);
   SY_RETURN_IF_ERROR(GateAll(request, &stats));
   // Of the choices as the gate makes them, before any is dropped.
-  if (request.return_balance_loss) {
-    request.balance_loss = BalanceLoss(request.routing, 0, request.num_rows, stats.score_sum, spec.num_experts);
+  if (request.ask.return_balance_loss) {
+    request.outcome.balance_loss =
+        BalanceLoss(request.outcome.routing, 0, request.ask.num_rows, stats.score_sum, spec.num_experts);
   }
-  GateSpec gate = spec.gate_at(request.gate_idx);
-  gate.capacity = request.capacity;
-  ApplyCapacity(gate, request.top_k, spec.num_experts, 0, request.num_rows, stats.best_score, &request.routing);
-  SendToFixedExperts(gate.experts_of_choices, request.top_k, &request.routing);
-  request.is_routed = true;
+  GateSpec gate = spec.gate_at(request.ask.gate_idx);
+  gate.capacity = request.ask.capacity;
+  ApplyCapacity(gate, request.ask.top_k, spec.num_experts, 0, request.ask.num_rows, stats.best_score,
+                &request.outcome.routing);
+  SendToFixedExperts(gate.experts_of_choices, request.ask.top_k, &request.outcome.routing);
+  request.progress.is_routed = true;
   return absl::OkStatus();
 }
 
 absl::Status RequestRouter::GateAll(Request& request, ScoreStats* stats) {
-  const int64_t width = request.layer->spec.hidden_dim;
+  const int64_t width = request.ask.layer->spec.hidden_dim;
   const int64_t row_bytes = width * static_cast<int64_t>(sizeof(float));
   const int64_t block_rows = std::max<int64_t>(kBlockBytes / row_bytes, 1);
-  Gate& gate = *request.layer->gates[request.gate_idx];
-  ChunkedRows rows = request.rows;  // a cursor over the same bytes
-  for (int64_t begin = 0; begin < request.num_rows; begin += block_rows) {
-    const int64_t count = std::min(block_rows, request.num_rows - begin);
+  Gate& gate = *request.ask.layer->gates[request.ask.gate_idx];
+  ChunkedRows rows = request.progress.rows;  // a cursor over the same bytes
+  for (int64_t begin = 0; begin < request.ask.num_rows; begin += block_rows) {
+    const int64_t count = std::min(block_rows, request.ask.num_rows - begin);
     rows_.EnsureSize(count * row_bytes);
-    rows.ReadNext(request.dtype, count * width, DType::kF32, rows_.data());
-    SY_RETURN_IF_ERROR(
-        gate.Route({rows_.data(), DType::kF32, count, width}, begin, request.top_k, &request.routing, stats));
+    rows.ReadNext(request.ask.dtype, count * width, DType::kF32, rows_.data());
+    SY_RETURN_IF_ERROR(gate.Route({rows_.data(), DType::kF32, count, width}, begin, request.ask.top_k,
+                                  &request.outcome.routing, stats));
   }
   return absl::OkStatus();
 }

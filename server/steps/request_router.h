@@ -10,8 +10,8 @@ namespace switchyard {
 // Thread-compatible.
 class RequestRouter {
  public:
-  // Gates all rows, in fp32, drops what exceeds the capacity, and fills request.routing and request.balance_loss. The
-  // rows' cursor must still be at their first one, and stays there.
+  // Gates all rows, in fp32, drops what exceeds the capacity, and fills request.outcome.routing and
+  // request.outcome.balance_loss. The rows' cursor must still be at their first one, and stays there.
   absl::Status Route(Request& request);
 
  private:

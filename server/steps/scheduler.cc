@@ -21,7 +21,7 @@ std::vector<std::shared_ptr<const void>> MemoryOf(const std::vector<LinkBuffers*
 void ReleaseRows(const Step& step) {
   for (const Piece& piece : step.batch.pieces) {
     Request& request = *piece.request;
-    if (piece.begin_row + piece.num_rows == request.num_rows) request.rows = ChunkedRows();
+    if (piece.begin_row + piece.num_rows == request.ask.num_rows) request.progress.rows = ChunkedRows();
   }
 }
 
@@ -74,13 +74,13 @@ Scheduler::~Scheduler() {
 }
 
 void Scheduler::Enqueue(std::shared_ptr<Request> request) {
-  request->rows_unfinished = request->num_rows;
-  if (request->return_routing) request->routing.Resize(request->num_rows, request->num_choices());
-  if (request->answer_by != SteadyTime::max()) SetTimeLimit(request);
+  request->progress.rows_unfinished = request->ask.num_rows;
+  if (request->ask.return_routing) request->outcome.routing.Resize(request->ask.num_rows, request->ask.num_choices());
+  if (request->ask.answer_by != SteadyTime::max()) SetTimeLimit(request);
   std::shared_ptr<Step> step;
   {
     MutexLock lock(&mu_);
-    if (request->completed.load()) return;  // a short time limit may have passed
+    if (request->progress.completed.load()) return;  // a short time limit may have passed
     batcher_.Add(std::move(request), step_time_);
     ArmTimer();
     step = TakeInline(/*may_dispatch_here=*/true);
@@ -97,9 +97,9 @@ void Scheduler::Cancel(const std::shared_ptr<Request>& request, absl::Status why
 }
 
 void Scheduler::Complete(Request& request, absl::Status status) {
-  if (request.completed.exchange(true)) return;
-  if (request.time_limit.number != 0) deadlines_.Remove(request.time_limit);
-  request.done(std::move(status));
+  if (request.progress.completed.exchange(true)) return;
+  if (request.progress.time_limit.number != 0) deadlines_.Remove(request.progress.time_limit);
+  request.ask.done(std::move(status));
 }
 
 void Scheduler::GroupFormed(Epoch epoch, std::vector<std::shared_ptr<LinkConnection>> connections) {
@@ -323,7 +323,7 @@ void Scheduler::Finish(Step& step, const StepsInFlight::Finished& how) {
 }
 
 void Scheduler::RecordStep(const Step& step, const StepTimes& slowest) {
-  if (step.batch.pieces.front().request->is_warm_up) return;
+  if (step.batch.pieces.front().request->ask.is_warm_up) return;
   StepRecord record;
   record.layer = step.layer().id;
   record.num_rows = step.batch.num_rows;
@@ -345,14 +345,14 @@ std::vector<std::shared_ptr<Request>> Scheduler::AddParts(const Step& step, std:
   for (size_t i = 0; i < parts.size(); ++i) {
     const Piece& piece = step.batch.pieces[i];
     Request& request = *piece.request;
-    std::move(parts[i].begin(), parts[i].end(), std::back_inserter(request.output));
-    AddStats(step.times, num_submissions, &request.stats);
-    request.stats.queue_us += MicrosBetween(request.arrival, step.times.started);
+    std::move(parts[i].begin(), parts[i].end(), std::back_inserter(request.outcome.output));
+    AddStats(step.times, num_submissions, &request.outcome.stats);
+    request.outcome.stats.queue_us += MicrosBetween(request.ask.arrival, step.times.started);
     for (int64_t row = begin; row < begin + piece.num_rows; ++row) {
-      request.stats.rows_crossed += step.plan.crossings[row];
+      request.outcome.stats.rows_crossed += step.plan.crossings[row];
     }
-    request.rows_unfinished -= piece.num_rows;
-    if (request.rows_unfinished == 0) finished.push_back(piece.request);
+    request.progress.rows_unfinished -= piece.num_rows;
+    if (request.progress.rows_unfinished == 0) finished.push_back(piece.request);
     begin += piece.num_rows;
   }
   return finished;
@@ -384,8 +384,8 @@ SteadyTime Scheduler::RealTime(SteadyTime when) const {
 }
 
 void Scheduler::SetTimeLimit(const std::shared_ptr<Request>& request) {
-  request->time_limit = deadlines_.NewKey(RealTime(request->answer_by));
-  deadlines_.Add(request->time_limit, [this, limited = std::weak_ptr<Request>(request)] {
+  request->progress.time_limit = deadlines_.NewKey(RealTime(request->ask.answer_by));
+  deadlines_.Add(request->progress.time_limit, [this, limited = std::weak_ptr<Request>(request)] {
     if (const auto late = limited.lock()) Cancel(late, WhyExpired(*late, clock_.Now()));
   });
 }

@@ -206,12 +206,12 @@ class FakeGroup {
 // The output of an answered request, whose parts must follow one another without gaps.
 std::vector<std::byte> BytesOf(const Request& request) {
   std::vector<std::byte> bytes;
-  const size_t row_bytes = kDim * SizeOf(request.dtype);
-  for (const OutputPart& part : request.output) {
+  const size_t row_bytes = kDim * SizeOf(request.ask.dtype);
+  for (const OutputPart& part : request.outcome.output) {
     EXPECT_EQ(part.begin_row * row_bytes, bytes.size());
     bytes.insert(bytes.end(), part.bytes.begin(), part.bytes.end());
   }
-  EXPECT_EQ(bytes.size(), request.num_rows * row_bytes);
+  EXPECT_EQ(bytes.size(), request.ask.num_rows * row_bytes);
   return bytes;
 }
 
@@ -235,8 +235,8 @@ struct Call {
     ASSERT_TRUE(status.ok()) << status;
     std::vector<float> output(values.size());
     const std::vector<std::byte> bytes = BytesOf(*request);
-    ASSERT_EQ(bytes.size(), values.size() * SizeOf(request->dtype));
-    ConvertElements(request->dtype, bytes.data(), DType::kF32, reinterpret_cast<std::byte*>(output.data()),
+    ASSERT_EQ(bytes.size(), values.size() * SizeOf(request->ask.dtype));
+    ConvertElements(request->ask.dtype, bytes.data(), DType::kF32, reinterpret_cast<std::byte*>(output.data()),
                     values.size());
     for (size_t i = 0; i < values.size(); ++i) {
       const float first = values[i / kDim * kDim];
@@ -303,7 +303,7 @@ class SchedulerTest : public testing::Test {
   using Setup = std::function<void(Request&)>;
   std::unique_ptr<Call> Send(int64_t num_rows, DType dtype = DType::kF32, const Setup& setup = nullptr) {
     auto call = std::make_unique<Call>();
-    call->request->top_k = kTopK;
+    call->request->ask.top_k = kTopK;
     if (setup != nullptr) setup(*call->request);
     for (int64_t i = 0; i < num_rows * kDim; ++i) call->values.push_back(static_cast<float>(random_() % 64));
     auto bytes = std::make_shared<std::vector<std::byte>>(num_rows * kDim * SizeOf(dtype));
@@ -318,7 +318,7 @@ class SchedulerTest : public testing::Test {
   // One row of `value`s, and ones below.
   std::unique_ptr<Call> SendRows(float value, int64_t num_rows) {
     auto call = std::make_unique<Call>();
-    call->request->top_k = kTopK;
+    call->request->ask.top_k = kTopK;
     call->values.assign(num_rows * kDim, 1);
     std::fill_n(call->values.begin(), kDim, value);
     auto bytes = std::make_shared<std::vector<std::byte>>(call->values.size() * sizeof(float));
@@ -329,12 +329,12 @@ class SchedulerTest : public testing::Test {
 
   void Enqueue(Call* call, const std::shared_ptr<std::vector<std::byte>>& bytes, int64_t num_rows, DType dtype) {
     Request& request = *call->request;
-    request.layer = layer_;
-    request.dtype = dtype;
-    request.num_rows = num_rows;
-    request.arrival = clock_->Now();
-    request.rows = ChunkedRows({std::span<const std::byte>(*bytes)}, bytes);
-    request.done = [call](absl::Status status) {
+    request.ask.layer = layer_;
+    request.ask.dtype = dtype;
+    request.ask.num_rows = num_rows;
+    request.ask.arrival = clock_->Now();
+    request.progress.rows = ChunkedRows({std::span<const std::byte>(*bytes)}, bytes);
+    request.ask.done = [call](absl::Status status) {
       call->status = std::move(status);
       call->answered.Notify();
     };
@@ -344,7 +344,7 @@ class SchedulerTest : public testing::Test {
   // How many of the parts lie in the links' memory.
   int NumLent(const Call& call) const {
     int count = 0;
-    for (const OutputPart& part : call.request->output) {
+    for (const OutputPart& part : call.request->outcome.output) {
       for (LinkBuffers* link : links_) {
         const std::byte* const memory = link->input(0);
         count += part.bytes.data() >= memory && part.bytes.data() < memory + link->layout().total_bytes();
@@ -404,8 +404,8 @@ TEST_F(SchedulerTest, CapacityCountsTheRowsOfOneRequestHoweverItIsCut) {
   constexpr int kCapacity = 5;
   Start(2);
   const auto limit = [](Request& request) {
-    request.capacity = {.rule = CapacityRule::kFixed, .rows = kCapacity};
-    request.return_routing = true;
+    request.ask.capacity = {.rule = CapacityRule::kFixed, .rows = kCapacity};
+    request.ask.return_routing = true;
   };
   const auto before = Send(3), limited = Send(3 * kMaxBatchRows + 2, DType::kF64, limit), after = Send(4);
   const auto group = Form(1, FakeGroup::Mode::kServe);
@@ -413,14 +413,14 @@ TEST_F(SchedulerTest, CapacityCountsTheRowsOfOneRequestHoweverItIsCut) {
   after->ExpectRightAnswer();
   limited->answered.WaitForNotification();
   ASSERT_TRUE(limited->status.ok()) << limited->status;
-  EXPECT_GE(limited->request->stats.num_steps, 4);
+  EXPECT_GE(limited->request->outcome.stats.num_steps, 4);
   const std::vector<float> factors = FactorsWithin(kCapacity, limited->values);
   const std::vector<double> output = ValuesOf<double>(*limited->request);
   std::vector<int> chosen(kExperts, 0);
   for (size_t i = 0; i < limited->values.size(); ++i) {
     ASSERT_NEAR(output[i], limited->values[i] * factors[i / kDim], 1e-4) << "element " << i;
   }
-  for (const int32_t expert : limited->request->routing.expert_idx) {
+  for (const int32_t expert : limited->request->outcome.routing.expert_idx) {
     if (expert >= 0) ++chosen[expert];
   }
   for (const int rows : chosen) EXPECT_LE(rows, kCapacity);
@@ -429,7 +429,7 @@ TEST_F(SchedulerTest, CapacityCountsTheRowsOfOneRequestHoweverItIsCut) {
 TEST_F(SchedulerTest, RequestsChooseHowManyExpertsTheyWant) {
   Start(2);
   const auto both = Send(5);
-  const auto one = Send(5, DType::kF32, [](Request& request) { request.top_k = 1; });
+  const auto one = Send(5, DType::kF32, [](Request& request) { request.ask.top_k = 1; });
   const auto group = Form(1, FakeGroup::Mode::kServe);
   both->ExpectRightAnswer();
   one->answered.WaitForNotification();
@@ -444,7 +444,8 @@ TEST_F(SchedulerTest, RequestsChooseHowManyExpertsTheyWant) {
 TEST_F(SchedulerTest, TheBalanceLossIsOfTheRequestsOwnRows) {
   Start(1);
   const auto stranger = Send(9);
-  const auto asked = Send(2 * kMaxBatchRows, DType::kF32, [](Request& request) { request.return_balance_loss = true; });
+  const auto asked =
+      Send(2 * kMaxBatchRows, DType::kF32, [](Request& request) { request.ask.return_balance_loss = true; });
   const auto group = Form(1, FakeGroup::Mode::kServe);
   stranger->ExpectRightAnswer();
   asked->ExpectRightAnswer();
@@ -457,7 +458,7 @@ TEST_F(SchedulerTest, TheBalanceLossIsOfTheRequestsOwnRows) {
   double expected = 0;
   for (int expert = 0; expert < kExperts; ++expert) expected += scores[expert] * first[expert];
   expected *= kExperts / std::pow(2.0 * kMaxBatchRows, 2);
-  EXPECT_NEAR(asked->request->balance_loss, expected, 1e-9);
+  EXPECT_NEAR(asked->request->outcome.balance_loss, expected, 1e-9);
 }
 
 TEST_F(SchedulerTest, StepsLostWithAGroupAreReplayedOnTheNext) {
@@ -470,8 +471,8 @@ TEST_F(SchedulerTest, StepsLostWithAGroupAreReplayedOnTheNext) {
   const auto group = Form(2, FakeGroup::Mode::kServe);
   for (auto& call : calls) call->ExpectRightAnswer();
   EXPECT_EQ(dying->num_submitted(), 2);
-  EXPECT_EQ(calls[0]->request->stats.replays, 1);
-  EXPECT_EQ(calls[7]->request->stats.replays, 0);
+  EXPECT_EQ(calls[0]->request->outcome.stats.replays, 1);
+  EXPECT_EQ(calls[7]->request->outcome.stats.replays, 0);
 }
 
 TEST_F(SchedulerTest, AFailedStepBreaksTheGroupAndIsReplayed) {
@@ -548,22 +549,22 @@ TEST_F(SchedulerTest, ACancelledRequestLeavesTheQueueAtOnce) {
 
 TEST_F(SchedulerTest, ARequestThatExpiresInTheQueueEndsAtOnceAndIsNeverDispatched) {
   Start(1);
-  const auto stays = Send(3, DType::kF32, [](Request& request) { request.priority = Priority::kHigh; });
+  const auto stays = Send(3, DType::kF32, [](Request& request) { request.ask.priority = Priority::kHigh; });
   std::vector<std::unique_ptr<Call>> calls;
   for (int i = 0; i < 20; ++i) {
     calls.push_back(Send(9, DType::kF32, [&](Request& request) {
       const auto wait = milliseconds(1 + i);
       if (i % 2 == 0) {
-        request.deadline = clock_->Now() + wait;
+        request.ask.deadline = clock_->Now() + wait;
       } else {
-        request.queue_timeout = wait;
+        request.ask.queue_timeout = wait;
       }
     }));
   }
   int num_prompt = 0;
   for (int i = 0; i < 20; ++i) {
     calls[i]->answered.WaitForNotification();
-    const auto late = clock_->Now() - calls[i]->request->arrival - milliseconds(1 + i);
+    const auto late = clock_->Now() - calls[i]->request->ask.arrival - milliseconds(1 + i);
     num_prompt += late < milliseconds(50);
     EXPECT_TRUE(absl::IsDeadlineExceeded(calls[i]->status)) << calls[i]->status;
   }
@@ -581,7 +582,7 @@ TEST_F(SchedulerTest, RequestsExpireWhileTheDispatcherIsBusy) {
   std::unique_ptr<Call> held;
   std::thread sender([&] { held = SendRow(kHeldRow); });  // its thread may have to dispatch the row
   gate_hold_.entered.WaitForNotification();
-  const auto expires = Send(1, DType::kF32, [](Request& request) { request.queue_timeout = milliseconds(5); });
+  const auto expires = Send(1, DType::kF32, [](Request& request) { request.ask.queue_timeout = milliseconds(5); });
   expires->answered.WaitForNotification();
   EXPECT_TRUE(absl::IsDeadlineExceeded(expires->status)) << expires->status;
   gate_hold_.release.Notify();
@@ -593,14 +594,15 @@ TEST_F(SchedulerTest, TheDispatcherTakesNothingExpiredHoweverLateTheTimerIs) {
   FakeClock clock;  // which wakes no thread
   clock_ = &clock;
   Start(1);
-  const auto expires = Send(5, DType::kF32, [](Request& request) { request.queue_timeout = std::chrono::hours(1); });
+  const auto expires =
+      Send(5, DType::kF32, [](Request& request) { request.ask.queue_timeout = std::chrono::hours(1); });
   const auto stays = Send(2);
   clock.Advance(std::chrono::hours(1));
   const auto group = Form(1, FakeGroup::Mode::kServe);
   expires->answered.WaitForNotification();
   EXPECT_TRUE(absl::IsDeadlineExceeded(expires->status)) << expires->status;
   stays->ExpectRightAnswer();
-  EXPECT_EQ(stays->request->stats.num_steps, 1);
+  EXPECT_EQ(stays->request->outcome.stats.num_steps, 1);
   EXPECT_EQ(group->num_submitted(), 1);
   group->Retire();
   scheduler_.reset();  // before its clock
@@ -619,9 +621,10 @@ TEST_F(SchedulerTest, WhatCannotBeAnsweredInTimeIsNotComputed) {
   sender.join();
   held->ExpectRightAnswer();
   scheduler_->GroupLost(Epoch{1});
-  const auto late = Send(5, DType::kF32, [&](Request& request) { request.deadline = clock.Now() + milliseconds(150); });
+  const auto late =
+      Send(5, DType::kF32, [&](Request& request) { request.ask.deadline = clock.Now() + milliseconds(150); });
   const auto stays =
-      Send(2, DType::kF32, [&](Request& request) { request.deadline = clock.Now() + milliseconds(300); });
+      Send(2, DType::kF32, [&](Request& request) { request.ask.deadline = clock.Now() + milliseconds(300); });
   clock.Advance(milliseconds(80));
   const auto second = Form(2, FakeGroup::Mode::kServe);
   late->answered.WaitForNotification();

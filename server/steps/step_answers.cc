@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/tensor/convert.h"
+#include "server/steps/request_router.h"
 
 namespace switchyard {
 
@@ -18,8 +19,8 @@ std::vector<std::vector<OutputPart>> StepAnswers::CutOutput(const Step& step) {
   for (const Piece& piece : step.batch.pieces) {
     Request& request = *piece.request;
     parts.push_back(CutPiece(step, piece, begin, &loan));
-    if (request.return_routing && !request.is_routed) {
-      CopyChoices(step.routing, begin, piece.num_rows, piece.begin_row, &request.routing);
+    if (request.ask.return_routing && !request.progress.is_routed) {
+      CopyChoices(step.routing, begin, piece.num_rows, piece.begin_row, &request.outcome.routing);
     }
     begin += piece.num_rows;
   }
@@ -29,7 +30,7 @@ std::vector<std::vector<OutputPart>> StepAnswers::CutOutput(const Step& step) {
 
 std::vector<OutputPart> StepAnswers::CutPiece(const Step& step, const Piece& piece, int64_t begin,
                                               std::shared_ptr<const void>* loan) {
-  const DType dtype = piece.request->dtype;
+  const DType dtype = piece.request->ask.dtype;
   const size_t num_bytes = piece.num_rows * step.layer().spec.hidden_dim * SizeOf(dtype);
   const bool may_stay = dtype == step.layer().on_group.compute_dtype && num_bytes >= options_.min_lent_bytes;
   if (may_stay && *loan == nullptr) *loan = outputs_->Lend(step.output);
@@ -51,7 +52,7 @@ std::vector<OutputPart> StepAnswers::LendPiece(const Step& step, const Piece& pi
 
 OutputPart StepAnswers::CopyPiece(const Step& step, const Piece& piece, int64_t begin) const {
   const int64_t width = step.layer().spec.hidden_dim;
-  const DType from = step.layer().on_group.compute_dtype, to = piece.request->dtype;
+  const DType from = step.layer().on_group.compute_dtype, to = piece.request->ask.dtype;
   const size_t row_bytes = width * SizeOf(to);
   const std::shared_ptr<std::byte[]> copy = std::make_shared_for_overwrite<std::byte[]>(piece.num_rows * row_bytes);
   ForEachHomeRun(step.plan.home_offsets, begin, piece.num_rows,
@@ -65,7 +66,7 @@ OutputPart StepAnswers::CopyPiece(const Step& step, const Piece& piece, int64_t 
 void StepAnswers::Send(const std::vector<std::shared_ptr<Request>>& finished,
                        const std::function<void(Request&)>& complete) {
   const auto send = [&](int64_t i, int) {
-    std::vector<OutputPart>& output = finished[i]->output;
+    std::vector<OutputPart>& output = finished[i]->outcome.output;
     std::sort(output.begin(), output.end(),
               [](const OutputPart& one, const OutputPart& other) { return one.begin_row < other.begin_row; });
     complete(*finished[i]);

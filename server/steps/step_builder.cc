@@ -15,7 +15,7 @@ bool GatesAccept(const ServedLayer& layer, DType dtype) {
 }
 
 bool AreGatedAlike(const Request& one, const Request& other) {
-  return !other.is_routed && one.gate_idx == other.gate_idx && one.top_k == other.top_k;
+  return !other.progress.is_routed && one.ask.gate_idx == other.ask.gate_idx && one.ask.top_k == other.ask.top_k;
 }
 
 // Rows are read from the wire once. Where the gate cannot use the compute type they go to its fp32 copy as well: gating
@@ -23,7 +23,7 @@ bool AreGatedAlike(const Request& one, const Request& other) {
 bool GateReadsLink(const Step& step) {
   const DType compute_dtype = step.layer().on_group.compute_dtype;
   if (compute_dtype == DType::kF32) return true;
-  const auto is_in_link_type = [&](const Piece& piece) { return piece.request->dtype == compute_dtype; };
+  const auto is_in_link_type = [&](const Piece& piece) { return piece.request->ask.dtype == compute_dtype; };
   return std::all_of(step.batch.pieces.begin(), step.batch.pieces.end(), is_in_link_type) &&
          GatesAccept(step.layer(), compute_dtype);
 }
@@ -49,7 +49,7 @@ absl::Status StepBuilder::Build(Step& step) {
 absl::Status StepBuilder::RouteWholeRequests(const Step& step) {
   for (const Piece& piece : step.batch.pieces) {
     Request& request = *piece.request;
-    if (request.IsRoutedWhole() && !request.is_routed) SY_RETURN_IF_ERROR(router_.Route(request));
+    if (request.IsRoutedWhole() && !request.progress.is_routed) SY_RETURN_IF_ERROR(router_.Route(request));
   }
   return absl::OkStatus();
 }
@@ -81,13 +81,13 @@ void StepBuilder::UploadRows(Step& step, const std::vector<int64_t>& home_offset
 
 void StepBuilder::AddCopyTasks(Request& request, DType link_dtype, int64_t num_rows, std::byte* link_rows,
                                float* gate_rows) {
-  const int64_t width = request.layer->spec.hidden_dim;
-  const auto row_bytes = static_cast<int64_t>(width * SizeOf(request.dtype));
+  const int64_t width = request.ask.layer->spec.hidden_dim;
+  const auto row_bytes = static_cast<int64_t>(width * SizeOf(request.ask.dtype));
   const int64_t task_rows = std::max<int64_t>(1, static_cast<int64_t>(options_.copy_task_bytes) / row_bytes);
   for (int64_t row = 0; row < num_rows; row += task_rows) {
     const int64_t count = std::min(task_rows, num_rows - row);
-    copy_tasks_.push_back({&request.rows, request.rows.SkipNext(count * row_bytes), request.dtype, link_dtype,
-                           static_cast<size_t>(count * width), link_rows + row * width * SizeOf(link_dtype),
+    copy_tasks_.push_back({&request.progress.rows, request.progress.rows.SkipNext(count * row_bytes), request.ask.dtype,
+                           link_dtype, static_cast<size_t>(count * width), link_rows + row * width * SizeOf(link_dtype),
                            gate_rows == nullptr ? nullptr : gate_rows + row * width});
   }
 }
@@ -112,14 +112,14 @@ void StepBuilder::CopyTask::Run() const {
 absl::Status StepBuilder::GateRows(Step& step, const std::vector<int64_t>& home_offsets) {
   const std::vector<Piece>& pieces = step.batch.pieces;
   int num_choices = 0;
-  for (const Piece& piece : pieces) num_choices = std::max(num_choices, piece.request->num_choices());
+  for (const Piece& piece : pieces) num_choices = std::max(num_choices, piece.request->ask.num_choices());
   step.routing.Resize(step.batch.num_rows, num_choices);
   int64_t begin = 0;
   for (size_t i = 0; i < pieces.size();) {
     const Request& request = *pieces[i].request;
     int64_t num_rows = pieces[i].num_rows;
-    if (request.is_routed) {
-      CopyChoices(request.routing, pieces[i++].begin_row, num_rows, begin, &step.routing);
+    if (request.progress.is_routed) {
+      CopyChoices(request.outcome.routing, pieces[i++].begin_row, num_rows, begin, &step.routing);
     } else {
       // Together with the pieces behind it that are gated alike.
       while (++i < pieces.size() && AreGatedAlike(request, *pieces[i].request)) num_rows += pieces[i].num_rows;
@@ -134,16 +134,16 @@ absl::Status StepBuilder::GateRun(Step& step, const std::vector<int64_t>& home_o
                                   int64_t begin, int64_t num_rows) {
   const ServedLayer& layer = step.layer();
   const int64_t width = layer.spec.hidden_dim;
-  Gate& gate = *layer.gates[like.gate_idx];
+  Gate& gate = *layer.gates[like.ask.gate_idx];
   if (!gate_reads_link_) {
     const ConstMatrixView rows{gate_rows_.data(), DType::kF32, step.batch.num_rows, width};
-    return gate.Route(rows.Rows(begin, num_rows), begin, like.top_k, &step.routing, nullptr);
+    return gate.Route(rows.Rows(begin, num_rows), begin, like.ask.top_k, &step.routing, nullptr);
   }
   absl::Status status;
   ForEachHomeRun(home_offsets, begin, num_rows, [&](int rank, int64_t home_row, int64_t step_row, int64_t run_rows) {
     const ConstMatrixView rows{links_[rank]->input(step.slot), layer.on_group.compute_dtype, home_row + run_rows,
                                width};
-    status.Update(gate.Route(rows.Rows(home_row, run_rows), step_row, like.top_k, &step.routing, nullptr));
+    status.Update(gate.Route(rows.Rows(home_row, run_rows), step_row, like.ask.top_k, &step.routing, nullptr));
   });
   return status;
 }

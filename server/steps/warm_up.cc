@@ -54,13 +54,13 @@ std::shared_ptr<Request> MakeRequest(const std::shared_ptr<ServedLayer>& layer, 
   const DType dtype = layer->on_group.compute_dtype;
   const auto rows = std::make_shared<const HostBuffer>(RandomRows(num_rows * layer->spec.hidden_dim, dtype));
   auto request = std::make_shared<Request>();
-  request->layer = layer;
-  request->dtype = dtype;
-  request->num_rows = num_rows;
-  request->is_warm_up = true;
-  request->top_k = layer->spec.gate_at(0).top_k;
-  request->capacity = layer->spec.gate_at(0).capacity;
-  request->rows = ChunkedRows({{rows->data(), rows->size()}}, rows);
+  request->ask.layer = layer;
+  request->ask.dtype = dtype;
+  request->ask.num_rows = num_rows;
+  request->ask.is_warm_up = true;
+  request->ask.top_k = layer->spec.gate_at(0).top_k;
+  request->ask.capacity = layer->spec.gate_at(0).capacity;
+  request->progress.rows = ChunkedRows({{rows->data(), rows->size()}}, rows);
   return request;
 }
 
@@ -69,12 +69,13 @@ std::string NameOf(const ServedLayer& layer) { return absl::StrCat(layer.model, 
 // Enqueues a request, and waits for its answer or for a reason to stop.
 absl::Status RunStep(const std::shared_ptr<Request>& request, const WarmUpPort& port) {
   const auto outcome = std::make_shared<Outcome>();
-  request->arrival = Clock::Real().Now();
-  request->done = [outcome](absl::Status status) { outcome->Set(std::move(status)); };
+  request->ask.arrival = Clock::Real().Now();
+  request->ask.done = [outcome](absl::Status status) { outcome->Set(std::move(status)); };
   port.enqueue(request);
   while (true) {
     if (const auto status = outcome->WaitFor(kPollPeriod); status.has_value()) {
-      return Annotate(*status, absl::StrCat("warm-up of ", NameOf(*request->layer), ", ", request->num_rows, " rows"));
+      return Annotate(*status,
+                      absl::StrCat("warm-up of ", NameOf(*request->ask.layer), ", ", request->ask.num_rows, " rows"));
     }
     if (absl::Status stop = port.should_stop(); !stop.ok()) {
       port.cancel(request);

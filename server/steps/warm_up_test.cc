@@ -33,12 +33,12 @@ class WarmUpTest : public ::testing::Test {
     return {.enqueue =
                 [this, answer](std::shared_ptr<Request> request) {
                   seen_.push_back(request);
-                  if (answer.has_value()) request->done(*answer);
+                  if (answer.has_value()) request->ask.done(*answer);
                 },
             .cancel =
                 [this](const std::shared_ptr<Request>& request) {
                   ++num_cancelled_;
-                  request->done(absl::CancelledError(""));
+                  request->ask.done(absl::CancelledError(""));
                 },
             .should_stop = [this] { return stop_; }};
   }
@@ -55,19 +55,19 @@ TEST_F(WarmUpTest, EveryLayerRunsOneRowAndThenAFullStep) {
   const std::vector<int64_t> rows = {1, 1, kFullRows, kFullRows};
   for (size_t i = 0; i < seen_.size(); ++i) {
     const Request& request = *seen_[i];
-    EXPECT_EQ(request.layer, layers_[i % 2]);
-    EXPECT_EQ(request.num_rows, rows[i]);
-    EXPECT_EQ(request.dtype, DType::kBF16);
-    EXPECT_EQ(request.rows.size_bytes(), rows[i] * kDim * SizeOf(DType::kBF16));
-    EXPECT_EQ(request.top_k, 2);
-    EXPECT_TRUE(request.is_warm_up);
+    EXPECT_EQ(request.ask.layer, layers_[i % 2]);
+    EXPECT_EQ(request.ask.num_rows, rows[i]);
+    EXPECT_EQ(request.ask.dtype, DType::kBF16);
+    EXPECT_EQ(request.progress.rows.size_bytes(), rows[i] * kDim * SizeOf(DType::kBF16));
+    EXPECT_EQ(request.ask.top_k, 2);
+    EXPECT_TRUE(request.ask.is_warm_up);
   }
 }
 
 TEST_F(WarmUpTest, RowsDiffer) {
   ASSERT_TRUE(WarmUp({.full_rows = kFullRows}, layers_, Port(absl::OkStatus())).ok());
   HostMatrix rows = HostMatrix::Allocate(DType::kF32, kFullRows, kDim);
-  seen_.back()->rows.ReadNext(DType::kBF16, kFullRows * kDim, DType::kF32, rows.buffer.data());
+  seen_.back()->progress.rows.ReadNext(DType::kBF16, kFullRows * kDim, DType::kF32, rows.buffer.data());
   const auto* values = reinterpret_cast<const float*>(rows.buffer.data());
   for (int64_t row = 1; row < kFullRows; ++row) {
     ASSERT_FALSE(std::equal(values, values + kDim, values + row * kDim)) << row;

@@ -87,23 +87,24 @@ class InferFuzz : public testing::Test {
       return false;
     }
     Request& request = *infer->request;
-    const size_t num_elements = request.num_rows * kFuzzDim;
-    EXPECT_EQ(infer->num_bytes, num_elements * SizeOf(request.dtype));
+    const size_t num_elements = request.ask.num_rows * kFuzzDim;
+    EXPECT_EQ(infer->num_bytes, num_elements * SizeOf(request.ask.dtype));
     if (infer->rows_place.has_value()) {
       EXPECT_EQ(infer->rows_place->byte_size, static_cast<uint64_t>(infer->num_bytes));
       ExpectInside(*infer->rows_place);
     } else {
-      EXPECT_EQ(request.rows.size_bytes(), static_cast<size_t>(infer->num_bytes));
+      EXPECT_EQ(request.progress.rows.size_bytes(), static_cast<size_t>(infer->num_bytes));
       std::vector<float> rows(num_elements);
-      request.rows.ReadNext(request.dtype, num_elements, DType::kF32, reinterpret_cast<std::byte*>(rows.data()));
+      request.progress.rows.ReadNext(request.ask.dtype, num_elements, DType::kF32,
+                                     reinterpret_cast<std::byte*>(rows.data()));
     }
     for (const WantedOutput& output : infer->outputs) {
       if (output.place.has_value()) ExpectInside(*output.place);
     }
-    EXPECT_GE(request.top_k, 1);
-    EXPECT_LE(request.top_k, 6);
+    EXPECT_GE(request.ask.top_k, 1);
+    EXPECT_LE(request.ask.top_k, 6);
     EXPECT_FALSE(infer->outputs.empty());
-    EXPECT_GE(request.queue_timeout.count(), 0);
+    EXPECT_GE(request.ask.queue_timeout.count(), 0);
     return true;
   }
 

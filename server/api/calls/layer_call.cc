@@ -13,13 +13,12 @@ void LayerCall::Submit(absl::StatusOr<std::shared_ptr<Request>> request, const S
 
 absl::Status LayerCall::TrySubmit(absl::StatusOr<std::shared_ptr<Request>> made) {
   SY_ASSIGN_OR_RETURN(const std::shared_ptr<Request> request, std::move(made));
-  request->client = identity_->client;
-  request->deadline = identity_->deadline;
+  request->ask.client = identity_->client;
+  request->ask.deadline = identity_->deadline;
   // Weak, for the request holds the function; whoever calls it holds the request.
-  request->done = [self = shared_from_this(), submitted = std::weak_ptr<Request>(request)](const absl::Status& status) {
-    self->OnDone(submitted.lock(), status);
-  };
-  SY_RETURN_IF_ERROR(front_->Submit(request, static_cast<int64_t>(request->rows.size_bytes())));
+  request->ask.done = [self = shared_from_this(), submitted = std::weak_ptr<Request>(request)](
+                          const absl::Status& status) { self->OnDone(submitted.lock(), status); };
+  SY_RETURN_IF_ERROR(front_->Submit(request, static_cast<int64_t>(request->progress.rows.size_bytes())));
   bool is_given_up;
   {
     MutexLock lock(&mu_);

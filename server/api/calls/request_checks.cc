@@ -64,21 +64,21 @@ SteadyTime SteadyDeadline(gpr_timespec deadline) {
 }  // namespace
 
 absl::Status ChooseGate(const GateWish& wish, int64_t max_batch_rows, Request* request) {
-  const LayerSpec& spec = request->layer->spec;
+  const LayerSpec& spec = request->ask.layer->spec;
   SY_RETURN_IF_ERROR(CheckWish(wish, spec));
   const GateSpec& gate = spec.gate_at(static_cast<int>(wish.gate_idx));
-  request->gate_idx = static_cast<int>(wish.gate_idx);
-  request->top_k = wish.top_k > 0 ? static_cast<int>(wish.top_k) : gate.top_k;
-  request->capacity = gate.capacity;
+  request->ask.gate_idx = static_cast<int>(wish.gate_idx);
+  request->ask.top_k = wish.top_k > 0 ? static_cast<int>(wish.top_k) : gate.top_k;
+  request->ask.capacity = gate.capacity;
   if (wish.capacity_factor.has_value()) {
-    request->capacity.rule = CapacityRule::kTutel;
-    request->capacity.factor = *wish.capacity_factor;
+    request->ask.capacity.rule = CapacityRule::kTutel;
+    request->ask.capacity.factor = *wish.capacity_factor;
   }
   const int usual = spec.num_choices();
-  request->row_cost = (request->num_choices() + usual - 1) / usual;
-  const int64_t most = std::min(max_batch_rows, request->layer->on_group.max_batch_rows);
-  if (request->row_cost <= most) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("top_k: ", request->top_k, " is more than steps of ", most,
+  request->ask.row_cost = (request->ask.num_choices() + usual - 1) / usual;
+  const int64_t most = std::min(max_batch_rows, request->ask.layer->on_group.max_batch_rows);
+  if (request->ask.row_cost <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("top_k: ", request->ask.top_k, " is more than steps of ", most,
                                                  " rows have room for (--max_batch_rows=", max_batch_rows, ")"));
 }
 
@@ -90,19 +90,19 @@ absl::Status ChooseQueueing(const QueueWish& wish, const char* timeout_name, Req
     return absl::InvalidArgumentError(absl::StrCat(timeout_name, ": expected 0 or more, found ", wish.timeout_us));
   }
   constexpr auto kLowest = static_cast<int64_t>(Priority::kBackground);
-  if (wish.priority > 0) request->priority = static_cast<Priority>(std::min(wish.priority, kLowest));
-  request->queue_timeout = std::chrono::microseconds(std::min(wish.timeout_us, kLongestTimeoutUs));
+  if (wish.priority > 0) request->ask.priority = static_cast<Priority>(std::min(wish.priority, kLowest));
+  request->ask.queue_timeout = std::chrono::microseconds(std::min(wish.timeout_us, kLongestTimeoutUs));
   return absl::OkStatus();
 }
 
 TensorSlices OutputSlices(const Request& request) {
   using Owners = std::pair<std::shared_ptr<const void>, std::shared_ptr<const void>>;
   TensorSlices slices;
-  for (const OutputPart& part : request.output) {
+  for (const OutputPart& part : request.outcome.output) {
     // gRPC's bytes are not const even where it only reads.
     slices.emplace_back(
         const_cast<std::byte*>(part.bytes.data()), part.bytes.size(),
-        [](void* owners) { delete static_cast<Owners*>(owners); }, new Owners(part.owner, request.held_bytes));
+        [](void* owners) { delete static_cast<Owners*>(owners); }, new Owners(part.owner, request.outcome.held_bytes));
   }
   return slices;
 }
@@ -122,8 +122,8 @@ RequestIdentity IdentifyCall(grpc::CallbackServerContext* context) {
 
 void RecordAnswer(Front& front, const Request& request, const absl::Status& status, const RequestIdentity& identity) {
   const SteadyTime now = Clock::Real().Now();
-  const int64_t total_us = MicrosBetween(request.arrival, now);
-  front.metrics().RecordRequest(request.layer->id, status.code(), request.stats, total_us);
+  const int64_t total_us = MicrosBetween(request.ask.arrival, now);
+  front.metrics().RecordRequest(request.ask.layer->id, status.code(), request.outcome.stats, total_us);
   front.request_log().Answered(request, identity, status, total_us, now);
   front.tracer().RequestAnswered(request, identity, status.ok(), now);
 }

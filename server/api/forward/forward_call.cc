@@ -49,13 +49,13 @@ void FillStats(const RequestStats& from, v1::ForwardStats* stats) {
 }
 
 void FillRouting(const Request& request, v1::Routing* routing) {
-  routing->set_top_k(request.top_k);
-  for (int64_t row = 0; row < request.num_rows; ++row) {
-    const int64_t first = row * request.routing.top_k;
-    const auto experts = request.routing.expert_idx.begin() + first;
-    const auto weights = request.routing.weight.begin() + first;
-    routing->mutable_expert_ids()->Add(experts, experts + request.top_k);
-    routing->mutable_expert_weights()->Add(weights, weights + request.top_k);
+  routing->set_top_k(request.ask.top_k);
+  for (int64_t row = 0; row < request.ask.num_rows; ++row) {
+    const int64_t first = row * request.outcome.routing.top_k;
+    const auto experts = request.outcome.routing.expert_idx.begin() + first;
+    const auto weights = request.outcome.routing.weight.begin() + first;
+    routing->mutable_expert_ids()->Add(experts, experts + request.ask.top_k);
+    routing->mutable_expert_weights()->Add(weights, weights + request.ask.top_k);
   }
 }
 
@@ -80,18 +80,18 @@ absl::StatusOr<std::shared_ptr<Request>> ForwardCall::MakeRequest(std::shared_pt
   }
   returns_stats_ = decoded_->return_stats.value_or(returns_stats_);
   auto request = std::make_shared<Request>();
-  request->layer = *layer;
-  request->dtype = dtype;
-  request->num_rows = decoded_->num_rows;
-  request->return_routing = decoded_->return_routing;
-  request->return_balance_loss = decoded_->return_balance_loss;
-  request->timeout_us = decoded_->timeout_us;
-  if (id() != 0) request->caller_id = absl::StrCat(id());
+  request->ask.layer = *layer;
+  request->ask.dtype = dtype;
+  request->ask.num_rows = decoded_->num_rows;
+  request->ask.return_routing = decoded_->return_routing;
+  request->ask.return_balance_loss = decoded_->return_balance_loss;
+  request->ask.timeout_us = decoded_->timeout_us;
+  if (id() != 0) request->ask.caller_id = absl::StrCat(id());
   SY_RETURN_IF_ERROR(ChooseGate({decoded_->gate_idx, decoded_->top_k, decoded_->capacity_factor},
                                 options.max_batch_rows, request.get()));
   SY_RETURN_IF_ERROR(
       ChooseQueueing({decoded_->priority, decoded_->queue_timeout_us}, "queue_timeout_us", request.get()));
-  request->rows = std::move(decoded_->rows);
+  request->progress.rows = std::move(decoded_->rows);
   return request;
 }
 
@@ -101,11 +101,11 @@ void ForwardCall::Answer(const absl::Status& status, const std::shared_ptr<Reque
   Record(*request, status);
   ForwardAnswer answer = {.status = status, .id = id()};
   if (status.ok()) {
-    answer.head.set_dtype(ToWire(request->dtype));
-    answer.head.set_num_rows(request->num_rows);
-    if (returns_stats_) FillStats(request->stats, answer.head.mutable_stats());
-    if (request->return_routing) FillRouting(*request, answer.head.mutable_routing());
-    if (request->return_balance_loss) answer.head.set_balance_loss(request->balance_loss);
+    answer.head.set_dtype(ToWire(request->ask.dtype));
+    answer.head.set_num_rows(request->ask.num_rows);
+    if (returns_stats_) FillStats(request->outcome.stats, answer.head.mutable_stats());
+    if (request->ask.return_routing) FillRouting(*request, answer.head.mutable_routing());
+    if (request->ask.return_balance_loss) answer.head.set_balance_loss(request->outcome.balance_loss);
     answer.rows = OutputSlices(*request);
   }
   answer_(answer);

@@ -47,14 +47,14 @@ absl::Status InferCall::Prepare() {
   const ServerOptions& options = front().options();
   SY_ASSIGN_OR_RETURN(infer_, MakeInferRequest(std::move(decoded), *entry_,
                                                {options.max_request_bytes, options.max_batch_rows}, access_));
-  infer_.request->caller_id = result_.head.id().substr(0, kMaxRequestIdBytes);
+  infer_.request->ask.caller_id = result_.head.id().substr(0, kMaxRequestIdBytes);
   return absl::OkStatus();
 }
 
 void InferCall::ReadRows() {
   const TensorPlace place = *std::exchange(infer_.rows_place, std::nullopt);
   access_.memory->Read(place, [self = shared()](absl::StatusOr<ClientMemory::HostBytes> rows) {
-    if (rows.ok()) self->infer_.request->rows = ChunkedRows({rows->bytes}, rows->owner);
+    if (rows.ok()) self->infer_.request->progress.rows = ChunkedRows({rows->bytes}, rows->owner);
     const absl::Status status = Annotate(rows.status(), absl::StrCat("inputs ", kInputName));
     self->SubmitOrRefuse(PushbackMs(rows.status()) > 0 ? WithPushback(status) : status);
   });
@@ -111,22 +111,25 @@ void InferCall::FillAnswer(const Request& request) {
   inference::ModelInferResponse& head = result_.head;
   head.set_model_name(entry_->name);
   head.set_model_version(kKserveVersion);
-  if (request.return_balance_loss) (*head.mutable_parameters())["balance_loss"].set_double_param(request.balance_loss);
-  const int64_t num_rows = request.num_rows;
-  const int stride = request.routing.top_k;
+  if (request.ask.return_balance_loss)
+    (*head.mutable_parameters())["balance_loss"].set_double_param(request.outcome.balance_loss);
+  const int64_t num_rows = request.ask.num_rows;
+  const int stride = request.outcome.routing.top_k;
   for (const WantedOutput& wanted : infer_.outputs) {
     switch (wanted.output) {
       case InferOutput::kRows:
-        AddOutput(kRowsName, std::string(KserveDType(request.dtype)), num_rows, request.layer->spec.hidden_dim, &head);
+        AddOutput(kRowsName, std::string(KserveDType(request.ask.dtype)), num_rows, request.ask.layer->spec.hidden_dim,
+                  &head);
         result_.tensors.push_back(OutputSlices(request));
         break;
       case InferOutput::kExpertIds:
-        AddOutput(kExpertIdsName, "INT32", num_rows, request.top_k, &head);
-        result_.tensors.push_back({FirstChoices(request.routing.expert_idx, num_rows, stride, request.top_k)});
+        AddOutput(kExpertIdsName, "INT32", num_rows, request.ask.top_k, &head);
+        result_.tensors.push_back(
+            {FirstChoices(request.outcome.routing.expert_idx, num_rows, stride, request.ask.top_k)});
         break;
       case InferOutput::kExpertWeights:
-        AddOutput(kExpertWeightsName, "FP32", num_rows, request.top_k, &head);
-        result_.tensors.push_back({FirstChoices(request.routing.weight, num_rows, stride, request.top_k)});
+        AddOutput(kExpertWeightsName, "FP32", num_rows, request.ask.top_k, &head);
+        result_.tensors.push_back({FirstChoices(request.outcome.routing.weight, num_rows, stride, request.ask.top_k)});
         break;
     }
   }

@@ -20,7 +20,7 @@ absl::Status ReadParameters(const Parameters& parameters, int64_t max_batch_rows
   SY_RETURN_IF_ERROR(ReadInteger(parameters, "timeout", &queue.timeout_us));
   SY_RETURN_IF_ERROR(Annotate(ChooseQueueing(queue, "timeout", infer->request.get()), "parameters"));
   SY_RETURN_IF_ERROR(ReadBool(parameters, "triton_enable_empty_final_response", &infer->marks_final));
-  SY_RETURN_IF_ERROR(ReadBool(parameters, "balance_loss", &infer->request->return_balance_loss));
+  SY_RETURN_IF_ERROR(ReadBool(parameters, "balance_loss", &infer->request->ask.return_balance_loss));
   GateWish wish;
   SY_RETURN_IF_ERROR(ReadInteger(parameters, "gate_index", &wish.gate_idx));
   SY_RETURN_IF_ERROR(ReadInteger(parameters, "top_k", &wish.top_k));
@@ -64,7 +64,7 @@ absl::Status ReadOutput(const inference::ModelInferRequest::InferRequestedOutput
   auto place = FindPlace(wanted.parameters(), access);
   if (!place.ok()) return Annotate(place.status(), name);
   SY_RETURN_IF_ERROR(Annotate(AddOutput(output, *std::move(place), &infer->outputs), name));
-  if (output != InferOutput::kRows) infer->request->return_routing = true;
+  if (output != InferOutput::kRows) infer->request->ask.return_routing = true;
   return absl::OkStatus();
 }
 
@@ -78,7 +78,7 @@ absl::Status ReadOutputs(const inference::ModelInferRequest& head, const MemoryA
 
 int64_t OutputBytes(const InferRequest& infer, InferOutput output) {
   if (output == InferOutput::kRows) return infer.num_bytes;
-  return infer.request->num_rows * infer.request->top_k * int64_t{4};  // INT32 or FP32
+  return infer.request->ask.num_rows * infer.request->ask.top_k * int64_t{4};  // INT32 or FP32
 }
 
 absl::Status CheckRoomForOutputs(const InferRequest& infer) {
@@ -148,12 +148,13 @@ absl::Status CheckBytes(const Request& request, int64_t num_bytes, int64_t max_b
     return absl::ResourceExhaustedError(
         absl::StrCat(num_bytes, " bytes, the limit --max_request_bytes is ", max_bytes));
   }
-  const int64_t width = request.layer->spec.hidden_dim;
-  const int64_t row_bytes = width * static_cast<int64_t>(SizeOf(request.dtype));
-  if (request.num_rows <= max_bytes / row_bytes && num_bytes == request.num_rows * row_bytes) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("expected ", request.num_rows, " × ", row_bytes, " bytes for shape [",
-                                                 request.num_rows, ", ", width, "] of ",
-                                                 std::string(KserveDType(request.dtype)), ", found ", num_bytes));
+  const int64_t width = request.ask.layer->spec.hidden_dim;
+  const int64_t row_bytes = width * static_cast<int64_t>(SizeOf(request.ask.dtype));
+  if (request.ask.num_rows <= max_bytes / row_bytes && num_bytes == request.ask.num_rows * row_bytes)
+    return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("expected ", request.ask.num_rows, " × ", row_bytes,
+                                                 " bytes for shape [", request.ask.num_rows, ", ", width, "] of ",
+                                                 std::string(KserveDType(request.ask.dtype)), ", found ", num_bytes));
 }
 
 // Rows in the message, or of `place` in a region: those are read later.
@@ -166,18 +167,18 @@ absl::Status TakeRows(DecodedInfer& decoded, const std::optional<TensorPlace>& p
     infer->num_bytes = static_cast<int64_t>(place->byte_size);
     return absl::OkStatus();
   }
-  SY_ASSIGN_OR_RETURN(Chunks chunks, TakeContents(decoded, request.dtype));
-  request.rows = ChunkedRows(std::move(chunks), decoded.owner);
-  infer->num_bytes = static_cast<int64_t>(request.rows.size_bytes());
+  SY_ASSIGN_OR_RETURN(Chunks chunks, TakeContents(decoded, request.ask.dtype));
+  request.progress.rows = ChunkedRows(std::move(chunks), decoded.owner);
+  infer->num_bytes = static_cast<int64_t>(request.progress.rows.size_bytes());
   return absl::OkStatus();
 }
 
 absl::Status ReadInput(DecodedInfer& decoded, const MemoryAccess& access, int64_t max_bytes, InferRequest* infer) {
   const Input& input = decoded.head.inputs(0);
   Request& request = *infer->request;
-  SY_ASSIGN_OR_RETURN(request.dtype, ParseKserveDType(input.datatype()));
-  SY_RETURN_IF_ERROR(CheckShape(input, request.layer->spec.hidden_dim));
-  request.num_rows = input.shape(0);
+  SY_ASSIGN_OR_RETURN(request.ask.dtype, ParseKserveDType(input.datatype()));
+  SY_RETURN_IF_ERROR(CheckShape(input, request.ask.layer->spec.hidden_dim));
+  request.ask.num_rows = input.shape(0);
   SY_ASSIGN_OR_RETURN(infer->rows_place, FindPlace(input.parameters(), access));
   SY_RETURN_IF_ERROR(TakeRows(decoded, infer->rows_place, infer));
   return CheckBytes(request, infer->num_bytes, max_bytes);
@@ -201,7 +202,7 @@ absl::StatusOr<InferRequest> MakeInferRequest(DecodedInfer decoded, const Kserve
                                               const InferLimits& limits, const MemoryAccess& access) {
   InferRequest infer;
   infer.request = std::make_shared<Request>();
-  infer.request->layer = entry.layer;
+  infer.request->ask.layer = entry.layer;
   SY_RETURN_IF_ERROR(CheckInputs(decoded.head));
   SY_RETURN_IF_ERROR(
       Annotate(ReadInput(decoded, access, limits.max_request_bytes, &infer), absl::StrCat("inputs ", kInputName)));

@@ -72,12 +72,12 @@ TEST_F(InferRequestTest, EveryTypeOfRows) {
     SetRows(name, 5, num_bytes);
     const auto infer = Make();
     ASSERT_TRUE(infer.ok()) << infer.status();
-    EXPECT_EQ(infer->request->dtype, dtype);
-    EXPECT_EQ(infer->request->num_rows, 5);
+    EXPECT_EQ(infer->request->ask.dtype, dtype);
+    EXPECT_EQ(infer->request->ask.num_rows, 5);
     EXPECT_EQ(infer->num_bytes, num_bytes);
-    EXPECT_EQ(infer->request->layer, table_->layers()[0]->layer);
+    EXPECT_EQ(infer->request->ask.layer, table_->layers()[0]->layer);
     EXPECT_THAT(OutputsOf(*infer), ElementsAre(InferOutput::kRows));
-    EXPECT_FALSE(infer->request->return_routing);
+    EXPECT_FALSE(infer->request->ask.return_routing);
   }
 }
 
@@ -89,7 +89,8 @@ TEST_F(InferRequestTest, TypedContentsAreTheSameRows) {
   auto infer = Make();
   ASSERT_TRUE(infer.ok()) << infer.status();
   std::vector<float> read(sent.size());
-  infer->request->rows.ReadNext(DType::kF32, read.size(), DType::kF32, reinterpret_cast<std::byte*>(read.data()));
+  infer->request->progress.rows.ReadNext(DType::kF32, read.size(), DType::kF32,
+                                         reinterpret_cast<std::byte*>(read.data()));
   EXPECT_EQ(read, sent);
 
   request_.mutable_inputs(0)->mutable_contents()->add_fp64_contents(1);
@@ -107,7 +108,7 @@ TEST_F(InferRequestTest, OutputsInTheOrderAskedForAndOnce) {
   const auto infer = Make();
   ASSERT_TRUE(infer.ok()) << infer.status();
   EXPECT_THAT(OutputsOf(*infer), ElementsAre(InferOutput::kExpertWeights, InferOutput::kRows, InferOutput::kExpertIds));
-  EXPECT_TRUE(infer->request->return_routing);
+  EXPECT_TRUE(infer->request->ask.return_routing);
   request_.add_outputs()->set_name("logits");
   ExpectInvalid("found 'logits'");
 }
@@ -122,12 +123,12 @@ TEST_F(InferRequestTest, Parameters) {
   Parameter("nothing");
   const auto infer = Make();
   ASSERT_TRUE(infer.ok()) << infer.status();
-  EXPECT_EQ(infer->request->top_k, 3);
-  EXPECT_EQ(infer->request->queue_timeout, std::chrono::microseconds(1'000));
-  EXPECT_EQ(infer->request->priority, Priority::kBackground);
-  EXPECT_EQ(infer->request->capacity.rule, CapacityRule::kTutel);
-  EXPECT_EQ(infer->request->capacity.factor, 2);
-  EXPECT_TRUE(infer->request->return_balance_loss);
+  EXPECT_EQ(infer->request->ask.top_k, 3);
+  EXPECT_EQ(infer->request->ask.queue_timeout, std::chrono::microseconds(1'000));
+  EXPECT_EQ(infer->request->ask.priority, Priority::kBackground);
+  EXPECT_EQ(infer->request->ask.capacity.rule, CapacityRule::kTutel);
+  EXPECT_EQ(infer->request->ask.capacity.factor, 2);
+  EXPECT_TRUE(infer->request->ask.return_balance_loss);
   EXPECT_FALSE(infer->marks_final);
 }
 
@@ -158,7 +159,7 @@ TEST_F(InferRequestTest, Priorities) {
                                Priority::kBackground};
   for (int level = 0; level < 5; ++level) {
     Parameter("priority").set_int64_param(level);
-    EXPECT_EQ(Make()->request->priority, expected[level]) << level;
+    EXPECT_EQ(Make()->request->ask.priority, expected[level]) << level;
   }
 }
 
@@ -244,7 +245,7 @@ TEST_F(InferRequestInSharedMemoryTest, RowsAreFoundThereAndNotRead) {
   ASSERT_TRUE(infer->rows_place.has_value());
   EXPECT_EQ(infer->rows_place->offset, 904);
   EXPECT_EQ(infer->num_bytes, 96);
-  EXPECT_EQ(infer->request->num_rows, 3);
+  EXPECT_EQ(infer->request->ask.num_rows, 3);
 }
 
 TEST_F(InferRequestInSharedMemoryTest, TheShapeMustBeThatOfTheBytes) {
