@@ -7,7 +7,7 @@
 
 namespace switchyard {
 
-// Adds every flag of ServerOptions to `app`, with help. `options` is filled by parsing and must outlive it.
+// Adds every flag of ServerOptions to `app`, with help. Parsing fills `options`, which must outlive `app`.
 void DefineFlags(CLI::App& app, ServerOptions* options);
 
 }  // namespace switchyard

@@ -19,13 +19,13 @@ class RequestLogTest : public testing::Test {
  protected:
   RequestLogTest() : layer_{.id = {0}, .model = "m", .spec = {}, .placement = Placement::Even(1, 1)} {
     layer_.spec.name = "3";
-    request_.layer = {std::shared_ptr<void>(), &layer_};  // this test's
+    request_.layer = {std::shared_ptr<void>(), &layer_};  // the test owns the layer
     request_.num_rows = 5;
     request_.stats = {.num_steps = 2, .queue_us = 7, .gate_us = 3, .plan_us = 1, .step_us = 40, .replays = 1};
     identity_ = {.id = "call-1", .trace = std::nullopt, .peer = "ipv4:10.0.0.9:77"};
   }
 
-  // Lines logged by `run`, at a level and above.
+  // Lines logged by `run` at `level` and above.
   template <typename Fn>
   static std::vector<std::string> LinesOf(const std::string& level, Fn run) {
     EXPECT_TRUE(SetUpLogging({.level = level, .process = "front"}).ok());
