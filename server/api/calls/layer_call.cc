@@ -15,7 +15,7 @@ absl::Status LayerCall::TrySubmit(absl::StatusOr<std::shared_ptr<Request>> made)
   SY_ASSIGN_OR_RETURN(const std::shared_ptr<Request> request, std::move(made));
   request->client = identity_->client;
   request->deadline = identity_->deadline;
-  // Weak, for the request holds the function; whoever calls it holds the request.
+  // Weak, because the request holds the function. The caller of the function holds the request.
   request->done = [self = shared_from_this(), submitted = std::weak_ptr<Request>(request)](const absl::Status& status) {
     self->OnDone(submitted.lock(), status);
   };
@@ -26,7 +26,7 @@ absl::Status LayerCall::TrySubmit(absl::StatusOr<std::shared_ptr<Request>> made)
     if (!ended_) request_ = request;
     is_given_up = cancelled_;
   }
-  if (is_given_up) front_->Cancel(request);  // Cancel came before there was anything to take from the queue
+  if (is_given_up) front_->Cancel(request);  // Cancel came before request_ was set
   return absl::OkStatus();
 }
 
@@ -41,7 +41,7 @@ void LayerCall::Cancel() {
 }
 
 void LayerCall::OnDone(const std::shared_ptr<Request>& request, const absl::Status& status) {
-  std::shared_ptr<Request> released;  // outside the lock
+  std::shared_ptr<Request> released;  // released outside the lock
   {
     MutexLock lock(&mu_);
     ended_ = true;

@@ -15,7 +15,7 @@ namespace {
 
 constexpr double kMaxCapacityFactor = 1e6;
 constexpr size_t kMaxClientIdBytes = 64;
-// A deadline further away is none; clocks overflow beyond.
+// A deadline further away counts as none, because clocks would overflow.
 constexpr double kLongestDeadlineUs = 365.0 * 86'400 * 1e6;
 
 constexpr char kRequestIdKey[] = "x-request-id";
@@ -52,7 +52,7 @@ std::string ClientOf(const grpc::CallbackServerContext& context) {
   return is_known ? OwnerOf(context) : context.peer();
 }
 
-// gRPC keeps deadlines by its own monotonic clock.
+// gRPC keeps deadlines by its own monotonic clock, so this converts them.
 SteadyTime SteadyDeadline(gpr_timespec deadline) {
   const gpr_timespec monotonic = gpr_convert_clock_type(deadline, GPR_CLOCK_MONOTONIC);
   const gpr_timespec left = gpr_time_sub(monotonic, gpr_now(GPR_CLOCK_MONOTONIC));
@@ -99,7 +99,7 @@ TensorSlices OutputSlices(const Request& request) {
   using Owners = std::pair<std::shared_ptr<const void>, std::shared_ptr<const void>>;
   TensorSlices slices;
   for (const OutputPart& part : request.output) {
-    // gRPC's bytes are not const even where it only reads.
+    // gRPC takes bytes as non-const, even though it only reads these.
     slices.emplace_back(
         const_cast<std::byte*>(part.bytes.data()), part.bytes.size(),
         [](void* owners) { delete static_cast<Owners*>(owners); }, new Owners(part.owner, request.held_bytes));

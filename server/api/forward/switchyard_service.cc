@@ -37,7 +37,7 @@ class UnaryForward final : public grpc::ServerUnaryReactor {
 
   void OnCancel() override { call_->Cancel(); }
   void OnDone() override { delete this; }
-  // Both are short: gRPC may call them where it is, instead of on a thread of its executor.
+  // OnCancel and OnDone are short, so gRPC may call them inline instead of on a thread of its executor.
   bool InternalInlineable() override { return true; }
 
   grpc::CallbackServerContext* const context_;

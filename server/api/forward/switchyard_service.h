@@ -8,13 +8,13 @@
 
 namespace switchyard {
 
-// What carries rows is raw, so that protobuf does not copy them.
+// Methods that carry rows are raw, so that protobuf does not copy the rows.
 class SwitchyardService final
     : public v1::Switchyard::WithRawCallbackMethod_Forward<
           v1::Switchyard::WithRawCallbackMethod_ForwardStream<v1::Switchyard::WithCallbackMethod_ListModels<
               v1::Switchyard::WithCallbackMethod_GetStatus<v1::Switchyard::Service>>>> {
  public:
-  // `front` outlives the server that this service is registered with.
+  // `front` must outlive the server that this service is registered with.
   explicit SwitchyardService(Front* front) : front_(front) {}
 
   grpc::ServerUnaryReactor* Forward(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,

@@ -18,7 +18,7 @@
 namespace switchyard {
 namespace {
 
-// Parts of the protocol beyond its core that are here, by the names that Triton gives them.
+// The protocol extensions that this server has, by the names that Triton gives them.
 constexpr const char* kExtensions[] = {"model_configuration",
                                        "parameters",
                                        "statistics",
@@ -34,7 +34,7 @@ grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const 
   return reactor;
 }
 
-// CUDA takes its time to start: other calls need not wait for it.
+// Registers on another thread, because CUDA takes its time to start and other calls need not wait for it.
 template <typename Request>
 grpc::ServerUnaryReactor* RegisterAndFinish(grpc::CallbackServerContext* context, MemoryAccess access,
                                             const Request* request) {
@@ -82,7 +82,7 @@ class UnaryInfer final : public grpc::ServerUnaryReactor {
 
   void OnCancel() override { call_->Cancel(); }
   void OnDone() override { delete this; }
-  // Both are short: gRPC may call them where it is, instead of on a thread of its executor.
+  // OnCancel and OnDone are short, so gRPC may call them inline instead of on a thread of its executor.
   bool InternalInlineable() override { return true; }
 
   grpc::CallbackServerContext* const context_;
@@ -110,7 +110,7 @@ KserveService::Reactor* KserveService::ModelReady(Context* context, const infere
                                                   inference::ModelReadyResponse* response) {
   const auto entry = models_->Find(request->name(), request->version());
   response->set_ready(entry.ok() && front_->ready());
-  // A model that is not there, or not served, is not ready; anything else that is wrong is the caller's mistake.
+  // A model that does not exist or is not served is not ready. Any other error is the caller's mistake.
   const bool is_mistake = absl::IsInvalidArgument(entry.status());
   return FinishNow(context, is_mistake ? entry.status() : absl::OkStatus());
 }

@@ -14,7 +14,7 @@
 
 namespace switchyard {
 
-// Base with methods mixed in, one around the other.
+// Base with the methods mixed in, each around the next.
 template <class Base, template <class> class... Methods>
 struct WithMethods {
   using Type = Base;
@@ -24,7 +24,7 @@ struct WithMethods<Base, First, Rest...> {
   using Type = First<typename WithMethods<Base, Rest...>::Type>;
 };
 
-// All methods are asynchronous. The two that carry tensors are raw, so that protobuf does not copy those.
+// All methods are asynchronous. The two that carry tensors are raw, so that protobuf does not copy the tensors.
 using InferenceService = inference::GRPCInferenceService;
 using KserveServiceBase = WithMethods<
     InferenceService::Service, InferenceService::WithRawCallbackMethod_ModelInfer,
@@ -44,7 +44,7 @@ using KserveServiceBase = WithMethods<
 
 class KserveService final : public KserveServiceBase {
  public:
-  // All outlive the server that this service is registered with. `memory` is null unless clients may share memory.
+  // All must outlive the server that this service is registered with. `memory` is null unless clients may share memory.
   KserveService(Front* front, const KserveModels* models, const AccessControl* access, ClientMemory* memory)
       : front_(front), models_(models), access_(access), memory_(memory) {}
 
@@ -90,7 +90,8 @@ class KserveService final : public KserveServiceBase {
   Reactor* CudaSharedMemoryUnregister(Context* context, const inference::CudaSharedMemoryUnregisterRequest* request,
                                       inference::CudaSharedMemoryUnregisterResponse* response) override;
 
-  // What this server does not have: UNIMPLEMENTED, and the message says so.
+  // Load and unload models while the server runs. They answer when the change is made. AccessControl says who may call
+  // them.
   Reactor* RepositoryModelLoad(Context* context, const inference::RepositoryModelLoadRequest* request,
                                inference::RepositoryModelLoadResponse* response) override;
   Reactor* RepositoryModelUnload(Context* context, const inference::RepositoryModelUnloadRequest* request,
