@@ -4,15 +4,15 @@
   sy_cuda_cc_library, _binary, _test,
   _benchmark                          the rules of cc.bzl for C++ that needs CUDA. Tests are tagged "gpu".
 
-What is built either way depends on such targets with `deps = [...] + CUDA_DEPS([...])`, and tells its sources with
-`local_defines = CUDA_DEFINES`, which defines SWITCHYARD_HAS_CUDA.
+A target that is built with or without CUDA depends on such targets with `deps = [...] + CUDA_DEPS([...])`. It tells its
+sources with `local_defines = CUDA_DEFINES`, which defines SWITCHYARD_HAS_CUDA.
 """
 
 load("@bazel_tools//tools/cpp:toolchain_utils.bzl", "find_cpp_toolchain")
 load("@cuda//:defs.bzl", "CUDA_HOME", "HAS_CUDA")
 load("//bazel:cc.bzl", "sy_cc_benchmark", "sy_cc_binary", "sy_cc_library", "sy_cc_test")
 
-# Machine code for A100 and H100 with their relatives, and code that drivers translate for GPUs yet to come.
+# Machine code for A100, H100 and their relatives, and code that drivers translate for later GPUs.
 PORTABLE = ["sm_80", "sm_90", "compute_90"]
 
 # wgmma, TMA with multicast, setmaxnreg: instructions that only Hopper has.
@@ -35,7 +35,7 @@ _FLAGS = [
     "-lineinfo",
     "--expt-relaxed-constexpr",
     "-Werror=all-warnings",
-    # As in cc.bzl.
+    # The warnings of cc.bzl.
     "-Xcompiler=-fPIC,-Wall,-Wextra,-Wno-sign-compare,-Wno-missing-field-initializers,-fdiagnostics-color=never",
 ]
 
