@@ -1,4 +1,4 @@
-"""cc_* rules with the project's warnings: everything of ours compiles with them as errors."""
+"""cc_* rules with the project's warnings: all of the project's own code compiles with them as errors."""
 
 load(":unity.bzl", "unity_source")
 

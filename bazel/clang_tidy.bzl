@@ -1,13 +1,14 @@
 """Runs clang-tidy on the sources of C++ targets: `bazel build --config=clang-tidy //...`.
 
-An aspect, so that BUILD files need not mention it: each source of a cc_* rule is one action, with the rule's own include
-paths and definitions, and its result is kept until something it includes changes. Settings are in .clang-tidy; a finding
-fails the build. Left out are other repositories, generated code (compiled with -w), and targets tagged "no-clang-tidy".
+It is an aspect, so that BUILD files need not mention it. Each source of a cc_* rule is one action, with the rule's own
+include paths and definitions, and its result is kept until something it includes changes. Settings are in .clang-tidy;
+a finding fails the build. Other repositories, generated code (compiled with -w) and targets tagged "no-clang-tidy" are
+left out.
 """
 
 _SOURCES = ["cc", "cpp", "cxx"]
 
-# What tests do on purpose: look at what was moved from, and prefer plain code to fast code.
+# Tests do these on purpose: they look at moved-from objects, and prefer plain code to fast code.
 _NOT_IN_TESTS = ["bugprone-use-after-move", "performance-*"]
 
 def _compile_flags(rule, context):
@@ -30,7 +31,8 @@ def _check(ctx, source, context, config):
     arguments.add("--")
     arguments.add_all(_compile_flags(ctx.rule, context))
     ctx.actions.run_shell(
-        # It counts what it suppressed even when all is well, and names files in the sandbox: show findings, by our names.
+        # clang-tidy counts suppressed findings even when it reports none, and names files in the sandbox. This shows
+        # findings only, under the source tree's names.
         command = 'out="$1"; shift; clang-tidy "$@" >"$out" 2>&1 && : >"$out" && exit 0; ' +
                   'sed -e "s|$PWD/||g" -e "/ warnings generated/d" "$out"; exit 1',
         arguments = [arguments],

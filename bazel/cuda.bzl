@@ -12,7 +12,7 @@ load("@bazel_tools//tools/cpp:toolchain_utils.bzl", "find_cpp_toolchain")
 load("@cuda//:defs.bzl", "CUDA_HOME", "HAS_CUDA")
 load("//bazel:cc.bzl", "sy_cc_benchmark", "sy_cc_binary", "sy_cc_library", "sy_cc_test")
 
-# Machine code for A100 and H100 with their relatives, and code that drivers translate for GPUs yet to come.
+# Machine code for A100, H100 and their relatives, and code that drivers translate for later GPUs.
 PORTABLE = ["sm_80", "sm_90", "compute_90"]
 
 # wgmma, TMA with multicast, setmaxnreg: instructions that only Hopper has.
@@ -33,7 +33,7 @@ _FLAGS = [
     "-lineinfo",
     "--expt-relaxed-constexpr",
     "-Werror=all-warnings",
-    # As in cc.bzl.
+    # The warnings of cc.bzl.
     "-Xcompiler=-fPIC,-Wall,-Wextra,-Wno-sign-compare,-Wno-missing-field-initializers,-fdiagnostics-color=never",
 ]
 

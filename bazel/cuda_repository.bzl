@@ -15,7 +15,8 @@ WHY_NO_CUDA = {why_no_cuda}
 CUDA_HOME = {home}
 """
 
-# Headers of the runtime, the driver, cuBLAS and NCCL: what C++ of ours includes. nvcc finds all others by itself.
+# The project's C++ includes these headers: of the runtime, the driver, cuBLAS and NCCL. nvcc finds all others by
+# itself.
 _BUILD = """package(default_visibility = ["//visibility:public"])
 
 exports_files([
@@ -67,7 +68,7 @@ def _find_library(ctx, home, name, elsewhere = []):
     return _first_existing(ctx, [home + "/" + folder + "/" + name for folder in _LIBRARY_FOLDERS] + elsewhere)
 
 def _find(ctx, home):
-    """Paths of everything the build needs; None for what is missing."""
+    """Paths of everything the build needs; None for a file that is missing."""
     found = {file: _first_existing(ctx, [home + "/" + file]) for file in [
         "bin/nvcc",
         "include/cuda.h",
@@ -83,11 +84,11 @@ def _find(ctx, home):
     return found
 
 def _shared(path):
-    # The run path is for programs run where they were built; deploy:bundle gives them others.
+    # The run path is for programs that run where they were built; deploy:bundle gives its programs other run paths.
     return [path, "-Wl,-rpath," + path[:path.rfind("/")]]
 
 def _version(ctx, nvcc):
-    # Part of every action of nvcc, whose own files are not inputs one by one: there are thousands.
+    # Every nvcc action depends on the version, because nvcc's own files, thousands of them, are not inputs one by one.
     result = ctx.execute([nvcc, "--version"])
     if result.return_code != 0:
         fail("{} --version: {}".format(nvcc, result.stderr))

@@ -5,7 +5,7 @@
 
 namespace switchyard {
 
-// Runs the subcommand that `argv` names and returns the process's exit code (command.h).
+// Runs the subcommand that `argv` names and returns the process's exit code, one of those in command.h.
 int RunCli(int argc, const char* const* argv, std::ostream& out, std::ostream& err);
 
 }  // namespace switchyard

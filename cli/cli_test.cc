@@ -73,7 +73,7 @@ class CliTest : public testing::Test {
   const std::string file_;
 };
 
-// A target that nobody listens on.
+// A target on which no server listens.
 std::string DeadTarget() { return FakeFront().target(); }
 
 TEST_F(CliTest, InferWithinTolerance) {
@@ -124,7 +124,7 @@ TEST_F(CliTest, InferWritesOutputAndRouting) {
   const auto written = SafetensorsFile::Open(path);
   ASSERT_TRUE(written.ok()) << written.status();
   EXPECT_THAT((*written)->names(), ElementsAre("output", "output.expert_ids", "output.expert_weights"));
-  // What was written can be expected again.
+  // The written file also serves as an expected output.
   EXPECT_EQ(RunCommand(Infer({"--expect=" + path + ":output", "--rtol=0", "--atol=0"})).exit_code, 0);
   EXPECT_EQ(RunCommand(Infer({"--output=" + path + ":mine"})).exit_code, 0);
   EXPECT_THAT((*SafetensorsFile::Open(path))->names(), ElementsAre("mine"));

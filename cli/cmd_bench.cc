@@ -42,7 +42,7 @@ struct BenchFlags {
   uint64_t seed = 1;
 };
 
-// The layers that requests go to, in turn.
+// The layers that requests go to, taking turns.
 struct Workload {
   std::string model;
   std::vector<v1::Layer> layers;
@@ -60,7 +60,7 @@ struct Point {
   double bytes_per_s() const { return PerSecond(static_cast<double>(stats.num_bytes)); }
 };
 
-// One connection, with a stream on it when that is what is measured.
+// One connection, with a stream on it when streams are measured.
 struct Connection {
   std::unique_ptr<Client> client;
   std::unique_ptr<ForwardStream> stream;
@@ -124,7 +124,7 @@ absl::StatusOr<Connections> ConnectAll(const BenchFlags& flags) {
   return connections;
 }
 
-// Sends request after request: channels in turn, then layers, then blocks of rows. Thread-safe.
+// Sends the requests. They take the connections in turn, then the layers, then the blocks of rows. Thread-safe.
 class Sender {
  public:
   Sender(const Workload& workload, const Connections& connections, int64_t num_rows, uint64_t seed)
@@ -254,7 +254,7 @@ void PrintBenchText(const std::vector<Point>& points, const Console& console) {
   table.Print(*console.out);
 }
 
-// One message of each kind, so that a failing load explains itself.
+// Prints one message per status code, so that a failing load explains itself.
 void PrintErrorMessages(const std::vector<Point>& points, const Console& console) {
   std::map<absl::StatusCode, std::string> messages;
   for (const Point& point : points) {

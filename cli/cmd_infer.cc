@@ -43,7 +43,7 @@ struct InferFlags {
   std::string request_id;
 };
 
-// What the flags name, read and checked.
+// The contents of the files that the flags name, read and checked.
 struct InferInputs {
   HostMatrix rows;
   std::optional<HostMatrix> expected;

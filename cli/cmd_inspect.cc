@@ -44,7 +44,7 @@ std::string SharedWords(const LayerSpec& layer) {
   return absl::StrCat(layer.shared_dim, layer.shared_gated ? ", gated" : "");
 }
 
-// Everything that the table shows of a layer but its name.
+// The table's cells for a layer, all but its name.
 std::vector<std::string> LayerCells(const Inspection& inspection, size_t index) {
   const LayerSpec& layer = inspection.model.layers[index];
   std::string gate = DescribeGate(layer.gate, layer.num_experts);
@@ -58,7 +58,7 @@ std::vector<std::string> LayerCells(const Inspection& inspection, size_t index) 
           ShowBytes(inspection.layer_bytes[index])};
 }
 
-// Layers in a row that are alike share a line.
+// Consecutive layers that are alike share a line.
 void PrintLayers(const Inspection& inspection, std::ostream& out) {
   constexpr Table::Align kRight = Table::Align::kRight;
   Table table({{"LAYERS"},

@@ -3,7 +3,7 @@
 namespace switchyard {
 namespace {
 
-// Checkpoints are read from disks.
+// The default timeout. It is this long because loading reads a checkpoint from disk.
 constexpr int64_t kLongEnoughMs = 3'600'000;
 
 constexpr char kLoadFooter[] = R"(

@@ -30,7 +30,7 @@ int64_t TotalRows(const v1::LayerLoad& load) {
   return std::accumulate(load.rows_per_expert().begin(), load.rows_per_expert().end(), int64_t{0});
 }
 
-// Largest over mean load of the experts; 0 while nothing was computed.
+// The largest load of an expert over the mean; 0 when no rows were computed.
 double Imbalance(const v1::LayerLoad& load) {
   const int64_t total = TotalRows(load);
   if (total == 0) return 0;
@@ -117,7 +117,7 @@ void PrintStatusText(const Console& console, const v1::GetStatusResponse& status
   PrintLoads(console, status);
 }
 
-// Asks until the front serves. A front that is not there yet counts as not ready; any other error ends the wait.
+// Asks until the front serves. A front that is not reachable yet counts as not ready; any other error ends the wait.
 absl::StatusOr<v1::GetStatusResponse> WaitUntilServing(Client* client, double wait_s) {
   const SteadyTime deadline = Clock::Real().Now() + std::chrono::microseconds(static_cast<int64_t>(wait_s * 1e6));
   std::string last_seen = "not reachable";

@@ -1,7 +1,8 @@
-// What the subcommands of `switchyard` share: where they print, their exit codes, and the flags that name the front.
+// Shared parts of the subcommands of `switchyard`: where they print, their exit codes, and the flags that name the
+// front.
 //
-// Each cmd_NAME.cc registers one subcommand with its flags and help; CLI11 runs the chosen one while it parses, and the
-// subcommand leaves its exit code.
+// Each cmd_NAME.cc registers one subcommand with its flags and help. CLI11 runs the chosen subcommand while it parses,
+// and the subcommand stores its exit code.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -15,8 +16,8 @@
 namespace switchyard {
 
 inline constexpr int kExitOk = 0;
-inline constexpr int kExitFailed = 1;  // beyond tolerance, or every request of a load test failed
-inline constexpr int kExitUsage = 2;   // flags or files
+inline constexpr int kExitFailed = 1;  // output beyond tolerance, or every request of a load test failed
+inline constexpr int kExitUsage = 2;   // wrong flags or files
 inline constexpr int kExitRpc = 3;     // the front did not answer, or answered with an error
 
 // Where a command writes. Both streams outlive it.
@@ -41,13 +42,13 @@ void AddFrontFlags(CLI::App* command, FrontFlags* flags);
 
 absl::StatusOr<std::unique_ptr<Client>> ConnectTo(const FrontFlags& flags, int max_attempts);
 
-// Print an error and return the exit code for it.
+// Both print an error and return the exit code for it.
 int ReportUsageError(const Console& console, const absl::Status& status);
 int ReportRpcError(const Console& console, const std::string& target, const absl::Status& status);
 
 void PrintJson(const Console& console, const nlohmann::ordered_json& json);
 
-// "fp32"; "unknown" for a value without a name.
+// A name such as "fp32"; "unknown" for a value without a name.
 std::string TypeName(v1::DataType dtype);
 
 void AddInferCommand(CLI::App* app, Console console, int* exit_code);

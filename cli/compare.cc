@@ -27,7 +27,7 @@ void AddElement(double actual, double expected, const Tolerance& tolerance, int6
     comparison->worst_row = row;
     comparison->worst_col = col;
   }
-  // An infinite error over an infinite value is as wrong as any.
+  // An infinite error counts as an infinite relative error, also where the expected value is infinite.
   const double relative = std::isfinite(error) ? error / std::abs(expected) : error;
   if (expected != 0) comparison->max_rel_error = std::max(comparison->max_rel_error, relative);
   const bool agrees = std::isfinite(error) && error <= tolerance.absolute + tolerance.relative * std::abs(expected);

@@ -1,4 +1,4 @@
-// How far two matrices are apart.
+// Measures how far two matrices are apart.
 #pragma once
 
 #include <cstdint>

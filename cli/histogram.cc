@@ -6,8 +6,8 @@
 
 namespace switchyard {
 
-// Values with the same leading one and the same 7 bits after it share a bucket. Below 256 nothing is shifted out, so
-// bucket and value are equal.
+// Values share a bucket when they have the same leading one bit and the same 7 bits after it. Values below 256 have no
+// further bits, so each has a bucket of its own, whose number is the value.
 int LatencyHistogram::BucketOf(int64_t value_ns) {
   const int width = std::bit_width(static_cast<uint64_t>(value_ns));
   const int shift = std::max(0, width - (kSubBits + 1));

@@ -1,5 +1,6 @@
-// A latency histogram of fixed size: buckets are exact below 128 ns and at most 1/128 of their value wide above, so a
-// percentile is never low and at most 0.8 % high, however many samples there are and however far they spread.
+// A latency histogram of fixed size. Buckets are exact below 256 ns and at most 1/128 of their value wide above. So a
+// percentile is never too low and at most 0.8 % too high, however many samples there are and however widely they
+// spread.
 //
 // Not thread-safe.
 #pragma once
@@ -14,16 +15,16 @@ class LatencyHistogram {
  public:
   // A negative latency counts as 0.
   void Record(std::chrono::nanoseconds latency);
-  // Records all that `other` has.
+  // Adds all samples of `other`.
   void Add(const LatencyHistogram& other);
 
   int64_t count() const { return count_; }
   std::chrono::nanoseconds max() const { return std::chrono::nanoseconds(max_ns_); }
-  // 0 when empty, as are the percentiles.
+  // 0 when there are no samples; the same holds for the percentiles.
   std::chrono::nanoseconds mean() const;
 
-  // The smallest recorded value that at least `percent` of the samples do not exceed, rounded up to its bucket's end.
-  // 0 < percent ≤ 100.
+  // The smallest recorded value that at least `percent` of the samples do not exceed, rounded up to the end of its
+  // bucket. 0 < percent ≤ 100.
   std::chrono::nanoseconds Percentile(double percent) const;
 
  private:

@@ -8,7 +8,7 @@
 namespace switchyard {
 namespace {
 
-// Copies of the rows that a rank keeps: steps on their way in and out, and the exchange's buffers.
+// How many copies of a step's rows a rank keeps: for steps on their way in and out, and as buffers of the exchange.
 constexpr int64_t kRowBuffers = 8;
 
 int64_t LayerBytes(const LayerSpec& layer, DType dtype) {

@@ -13,7 +13,7 @@
 namespace switchyard {
 namespace {
 
-// When a run begins, when it is measured, and what came of it. Thread-safe.
+// The times of a run (its begin, the begin of the measured part, its end) and its statistics. Thread-safe.
 class Run {
  public:
   explicit Run(const LoadOptions& options)
@@ -43,7 +43,7 @@ class Run {
     if (intended >= measured_from_) ++stats_.num_unsent;
   }
 
-  // After the last Record.
+  // Call it after the last Record.
   LoadStats Finish() {
     MutexLock lock(&mu_);
     stats_.elapsed_s = std::chrono::duration<double>(std::max(end_, last_answer_) - measured_from_).count();
@@ -61,10 +61,10 @@ class Run {
   SteadyTime last_answer_ ABSL_GUARDED_BY(mu_){};
 };
 
-// Requests in flight, or callers that send them. Thread-safe.
+// Counts the requests in flight of an open loop, or the running callers of a closed loop. Thread-safe.
 class Permits {
  public:
-  // Waits while `limit` are taken, at most until `deadline`; returns whether it took one.
+  // Takes a permit and returns true. While `limit` are taken it waits, at most until `deadline`; then it returns false.
   bool Take(int limit, SteadyTime deadline) {
     MutexLock lock(&mu_);
     while (num_taken_ >= limit) {
@@ -89,8 +89,9 @@ class Permits {
   int num_taken_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
-// One of the `concurrency` callers of a closed loop. The answer to a request starts the next one on the thread that
-// brought it, unless it came before `send` returned: then the sending loop goes on, so that the stack does not grow.
+// One of the `concurrency` callers of a closed loop. An answer starts the next request on the thread that delivers the
+// answer. If the answer comes before `send` has returned, the sending loop starts the next request instead, so that the
+// stack does not grow.
 class Caller {
  public:
   Caller(Run* run, Permits* callers, const SendFn* send) : run_(run), callers_(callers), send_(send) {}

@@ -1,12 +1,12 @@
-// Sends requests on a schedule and measures how they fare.
+// Sends requests on a schedule and measures their outcome and latency.
 //
-// Closed loop: `concurrency` requests are always in flight; each one's end starts the next. Shows what the service can
-// do when callers wait for it. Open loop: requests start at times drawn beforehand at `rate_per_s`, whether earlier
-// ones have ended or not. Shows what callers see at that rate. A request that could not be sent on time (the cap on
-// requests in flight was reached) is still timed from when it should have been, so a stall counts against every request
-// that it delayed.
+// Closed loop: `concurrency` requests are always in flight; the end of each starts the next. It shows the throughput
+// that the service reaches when callers wait for it. Open loop: requests start at times drawn beforehand at
+// `rate_per_s`, whether earlier ones have ended or not. It shows the latency that callers see at that rate. A request
+// that could not be sent on time, because the cap on requests in flight was reached, is still timed from when it was
+// due. So a stall counts against every request that it delayed.
 //
-// Measured are the requests whose intended time lies in the `duration` after the `warmup`.
+// Only requests whose intended time lies in the `duration` after the `warmup` are measured.
 #pragma once
 
 #include <chrono>
@@ -34,7 +34,7 @@ struct LoadOptions {
   double rate_per_s = 0;
   Arrivals arrivals = Arrivals::kPoisson;
   uint64_t seed = 1;
-  int max_in_flight = 4096;  // bounds the memory of an overload
+  int max_in_flight = 4096;  // bounds the memory that an overload takes
 };
 
 struct ErrorCount {
@@ -44,11 +44,11 @@ struct ErrorCount {
 
 struct LoadStats {
   int64_t num_ok = 0;
-  int64_t num_bytes = 0;   // that the requests which succeeded moved, both ways
-  int64_t num_unsent = 0;  // intended within the run, but the cap on requests in flight held them back until its end
+  int64_t num_bytes = 0;   // sent and received by the requests that succeeded
+  int64_t num_unsent = 0;  // due within the run, but held back until its end by the cap on requests in flight
   std::map<absl::StatusCode, ErrorCount> errors;
   LatencyHistogram latency;  // of the requests that succeeded
-  double elapsed_s = 0;      // from the end of the warmup to the last measured answer, at least the duration
+  double elapsed_s = 0;      // from the end of the warmup to the last measured answer, but at least the duration
 
   int64_t num_failed() const;
 };
@@ -57,14 +57,14 @@ struct Outcome {
   absl::Status status;
   int64_t num_bytes = 0;
 };
-// Starts request number `idx` (0, 1, …) and calls `done` once, on any thread, also before it returns.
+// Starts request number `idx` (0, 1, …). Calls `done` exactly once, on any thread, possibly before it returns.
 using DoneFn = std::function<void(Outcome)>;
 using SendFn = std::function<void(int64_t idx, DoneFn done)>;
 
 // Runs the load and returns when every request has ended.
 LoadStats GenerateLoad(const LoadOptions& options, const SendFn& send);
 
-// The intended times of an open loop, from its start. The same seed gives the same times. Not thread-safe.
+// The intended times of an open loop, counted from its start. The same seed gives the same times. Not thread-safe.
 class ArrivalSchedule {
  public:
   ArrivalSchedule(Arrivals arrivals, double rate_per_s, uint64_t seed);

@@ -49,7 +49,7 @@ TEST(LatencyHistogram, ExtremesHaveBuckets) {
   EXPECT_EQ(histogram.Percentile(100), nanoseconds::max());
 }
 
-// Against sorting, over eight decades: never low, at most 1/128 high.
+// Compares with the percentiles of the sorted values, over eight decades: never too low, at most 1/128 too high.
 TEST(LatencyHistogram, PercentilesAreWithinABucketOfTheTruth) {
   LatencyHistogram histogram;
   std::vector<int64_t> values;
@@ -97,7 +97,7 @@ TEST(ArrivalSchedule, TheSeedDecidesTheTimes) {
   EXPECT_NE(first, c.Next());
 }
 
-// Answers from a thread of its own, in order; `answer` decides each outcome.
+// Answers in order from its own thread; `answer` decides each outcome.
 class FakeService {
  public:
   explicit FakeService(std::function<Outcome(int64_t idx)> answer)
@@ -168,7 +168,7 @@ TEST(GenerateLoad, AClosedLoopKeepsItsConcurrencyInFlight) {
   EXPECT_LE(service.most_waiting(), 4);
 }
 
-// Answers that come before send returns must not pile up on the stack: millions of them in one run.
+// Answers that come before send returns must not pile up on the stack, because one run may have millions of them.
 TEST(GenerateLoad, AClosedLoopSurvivesImmediateAnswers) {
   const LoadStats stats = GenerateLoad({.duration = milliseconds(100), .concurrency = 2}, [](int64_t, DoneFn done) {
     done({.status = absl::ResourceExhaustedError("too large")});
@@ -208,7 +208,7 @@ TEST(GenerateLoad, TheWarmupIsNotMeasured) {
   EXPECT_EQ(stats.num_ok, 30);     // at 30 to 59 ms
 }
 
-// A service that answers nothing until the run's end delays every later request; each is charged from when it was due.
+// A service that answers nothing until the run's end delays every later request; each is timed from when it was due.
 TEST(GenerateLoad, AnOpenLoopChargesAStallToEveryRequestItDelays) {
   std::vector<DoneFn> held;
   const LoadStats stats = GenerateLoad(
@@ -230,11 +230,11 @@ TEST(GenerateLoad, TheCapOnRequestsInFlightIsReportedNotHidden) {
   const LoadStats stats =
       GenerateLoad({.duration = kDuration, .rate_per_s = 1000, .arrivals = Arrivals::kUniform, .max_in_flight = 3},
                    [&](int64_t idx, DoneFn done) {
-                     if (idx > 2) return done({.status = absl::OkStatus()});  // a mistake, which the counts show
+                     if (idx > 2) return done({.status = absl::OkStatus()});  // wrong; the counts would show it
                      held.push_back(std::move(done));
                      if (idx != 2) return;
-                     // Three are in flight and stay there until the run is over, also on a machine that has much else
-                     // to do, so nothing more can be sent.
+                     // These three stay in flight until the run is over, also on a busy machine, so no more requests
+                     // can be sent.
                      const auto after_the_run = std::chrono::steady_clock::now() + 20 * kDuration;
                      answerer = std::thread([&held, after_the_run] {
                        std::this_thread::sleep_until(after_the_run);

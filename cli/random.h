@@ -1,4 +1,4 @@
-// A small seeded generator whose numbers are the same on every platform, unlike those of <random>'s distributions.
+// A small seeded generator. Its numbers are the same on every platform, unlike those of <random>'s distributions.
 #pragma once
 
 #include <cmath>

@@ -1,6 +1,6 @@
-// Matrices in and out of .safetensors files, named on the command line as FILE:KEY.
+// Reads matrices from .safetensors files and writes them to such files. The command line names them as FILE:KEY.
 //
-// Pure but for the file; thread-safe.
+// No state apart from the file; thread-safe.
 #pragma once
 
 #include <string>
@@ -22,8 +22,8 @@ absl::StatusOr<TensorRef> ParseTensorRef(std::string_view text);
 // Reads a floating-point tensor [..., D] as the matrix [rows, D] in its stored type. Errors name file and key.
 absl::StatusOr<HostMatrix> LoadMatrix(const TensorRef& ref);
 
-// Writes the result's rows under `ref.key` and, when it has a routing, KEY.expert_ids (I32) and KEY.expert_weights
-// (F32), both [rows, top_k]. Replaces the file.
+// Writes the result's rows under `ref.key`. When the result has a routing, also writes KEY.expert_ids (I32) and
+// KEY.expert_weights (F32), both [rows, top_k]. Replaces the file.
 absl::Status SaveResult(const TensorRef& ref, const ForwardResult& result);
 
 // The same values in another type.

@@ -57,7 +57,7 @@ absl::Status CheckOptions(const ClientOptions& options) {
   return absl::OkStatus();
 }
 
-// gRPC refuses, by aborting the process, metadata outside visible ASCII.
+// gRPC aborts the process when metadata has characters outside visible ASCII.
 absl::Status CheckRequestId(const std::string& request_id) {
   const bool visible = std::all_of(request_id.begin(), request_id.end(), [](char c) { return c > 0x20 && c < 0x7f; });
   if (visible && request_id.size() <= kMaxRequestIdChars) return absl::OkStatus();
@@ -76,7 +76,7 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeCredentials(const 
   return grpc::InsecureChannelCredentials();
 }
 
-// The value of the metadata `authorization`; empty for none.
+// The value of the metadata `authorization`; empty when there is no token.
 absl::StatusOr<std::string> MakeAuthorization(const std::string& target, const ClientOptions& options) {
   if (options.token_file.empty()) return std::string();
   if (!options.uses_tls() && !StaysHere(target)) {
@@ -88,7 +88,7 @@ absl::StatusOr<std::string> MakeAuthorization(const std::string& target, const C
 }
 
 std::string ServiceConfig(int max_attempts) {
-  // A stream is not opened again: gRPC would have to keep all that was sent on it.
+  // Streams are not retried, because gRPC would have to keep everything that was sent on them.
   return absl::StrCat(R"({"methodConfig": [{"name": [{"service": "switchyard.v1.Switchyard"}], "retryPolicy": {)",
                       R"("maxAttempts": )", max_attempts, R"(, "initialBackoff": "0.1s", "maxBackoff": "2s", )",
                       R"("backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}}, )",
@@ -99,29 +99,29 @@ grpc::ChannelArguments ChannelArgs(const ClientOptions& options) {
   grpc::ChannelArguments args;
   args.SetMaxSendMessageSize(-1);
   args.SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
-  // Otherwise all clients of a process share one connection.
+  // Without this, all clients of a process would share one connection.
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   TuneChannel(&args);
-  // A restarted front is found again within a second, not within gRPC's two minutes.
+  // With these, a restarted front is found again within a second; by default gRPC may take two minutes.
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   if (options.max_attempts > 1) {
     args.SetServiceConfigJSON(ServiceConfig(options.max_attempts));
-    // gRPC retries only calls that it could keep in this buffer: by default, those below 256 KiB.
+    // gRPC retries only calls that fit this buffer. By default only calls below 256 KiB do.
     args.SetInt(GRPC_ARG_PER_RPC_RETRY_BUFFER_SIZE, std::numeric_limits<int>::max());
   }
   return args;
 }
 
-// Steady time: a stepped wall clock moves no deadline.
+// Uses the monotonic clock, so that setting the wall clock moves no deadline.
 gpr_timespec DeadlineAfter(absl::Duration timeout) {
   const gpr_timespec span = gpr_time_from_micros(absl::ToInt64Microseconds(timeout), GPR_TIMESPAN);
   return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), span);
 }
 
-// One Forward on its way: everything gRPC writes to or reads from until it has called back.
+// One Forward in progress: everything that gRPC reads or writes until it has called back.
 struct ForwardCall {
   grpc::ClientContext context;
   grpc::ByteBuffer request;
@@ -165,7 +165,8 @@ class Client::Impl {
        std::string authorization, const ClientOptions& options)
       : Impl(grpc::CreateCustomChannel(target, credentials, ChannelArgs(options)), std::move(authorization), options) {}
 
-  // gRPC's channels must not be destroyed by gRPC's own threads, which the last reference to drop might be on.
+  // Waits because gRPC's own threads must not destroy a channel, and the last reference to it might be dropped on one
+  // of them.
   ~Impl() { in_flight_.WaitForNone(); }
 
   void ForwardAsync(const ForwardArgs& args, ForwardCallback done) {
@@ -190,7 +191,7 @@ class Client::Impl {
     return ForwardStream::Open(channel_, authorization_, options);
   }
 
-  // One of the two that change which models are served.
+  // Makes one of the two calls that change which models are served.
   template <typename Request, typename Response>
   absl::Status Change(grpc::Status (inference::GRPCInferenceService::Stub::*method)(grpc::ClientContext*,
                                                                                     const Request&, Response*),
@@ -203,7 +204,7 @@ class Client::Impl {
     return FromRpcStatus((kserve_stub_.*method)(&context, request, &response));
   }
 
-  // One of the two calls without rows.
+  // Makes one of the two calls that carry no rows.
   template <typename Request, typename Response>
   absl::StatusOr<Response> Call(grpc::Status (v1::Switchyard::Stub::*method)(grpc::ClientContext*, const Request&,
                                                                              Response*),
@@ -230,7 +231,7 @@ class Client::Impl {
     std::unique_ptr<ForwardCall> call(ended);
     absl::StatusOr<ForwardResult> result = call->Result(status);
     const ForwardCallback done = std::move(call->done);
-    call.reset();  // its context refers to the channel, so it goes first
+    call.reset();  // first, because its context refers to the channel
     done(std::move(result));
     in_flight_.End();
   }

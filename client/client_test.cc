@@ -33,7 +33,7 @@ std::unique_ptr<Client> MustConnect(const std::string& target, ClientOptions opt
 
 ForwardArgs TinyArgs(const HostMatrix& rows) { return {.model = "tiny", .layer = "1", .rows = rows.view()}; }
 
-// A gate that handlers wait at, so that no test has to guess how long something takes.
+// A gate at which handlers wait, so that no test has to guess how long something takes.
 class Barrier {
  public:
   void Open() {
@@ -131,7 +131,7 @@ TEST(ClientForward, KeepsCodeMessageAndDetails) {
   auto client = MustConnect(front.target());
   const HostMatrix rows = Counting(1, 4);
   for (int code = 1; code <= 16; ++code) {
-    if (code == static_cast<int>(grpc::StatusCode::UNAVAILABLE)) continue;  // has tests of its own
+    if (code == static_cast<int>(grpc::StatusCode::UNAVAILABLE)) continue;  // it has its own tests
     front.SetHandler([code](auto*, const auto&, auto*) {
       return grpc::Status(static_cast<grpc::StatusCode>(code), "why it failed", std::string("raw\0bytes", 9));
     });
@@ -170,7 +170,7 @@ TEST(ClientForward, SendsAnUnavailableCallAgain) {
     return FakeFront::Double(context, request, response);
   });
   auto client = MustConnect(front.target(), {.max_attempts = 3});
-  // Larger than gRPC's default retry buffer, beyond which it would give up silently.
+  // These rows exceed gRPC's default retry buffer, beyond which gRPC would silently not retry.
   const HostMatrix rows = Counting(100'000, 4);
   const absl::StatusOr<ForwardResult> result = client->Forward(TinyArgs(rows));
   ASSERT_TRUE(result.ok()) << result.status();
@@ -343,7 +343,7 @@ TEST(ForwardCodec, WritesWhatGeneratedCodeReads) {
   EXPECT_EQ(std::memcmp(request.rows().data(), rows.buffer.data(), 48), 0);
 }
 
-// Every prefix of a good answer, and every answer with one byte changed, is either refused or has the right shape.
+// Every prefix of a good answer, and every answer with one byte changed, is refused or decodes to the right shape.
 TEST(ForwardCodec, SurvivesDamagedAnswers) {
   const HostMatrix rows = Counting(2, 4);
   v1::ForwardRequest request;

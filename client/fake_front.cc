@@ -59,7 +59,7 @@ v1::GetStatusResponse ServingStatus() {
   return status;
 }
 
-// Columns of the layer, or 0 when there is no such layer.
+// Columns of the requested layer, or 0 when there is no such layer.
 int64_t HiddenDim(const v1::ForwardRequest& request) {
   const v1::ListModelsResponse served = Models();
   for (const v1::Model& model : served.models()) {
@@ -139,7 +139,7 @@ class FakeFront::Service final : public v1::Switchyard::Service {
     }
   }
 
-  // For one more request.
+  // Counts one more request and returns the handler for it.
   Handler CurrentHandler() {
     front_->num_forwards_.fetch_add(1);
     MutexLock lock(&front_->mu_);

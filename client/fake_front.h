@@ -1,8 +1,8 @@
 // A real gRPC server on a free loopback port with a small service behind it, for the client's own tests.
 //
-// It serves one model, "tiny", with the layers "1" and "3" of 4 and 6 columns, whose output is twice its input: exact
-// in every type. A handler replaces that for tests of failures. Of the KServe API it has the two calls that load and
-// unload models, for all but "absent".
+// It serves one model, "tiny", with the layers "1" and "3" of 4 and 6 columns. Their output is twice their input, which
+// is exact in every type. Tests of failures replace that by a handler. It also has the two calls of the KServe API that
+// load and unload models; they succeed for every name but "absent".
 //
 // Thread-safe.
 #pragma once
@@ -31,11 +31,11 @@ class FakeFront {
 
   std::string target() const;
 
-  // Answers Forward from now on.
+  // Makes `handler` answer Forward from then on.
   void SetHandler(Handler handler);
-  // Answers ForwardStream from now on. The default one answers requests in turn, as Forward does at the time.
+  // Makes `handler` answer ForwardStream from then on. The default one answers requests in turn, as Forward would.
   void SetStreamHandler(StreamHandler handler);
-  // Answers GetStatus from now on.
+  // Makes GetStatus answer with `status` from then on.
   void SetStatus(v1::GetStatusResponse status);
 
   int num_forwards() const { return num_forwards_.load(); }
@@ -47,7 +47,7 @@ class FakeFront {
   // The default handler.
   static grpc::Status Double(grpc::ServerContext* context, const v1::ForwardRequest& request,
                              v1::ForwardResponse* response);
-  // What Double, or the handler given, says to one message of a stream.
+  // The answer of `handler` to one message of a stream.
   static v1::ForwardStreamResponse Answer(const v1::ForwardStreamRequest& message, const Handler& handler = &Double);
 
  private:

@@ -31,7 +31,7 @@ void AppendLengthTag(int field_number, size_t num_bytes, std::string* out) {
   AppendVarint(static_cast<uint32_t>(num_bytes), out);
 }
 
-// Everything of the request but the row bytes, and then the tag and length that those follow.
+// Encodes all fields of the request but the row bytes, followed by the tag and length that precede the row bytes.
 std::string EncodeHeader(const ForwardArgs& args, int64_t timeout_us) {
   v1::ForwardRequest request;
   request.set_model(args.model);
@@ -77,7 +77,7 @@ class ResponseReader {
   ResponseReader(google::protobuf::io::ZeroCopyInputStream* stream, ConstMatrixView request_rows)
       : in_(stream), request_rows_(request_rows) {}
 
-  // `num_bytes` of the stream from `offset`.
+  // Reads a response from the `num_bytes` of the stream that begin at `offset`.
   absl::StatusOr<ForwardResult> ReadPart(int offset, int num_bytes) {
     if (!in_.Skip(offset)) return Malformed();
     in_.PushLimit(num_bytes);
@@ -195,7 +195,7 @@ class ResponseReader {
 
 absl::Status ErrorOf(const v1::StreamError& error) {
   absl::Status status(static_cast<absl::StatusCode>(error.code()), error.message());
-  // A server that reports success as an error, or a code there is not.
+  // The server reported success as an error, or a code that does not exist.
   if (error.code() < 1 || error.code() > 16) status = absl::UnknownError(error.message());
   if (error.retry_after_ms() > 0) {
     status.SetPayload(kRetryAfterUrl, absl::Cord(absl::StrCat(error.retry_after_ms())));
@@ -203,7 +203,7 @@ absl::Status ErrorOf(const v1::StreamError& error) {
   return status;
 }
 
-// Reads one ForwardStreamResponse, but passes over the ForwardResponse in it.
+// Reads one ForwardStreamResponse, but skips the ForwardResponse in it.
 class StreamAnswerReader {
  public:
   StreamAnswerReader(google::protobuf::io::ZeroCopyInputStream* stream, int num_bytes) : in_(stream) {

@@ -1,6 +1,6 @@
-// Messages of Forward and ForwardStream as bytes. Generated code would copy the rows twice on each side (into the
-// message's string, then into gRPC's slices); these functions write the same bytes around rows that stay where they
-// are, and read the answer's rows straight into the matrix that the caller gets.
+// Encodes and decodes the messages of Forward and ForwardStream. Generated code would copy the rows twice on each side
+// (into the message's string, then into gRPC's slices). These functions write the same bytes around rows that stay
+// where they are, and read the answer's rows straight into the matrix that the caller gets.
 //
 // Pure functions; thread-safe.
 #pragma once
@@ -18,29 +18,30 @@ v1::DataType ToProto(DType dtype);
 // InvalidArgument for a value that names no element type.
 absl::StatusOr<DType> FromProto(v1::DataType dtype);
 
-// A v1.ForwardRequest. The buffer shares args.rows_owner, or holds its own copy of the rows when there is none.
-// ResourceExhausted when the message would pass protobuf's limit of 2 GiB.
+// Encodes a v1.ForwardRequest. The buffer shares args.rows_owner, or holds its own copy of the rows when there is none.
+// ResourceExhausted when the message would exceed protobuf's limit of 2 GiB.
 absl::StatusOr<grpc::ByteBuffer> EncodeForwardRequest(const ForwardArgs& args);
 
-// Reads a v1.ForwardResponse to a request with rows of the shape and type of `request_rows`. Internal when the bytes
-// are no such message, or answer with another shape or type.
+// Reads the v1.ForwardResponse to a request whose rows have the shape and type of `request_rows`. Internal when the
+// bytes are no such message, or have another shape or type.
 absl::StatusOr<ForwardResult> DecodeForwardResponse(grpc::ByteBuffer* response, ConstMatrixView request_rows);
 
-// A v1.ForwardStreamRequest with a request, as EncodeForwardRequest; and one that cancels the request `id`.
+// The first encodes a v1.ForwardStreamRequest with a request, like EncodeForwardRequest; the second one that cancels
+// the requests with `id`.
 absl::StatusOr<grpc::ByteBuffer> EncodeStreamRequest(uint64_t id, const ForwardArgs& args, int64_t timeout_us);
 grpc::ByteBuffer EncodeStreamCancel(uint64_t id);
 
-// What a v1.ForwardStreamResponse says and where in it the answer's rows are.
+// The content of a v1.ForwardStreamResponse, without its ForwardResponse.
 struct StreamAnswer {
   uint64_t id = 0;
-  absl::Status error;  // the request's; with the payload kRetryAfterUrl when the server says when to try again
-  // The ForwardResponse, when there is no error:
+  absl::Status error;  // of the request; has the payload kRetryAfterUrl when the server says when to try again
+  // Where the ForwardResponse lies in the message, when there is no error:
   int offset = 0;
   int num_bytes = 0;
 };
 // Internal when the bytes are no such message.
 absl::StatusOr<StreamAnswer> ReadStreamAnswer(grpc::ByteBuffer* message);
-// Reads the ForwardResponse in it, as DecodeForwardResponse.
+// Reads the ForwardResponse in the message, like DecodeForwardResponse.
 absl::StatusOr<ForwardResult> DecodeStreamResponse(grpc::ByteBuffer* message, const StreamAnswer& answer,
                                                    ConstMatrixView request_rows);
 

@@ -36,11 +36,11 @@ absl::Status CheckOptions(const ForwardStreamOptions& options) {
   return absl::InvalidArgumentError(absl::StrCat("max_in_flight: expected 1 or more, found ", options.max_in_flight));
 }
 
-// What became of requests that were not answered when the stream ended.
+// The status of requests that were not answered when the stream ended with `end`.
 absl::Status Unanswered(const grpc::Status& end) {
   if (end.ok()) return absl::UnavailableError("the server ended the stream before it answered");
   const absl::Status status = FromRpcStatus(end);
-  // By the server, or on the way: this side says so itself when it cancels.
+  // The server or the network cancelled the stream: when this side cancels it, OnDone uses given_up_ instead.
   return absl::IsCancelled(status) ? absl::UnavailableError(status.message()) : status;
 }
 
@@ -61,7 +61,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
     if (!authorization.empty()) context_.AddMetadata("authorization", authorization);
     if (!options.request_id.empty()) context_.AddMetadata(kRequestIdKey, options.request_id);
     stub_.PrepareBidiStreamingCall(&context_, kMethod, grpc::StubOptions(), this);
-    AddHold();  // for writes, which other threads start; until stopped_
+    AddHold();  // for writes, which other threads start; removed once stopped_ is set
     StartRead(&incoming_);
     StartCall();
   }
@@ -127,10 +127,10 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
     Deadlines::Key deadline;
   };
   struct Outgoing {
-    uint64_t id = 0;  // of a request; 0 of anything else
+    uint64_t id = 0;  // of a request; 0 for any other message
     grpc::ByteBuffer message;
   };
-  // What to start once the lock is released.
+  // The gRPC operations to start once the lock is released.
   struct Next {
     bool write = false;
     bool is_followed = false;  // another write comes at once
@@ -138,7 +138,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
     bool remove_hold = false;
   };
 
-  // Leaves `done` alone when it fails.
+  // Does not move `*done` when it fails.
   absl::Status Send(uint64_t id, const ForwardArgs& args, Callback* done) {
     if (!args.request_id.empty()) {
       return absl::InvalidArgumentError("request_id: a stream has one for all of its requests, expected none");
@@ -155,7 +155,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
       refusal = WhyNotOneMore();
       if (refusal.ok()) {
         pending_.emplace(id, Pending{args.rows, std::move(*done), deadline});
-        deadlines_.Add(deadline, [this, id] { Expire(id); });  // which waits for the lock, and so finds it
+        deadlines_.Add(deadline, [this, id] { Expire(id); });  // Expire waits for the lock, so it finds the request
         Enqueue(id, std::move(message), /*first=*/false);
         next = Advance();
       }
@@ -183,7 +183,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
     outgoing.message.Swap(&message);
   }
 
-  // Takes a request out of the queue, where it waits while it is not sent.
+  // Removes a request from the queue of unsent messages. False when it is not there.
   bool Unqueue(uint64_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     const auto it =
         std::find_if(outgoing_.begin(), outgoing_.end(), [id](const Outgoing& queued) { return queued.id == id; });
@@ -216,7 +216,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
       next = Advance();
     }
     Go(next);
-    // The server has the same timeout, and frees its place by itself.
+    // No cancel message is needed: the server has the same timeout, and frees the request's place by itself.
     if (late.has_value()) late->done(absl::DeadlineExceededError("timeout: not answered in time"));
   }
 
@@ -227,7 +227,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
     if (Deliver(&message)) StartRead(&incoming_);
   }
 
-  // False when the stream cannot go on.
+  // Returns false when the stream cannot go on.
   bool Deliver(grpc::ByteBuffer* message) {
     const absl::StatusOr<StreamAnswer> answer = ReadStreamAnswer(message);
     std::optional<Pending> pending;
@@ -240,7 +240,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
       MutexLock lock(&mu_);
       pending = Take(answer->id);
     }
-    if (!pending.has_value()) return true;  // it has expired
+    if (!pending.has_value()) return true;  // its timeout has passed
     absl::StatusOr<ForwardResult> result = ReadResult(message, *answer, pending->rows);
     message->Clear();
     End(*std::move(pending), std::move(result));
@@ -257,7 +257,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
   void OnWritesDoneDone(bool ok) override { OnSent(ok); }
 
   void OnSent(bool ok) {
-    grpc::ByteBuffer sent;  // ends outside the lock
+    grpc::ByteBuffer sent;  // freed outside the lock
     Next next;
     {
       MutexLock lock(&mu_);
@@ -269,7 +269,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
     Go(next);
   }
 
-  // Nothing is sent from now on.
+  // Nothing is sent after this.
   void Stop() {
     Next next;
     {
@@ -280,7 +280,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
     Go(next);
   }
 
-  // Ends the stream unless it has ended.
+  // Ends the stream, with the status `why`, unless it has ended.
   void GiveUp(absl::Status why) {
     {
       MutexLock lock(&mu_);
@@ -290,7 +290,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
     context_.TryCancel();
   }
 
-  // Waits for the last callback, also of those that expire.
+  // Waits for the last callback, including the callbacks of requests that expire.
   void WaitForEnd() {
     {
       MutexLock lock(&mu_);
@@ -299,7 +299,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
     deadlines_.Stop();
   }
 
-  // The last callback.
+  // gRPC calls this last.
   void OnDone(const grpc::Status& status) override {
     std::vector<Pending> unanswered;
     absl::Status why;
@@ -322,7 +322,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
     changed_.SignalAll();
   }
 
-  // Decides what can be started.
+  // Decides which operations can be started.
   Next Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     Next next;
     if (is_writing_) return next;
@@ -340,11 +340,11 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
     return next;
   }
 
-  // Not under the lock: gRPC sends from within.
+  // Call it without the lock, because gRPC may send within these calls.
   void Go(const Next& next) {
     if (next.write) {
       grpc::WriteOptions options;
-      // Those that are ready together travel together.
+      // Messages that are ready together are sent together.
       if (next.is_followed) options.set_buffer_hint();
       StartWrite(&writing_message_, options);
     }
@@ -357,8 +357,8 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
   grpc::ClientContext context_;  // refers to the stub's channel
   std::atomic<uint64_t> next_id_{1};
   Deadlines deadlines_;
-  grpc::ByteBuffer incoming_;         // gRPC's while it reads
-  grpc::ByteBuffer writing_message_;  // gRPC's while is_writing_
+  grpc::ByteBuffer incoming_;         // owned by gRPC while it reads
+  grpc::ByteBuffer writing_message_;  // owned by gRPC while is_writing_
 
   mutable Mutex mu_;
   CondVar changed_;
@@ -366,12 +366,12 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
   std::deque<Outgoing> outgoing_ ABSL_GUARDED_BY(mu_);
   bool is_writing_ ABSL_GUARDED_BY(mu_) = false;
   bool has_hold_ ABSL_GUARDED_BY(mu_) = true;
-  bool is_closed_ ABSL_GUARDED_BY(mu_) = false;                // by its owner
-  bool half_closed_ ABSL_GUARDED_BY(mu_) = false;              // the server was told
+  bool is_closed_ ABSL_GUARDED_BY(mu_) = false;                // its owner closed it
+  bool half_closed_ ABSL_GUARDED_BY(mu_) = false;              // the server was told that no more requests come
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;                  // nothing more is sent
   std::optional<absl::Status> given_up_ ABSL_GUARDED_BY(mu_);  // why this side ended the stream
-  absl::Status end_ ABSL_GUARDED_BY(mu_);                      // what the stream ended with
-  bool is_over_ ABSL_GUARDED_BY(mu_) = false;                  // after the last callback
+  absl::Status end_ ABSL_GUARDED_BY(mu_);                      // the status with which the stream ended
+  bool is_over_ ABSL_GUARDED_BY(mu_) = false;                  // the last callback has run
 };
 
 ForwardStream::ForwardStream(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -6,22 +6,22 @@
 //   …
 //   absl::Status end = stream->Close();                               // what is in flight is answered first
 //
-// Against Client::ForwardAsync, which opens a call for each request, it saves some of the time of every request, and
-// answers that are ready together travel together. Requests are answered as they finish, in any order. What goes wrong
-// with one ends it with its error, as a call of its own, and the stream goes on.
+// A stream saves time on every request over Client::ForwardAsync, which opens a call for each. Answers that are ready
+// together are sent together. Requests are answered as they finish, in any order. A request that fails ends with its
+// own error, like a call, and the stream goes on.
 //
 // The stream itself ends when the server drains or is gone, the connection breaks, or a message is larger than the
-// server takes. Requests that are not answered then, and all later ones, end with what the stream ended with: mostly
+// server takes. Requests that are not answered then, and all later ones, end with the stream's status, mostly
 // UNAVAILABLE. Every request is idempotent, so they may be submitted again on another stream of the same client, which
-// connects again when it must; nothing is sent again without being asked for. Requests refused with RESOURCE_EXHAUSTED
-// because the server's queue is full may be submitted again after RetryAfter.
+// reconnects when it must. The stream itself sends nothing again. Requests refused with RESOURCE_EXHAUSTED because the
+// server's queue is full may be submitted again after RetryAfter.
 //
-// The server takes so many requests of a stream at a time (256), and holds back what comes beyond. That waits here and
-// on the way, where its timeout goes on.
+// The server takes at most 256 requests of a stream at a time, and reads no further ones meanwhile. These wait in the
+// client and on the way, and their timeouts go on.
 //
-// Thread-safety: every method may be called from any thread. Callbacks run on threads of gRPC's and of this object, or
-// on the caller's when a request cannot be sent at all; they may call Submit and Cancel, but must not block, Close the
-// stream or destroy it.
+// Thread-safety: every method may be called from any thread. Callbacks run on gRPC's threads and on this object's, or
+// on the caller's thread when a request cannot be sent at all. They may call Submit and Cancel, but must not block,
+// Close the stream or destroy it.
 #pragma once
 
 #include <cstdint>
@@ -38,15 +38,15 @@ class ChannelInterface;
 namespace switchyard {
 
 struct ForwardStreamOptions {
-  // Of requests without one of their own, from Submit to the answer. ClientOptions::timeout when zero.
+  // Timeout, from Submit to the answer, of requests that set none. Zero means ClientOptions::timeout.
   absl::Duration timeout = absl::ZeroDuration();
-  // Requests submitted and not answered. One more ends at once with RESOURCE_EXHAUSTED.
+  // The most requests that may be submitted and not answered. One more ends at once with RESOURCE_EXHAUSTED.
   int max_in_flight = 4096;
-  // As ForwardArgs::request_id, for all requests of the stream.
+  // Like ForwardArgs::request_id, for all requests of the stream.
   std::string request_id = "";
 };
 
-// The payload of an error status that says in how many milliseconds, in decimal, the server wants to be asked again.
+// Type URL of the status payload that says in how many milliseconds, in decimal, the server wants to be asked again.
 inline constexpr char kRetryAfterUrl[] = "switchyard.v1/retry-after-ms";
 // The same as a duration; zero when the status does not say.
 absl::Duration RetryAfter(const absl::Status& status);
@@ -55,7 +55,7 @@ class ForwardStream {
  public:
   using Callback = Client::ForwardCallback;
 
-  // For Client::OpenStream. `authorization` is metadata of the stream; empty for none.
+  // Client::OpenStream calls this. `authorization` is the stream's metadata of that name; empty for none.
   static absl::StatusOr<std::unique_ptr<ForwardStream>> Open(const std::shared_ptr<grpc::ChannelInterface>& channel,
                                                              const std::string& authorization,
                                                              const ForwardStreamOptions& options);
@@ -66,18 +66,18 @@ class ForwardStream {
   // perhaps before this returns.
   uint64_t Submit(const ForwardArgs& args, Callback done);
 
-  // Submits a request and waits for its answer. Not from a callback.
+  // Submits a request and waits for its answer. Must not be called from a callback.
   absl::StatusOr<ForwardResult> Forward(const ForwardArgs& args);
 
-  // The request ends with CANCELLED, soon and perhaps before this returns, unless its answer is already on the way. Has
-  // no effect on a request that has ended.
+  // The request ends with CANCELLED, soon and perhaps before this returns, unless its answer is already on the way.
+  // Cancel has no effect on a request that has ended.
   void Cancel(uint64_t id);
 
-  // Takes no more requests, waits for the answers to those in flight and for all callbacks, and ends the stream. OK, or
-  // what the stream ended with before. May be called again.
+  // Takes no more requests, waits for the answers to those in flight and for all callbacks, and ends the stream.
+  // Returns OK, or the status with which the stream had ended before. May be called again.
   absl::Status Close();
 
-  // OK while requests are taken.
+  // OK while the stream takes requests; afterwards the reason why it does not.
   absl::Status status() const;
 
  private:

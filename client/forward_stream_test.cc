@@ -22,7 +22,7 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-// [num_rows, 4], of which the first element is `first`.
+// Rows [num_rows, 4] whose elements count up from `first`.
 std::shared_ptr<const HostMatrix> RowsFrom(float first, int64_t num_rows = 1) {
   auto rows = std::make_shared<HostMatrix>(HostMatrix::Allocate(DType::kF32, num_rows, 4));
   for (int64_t i = 0; i < num_rows * 4; ++i) rows->view().as<float>()[i] = first + static_cast<float>(i);
@@ -189,7 +189,7 @@ TEST_F(ForwardStreamTest, ManyThreadsEachGetTheirOwn) {
   EXPECT_TRUE(stream->Close().ok());
 }
 
-// Notes what it reads and answers nothing, until it is released.
+// Notes the timeouts of the requests it reads. Answers cancel messages with CANCELLED, and nothing else.
 class SilentFront {
  public:
   FakeFront::StreamHandler Handler() {
@@ -209,7 +209,7 @@ class SilentFront {
     };
   }
 
-  std::vector<int64_t> timeouts_us;  // read it after the stream's end
+  std::vector<int64_t> timeouts_us;  // read it after the stream has ended
 };
 
 TEST_F(ForwardStreamTest, ARequestEndsAtItsTimeoutAndTheStreamGoesOn) {
@@ -241,7 +241,8 @@ TEST_F(ForwardStreamTest, CancelOfWhatHasEndedOrNeverWasDoesNothing) {
   EXPECT_TRUE(stream->Close().ok());
 }
 
-// A server that does not read holds the sender back; what waits can be cancelled, and no more is taken than is agreed.
+// A server that does not read holds the sender back. Requests that wait can be cancelled, and the stream takes no more
+// than max_in_flight requests.
 TEST_F(ForwardStreamTest, WhatTheServerDoesNotReadWaitsHere) {
   constexpr int kCount = 64;
   Notification released;
@@ -256,7 +257,7 @@ TEST_F(ForwardStreamTest, WhatTheServerDoesNotReadWaitsHere) {
   const auto stream = Open({.max_in_flight = kCount});
   std::vector<Answer> answers(kCount);
   std::vector<uint64_t> ids(kCount);
-  // 16 MiB in all: more than the windows of a connection.
+  // 16 MiB in all, which is more than a connection's windows hold.
   for (int i = 0; i < kCount; ++i) ids[i] = stream->Submit(ArgsFor(RowsFrom(i, 16384)), answers[i].Callback());
   const absl::Status refused = stream->Forward(ArgsFor(RowsFrom(0))).status();
   EXPECT_TRUE(absl::IsResourceExhausted(refused));
@@ -423,7 +424,7 @@ TEST(StreamCodec, WritesWhatGeneratedCodeReads) {
   EXPECT_TRUE(message.cancel());
 }
 
-// Answers in pieces, cut and changed anywhere, are refused or have the right shape.
+// Answers cut into pieces and changed anywhere are refused or decode to the right shape.
 TEST(StreamCodec, SurvivesDamagedAnswers) {
   const auto rows = RowsFrom(1, 2);
   v1::ForwardStreamRequest request;

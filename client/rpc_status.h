@@ -1,4 +1,4 @@
-// The bridge from gRPC's status to absl::Status.
+// Converts gRPC's status to absl::Status.
 #pragma once
 
 #include <grpcpp/support/status.h>

@@ -12,8 +12,8 @@ The archive holds one folder, switchyard-bundle/:
 Run paths are relative, so the folder may lie anywhere. NVIDIA's libraries are looked for in LD_LIBRARY_PATH and in
 /usr/local/cuda/lib64; only workers and GPU tests need them.
 
-The libraries are those of the machine this runs on, as ldd resolves them. One that is not found, or comes from an
-unexpected place, is an error, and so is an archive beyond --max_mib.
+The libraries are those of the machine this runs on, as ldd resolves them. A library that is not found, or that comes
+from an unexpected place, is an error, and so is an archive beyond --max_mib.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import tempfile
 NAME = "switchyard-bundle"
 DEFAULT_CUDA_LIBRARIES = "/usr/local/cuda/lib64"
 
-# The C library must be the system's: it goes with the system's loader.
+# The C library must be the system's, because it must match the system's loader.
 C_LIBRARY = re.compile(r"^(linux-vdso|ld-linux.*|lib(c|m|dl|rt|pthread|resolv|util|anl|nsl|nss_\w+))\.so")
 NVIDIA = re.compile(r"^lib(cuda|cudart|cublas|cublasLt|nccl|nvrtc|nvJitLink|nvidia-.*)\.so")
 SYSTEM_FOLDERS = ("/lib/", "/usr/lib/", "/lib64/")
@@ -41,7 +41,7 @@ def run(*command):
 
 
 def libraries_of(program):
-    """{soname: path} of the shared libraries to carry."""
+    """The shared libraries to carry, {soname: path}."""
     libraries = {}
     for line in run("ldd", program).splitlines():
         soname, _, rest = line.strip().partition(" => ")
@@ -87,7 +87,7 @@ def add_licences(paths, folder):
 
 
 def below(path, folder):
-    """The part of `path` under the last `folder` in it."""
+    """The part of `path` behind the last `folder` in it."""
     return path[path.rindex(folder + "/") + len(folder) + 1:]
 
 
@@ -111,7 +111,7 @@ def fill(root, arguments):
 
 
 def pack(root, output):
-    """A .tar.xz that is the same whenever its content is."""
+    """Writes a .tar.xz that is the same whenever its content is the same."""
     tar = ["tar", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "-C", os.path.dirname(root)]
     with open(output, "wb") as file:
         packing = subprocess.Popen(tar + ["-c", NAME], stdout=subprocess.PIPE)

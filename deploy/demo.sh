@@ -15,7 +15,7 @@ ATOL=1e-5
 START_SECONDS=60
 
 work=$(mktemp -d)
-server=  # its process, while it runs
+server=  # the server's process id, while it runs
 
 # shellcheck disable=SC2317  # the trap calls it
 clean_up() {
@@ -28,7 +28,7 @@ trap 'exit 143' TERM
 
 heading() { printf '\n== %s\n' "$*"; }
 
-# Bazel keeps its outputs under HOME, which some runners do not set.
+# Bazel keeps its outputs under HOME, which is not set on some runners.
 bazel() {
   if [[ -n ${HOME:-} ]]; then
     command bazel "$@"
@@ -42,7 +42,7 @@ build() {
   bazel build -c opt //server:switchyard_server //worker:switchyard_worker //client:switchyard
 }
 
-# Starts the server in the background and waits for its READY line. Ports 0 take free ones.
+# Starts the server in the background and waits for its READY line. The ports are 0, so that it takes free ones.
 start_server() {
   local command=(bazel-bin/server/switchyard_server --model="$MODEL=$FOLDER" --local_workers=2 --device=cpu
     --compute_dtype=fp32 --port=0 --http_port=0)
@@ -80,7 +80,7 @@ for model in json.load(sys.stdin)["models"]:
         print(layer["name"])'
 }
 
-# Calls one layer and prints its line of the table; fails when it does not agree.
+# Calls one layer and prints its line of the table. Fails when the answer does not agree.
 check_layer() {
   local key=model.layers.$1.mlp
   switchyard infer --model=$MODEL --layer="$1" --input="$GOLDEN:$key.input" --expect="$GOLDEN:$key.output" \

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what building and testing Switchyard needs, as Debian 12 packages. Does nothing when all of it is there.
+# Installs the Debian 12 packages that building and testing Switchyard need. Does nothing when all of them are
+# installed.
 set -euo pipefail
 exec </dev/null
 
@@ -42,7 +43,7 @@ as_root() {
   fi
 }
 
-# Prometheus and promtool, which a test runs. Only the programs: their package would start a service.
+# Installs Prometheus and promtool, which a test runs. Only the programs, because their package would start a service.
 install_prometheus() {
   command -v prometheus >/dev/null && command -v promtool >/dev/null && return
   local folder

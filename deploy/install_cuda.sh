@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a CUDA_HOME from NVIDIA's Python packages, for machines without CUDA: the compiler, the headers, the runtime,
-# cuBLAS and NCCL, enough to build everything of Switchyard. No driver, and no root. Downloads 0.7 GB, fills 1.1 GB.
+# cuBLAS and NCCL, enough to build everything of Switchyard. Installs no driver and needs no root. Downloads 0.7 GB,
+# fills 1.1 GB.
 #
 #   deploy/install_cuda.sh DIR
 #   CUDA_HOME=DIR bazel build -c opt //...
@@ -53,7 +54,7 @@ unpack() {
   done
 }
 
-# What a wheel cannot hold: modes and links.
+# Sets the modes and links that a wheel cannot hold.
 complete() {
   local library
   find "$home/bin" "$home/nvvm/bin" -type f -exec chmod +x {} +

@@ -1,5 +1,4 @@
-// Reading a received message by hand: protobuf's coded stream over gRPC's slices, with tensor bytes left where they
-// are.
+// Reads a received message by hand, with protobuf's coded stream over gRPC's slices. Tensor bytes stay where they are.
 #pragma once
 
 #include <google/protobuf/io/coded_stream.h>
@@ -16,7 +15,7 @@
 
 namespace switchyard {
 
-// Presents slices as one stream, without copying. The slices outlive it.
+// Presents slices as one stream, without copying. The slices must outlive it.
 class SliceStream final : public google::protobuf::io::ZeroCopyInputStream {
  public:
   explicit SliceStream(const std::vector<grpc::Slice>& slices) : slices_(slices) {}
@@ -33,19 +32,20 @@ class SliceStream final : public google::protobuf::io::ZeroCopyInputStream {
   int64_t count_ = 0;
 };
 
-// The slices of a message, which share its bytes. Internal when gRPC cannot give them.
+// The slices of a message. They share its bytes. Internal when gRPC cannot give them.
 absl::StatusOr<std::shared_ptr<const std::vector<grpc::Slice>>> SlicesOf(const grpc::ByteBuffer& buffer);
 
-// The bytes of one tensor, in several slices.
+// The bytes of one tensor, spread over several slices.
 using TensorSlices = std::vector<grpc::Slice>;
 size_t SizeOf(const TensorSlices& tensor);
 
 using Chunks = std::vector<std::span<const std::byte>>;
 
-// Appends views of the next `num_bytes`, as they lie; false when the stream or its limit ends before.
+// Appends views of the next `num_bytes`, where they lie. False when the stream or its limit ends before.
 bool ReadChunks(google::protobuf::io::CodedInputStream& input, uint32_t num_bytes, Chunks* chunks);
 
-// A slice with what goes before a field's bytes: `head`, which holds complete fields, then the field's tag and length.
+// A slice with the bytes that precede a field's value: `head`, which holds complete fields, then the field's tag and
+// length.
 grpc::Slice HeadSlice(std::string head, int field_number, size_t num_bytes);
 
 }  // namespace switchyard

@@ -20,12 +20,12 @@ for argument in "$@"; do
 done
 
 runs=()     # NAME=EVENTS of each bazel test
-skipped=()  # --skipped=… and
-failed=()   # --failed=… for the summary: what no run knows of
+skipped=()  # --skipped=… arguments for the summary: what no run knows of
+failed=()   # --failed=… arguments for the summary, likewise
 events=$(mktemp -d) || exit 1
 trap 'rm -rf "$events"' EXIT
 
-# Bazel keeps its outputs under HOME, which some runners do not set.
+# Bazel keeps its outputs under HOME, which is not set on some runners.
 bazel() {
   if [[ -n ${HOME:-} ]]; then
     command bazel "$@"
@@ -34,7 +34,8 @@ bazel() {
   fi
 }
 
-# Links that a build in another place, or by another user, left behind: `//...` would follow them into a second copy.
+# Removes links that a build in another place, or by another user, left behind, because `//...` would follow them into a
+# second copy.
 drop_foreign_links() {
   local base link
   base=$(bazel info output_base 2>/dev/null) || return 0
@@ -104,14 +105,14 @@ build_everything() {
   bazel build -c opt --keep_going //... || failed+=("--failed=build: see the errors above")
 }
 
-# Targets that need CUDA exist only where CUDA is.
+# Reports why CUDA is missing, because targets that need it exist only where CUDA is.
 note_cuda() {
   local why
   why=$(cat "$(bazel info output_base 2>/dev/null)/external/cuda/reason.txt" 2>/dev/null)
   [[ -z $why ]] || skipped+=("--skipped=CUDA targets: not built, since $why")
 }
 
-# What runs on GPU machines is what the bundle carries.
+# Checks that the bundle carries every GPU test, because GPU machines run only the bundle's tests.
 check_bundle() {
   local forgotten
   forgotten=$(bazel query --noshow_progress --noimplicit_deps \
@@ -126,7 +127,7 @@ run_tests() {
   local name=$1 log="$events/$1.json"
   shift
   runs+=("$name=$log")
-  # What failed is in the events, also when nothing could be built.
+  # The events record every failure, also when nothing could be built.
   bazel test --keep_going --test_output=summary --build_event_json_file="$log" "$@" //... || true
 }
 
@@ -143,7 +144,7 @@ run_all_tests() {
     --test_env=SWITCHYARD_PERF_ANALYZER
 }
 
-# The clients of tests/conformance, from PyPI. Without them its tests count as skipped, and say what is missing.
+# Finds the clients of tests/conformance, from PyPI. Without them its tests count as skipped, and say what is missing.
 find_conformance_clients() {
   heading "Clients for tests/conformance"
   local python

@@ -3,10 +3,10 @@
 
     tests/summarize.py [--skipped=TEXT]... [--failed=TEXT]... NAME=EVENTS.json...
 
-Each EVENTS.json is what one `bazel test --build_event_json_file=EVENTS.json` wrote; NAME is how its cases are told from
-those of the other runs. The files say which tests ran, so that nothing left over from an earlier run is counted. A test
-that wrote no XML counts as one case. --skipped and --failed add a line that no run knows of. Exits with 1 when anything
-failed.
+Each EVENTS.json is a file that one `bazel test --build_event_json_file=EVENTS.json` wrote. NAME distinguishes its cases
+from those of the other runs. The files say which tests ran, so that nothing left over from an earlier run is counted. A
+test that wrote no XML counts as one case. --skipped and --failed add a line that no run knows of. Exits with 1 when
+anything failed.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def case_of(run, target, node):
     skipped = node.find("skipped")
     if skipped is not None or node.get("result") == "skipped":
         text = "" if skipped is None else skipped.get("message") or skipped.text or ""
-        # GoogleTest's message starts with the place of GTEST_SKIP.
+        # GoogleTest's message starts with the source location of GTEST_SKIP.
         lines = [line for line in text.strip().split("\n") if line]
         return Case(run, target, name, SKIPPED, lines[-1].strip() if lines else "no reason given")
     if node.get("status") == "notrun":
@@ -74,7 +74,7 @@ def cases_of_xml(run, target, path):
 
 
 def cases_of_result(run, label, result):
-    """The cases of one test process, at least one. A process that failed has at least one failed case."""
+    """The cases of one test process, at least one. A failed process has at least one failed case."""
     outputs = {output.get("name"): path_of(output.get("uri", "")) for output in result.get("testActionOutput", [])}
     cases = cases_of_xml(run, label, outputs.get("test.xml", ""))
     status = result.get("status", "NO_STATUS")
@@ -145,7 +145,7 @@ def print_cases(title, cases):
 
 
 def print_summary(cases):
-    """What was skipped and what failed, then the counts; the exit code."""
+    """Prints the skipped and failed cases, then the counts. Returns the exit code."""
     by_result = {result: [case for case in cases if case.result == result] for result in (PASSED, FAILED, SKIPPED)}
     print_cases("Skipped", by_result[SKIPPED])
     print_cases("Failed", by_result[FAILED])

@@ -1,6 +1,6 @@
 // How an inference engine uses a stream: several sequences decode at the same time, and every token of each goes
-// through the model's MoE layers one after the other. All of it shares one stream. What an engine does between two MoE
-// layers (attention, norms) is here an addition and a normalisation.
+// through the model's MoE layers one after the other. All of it shares one stream. An addition and a normalisation
+// stand in for the engine's work between two MoE layers (attention, norms).
 //
 //   layer_by_layer HOST:PORT MODEL SEQUENCES TOKENS
 #include <algorithm>
@@ -68,7 +68,7 @@ class Sequence {
  private:
   float& element(int64_t i) { return state_->view().as<float>()[i]; }
 
-  // The residual connection. The state that was sent is the stream's until it is let go of, so this is a new one.
+  // The residual connection. It makes a new state, because the stream keeps the sent one until it lets go of it.
   void Add(const HostMatrix& output) {
     auto sum = std::make_shared<HostMatrix>(HostMatrix::Allocate(DType::kF32, 1, state_->num_cols));
     float largest = 1;
@@ -101,7 +101,7 @@ absl::Status Run(const std::string& target, const std::string& model_name, int n
   SY_ASSIGN_OR_RETURN(const v1::Model model, FindModel(*client, model_name));
   Progress progress(num_sequences);
   std::vector<std::unique_ptr<Sequence>> sequences;
-  // Opened after what its callbacks use, so that it ends before.
+  // Opened after the objects that its callbacks use, so that it ends before they do.
   SY_ASSIGN_OR_RETURN(const std::unique_ptr<ForwardStream> stream, client->OpenStream({}));
   for (int i = 0; i < num_sequences; ++i) {
     sequences.push_back(std::make_unique<Sequence>(stream.get(), &model, num_tokens, i, &progress));

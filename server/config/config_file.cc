@@ -16,7 +16,7 @@ using google::protobuf::Reflection;
 constexpr size_t kMaxBytes = 1 << 20;
 constexpr int kMaxDepth = 8;
 
-// Keeps the first error, which tends to be the cause of the others. Lines and columns count from 0 here.
+// Keeps the first error, because it tends to be the cause of the others. Lines and columns count from 0 here.
 class FirstError final : public google::protobuf::io::ErrorCollector {
  public:
   void AddError(int line, google::protobuf::io::ColumnNumber column, const std::string& message) override {

@@ -24,7 +24,7 @@ void ExpectError(const std::string& text, const std::string& message) {
   EXPECT_NE(ErrorOf(text).find(message), std::string::npos) << ErrorOf(text);
 }
 
-// What a command line with --config comes to, or the error.
+// The options that a command line with --config gives, or the error.
 struct Parsed {
   ServerOptions options;
   std::string error;

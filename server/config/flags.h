@@ -11,7 +11,7 @@ class App;
 
 namespace switchyard {
 
-// Adds every flag of ServerOptions to `app`, with help. `options` is filled by parsing and must outlive it.
+// Adds every flag of ServerOptions to `app`, with help. Parsing fills `options`, which must outlive `app`.
 void DefineFlags(CLI::App& app, ServerOptions* options);
 
 // Fills `options` from the command line and from the file that --config names. Returns the exit code when the program

@@ -1,5 +1,5 @@
-// A library with the functions of NVIDIA's management library that GpuMetrics calls: two GPUs, of which the second does
-// not tell what it draws.
+// A library with the functions of NVIDIA's management library that GpuMetrics calls. It has two GPUs; the second does
+// not tell its power draw.
 #include <cstring>
 
 namespace {

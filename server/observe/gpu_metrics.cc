@@ -13,7 +13,7 @@ namespace {
 
 using prometheus::MetricFamily;
 
-// The part of NVML's interface that is used, as its documentation gives it; 0 is success.
+// The part of NVML's interface that this file uses, as NVML's documentation gives it. A result of 0 is success.
 struct NvmlDevice;
 struct NvmlUtilization {
   unsigned int gpu = 0;  // percent
@@ -45,7 +45,7 @@ class GpuMetrics::Nvml {
  private:
   Nvml() = default;
 
-  // Sets `*function`; whether the library has it.
+  // Sets `*function`; false when the library does not have it.
   template <typename Function>
   bool Find(const char* name, Function** function) {
     *function = reinterpret_cast<Function*>(dlsym(library_.get(), name));

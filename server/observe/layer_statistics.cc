@@ -37,7 +37,7 @@ void LayerStatistics::RecordSuccess(const RequestStats& stats, int64_t total_us)
   counts_.queue.Add(stats.queue_us);
   counts_.input.Add(input_us);
   counts_.infer.Add(stats.step_us);
-  // Steps of a split request overlap, so that their sums may be more than the time it took.
+  // The steps of a split request overlap, so their sums may exceed the time that the request took.
   counts_.output.Add(std::max<int64_t>(0, total_us - stats.queue_us - input_us - stats.step_us));
   counts_.last_success = now;
 }

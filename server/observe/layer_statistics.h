@@ -1,4 +1,4 @@
-// Counts and times of one layer's requests and steps since the start: what the KServe API's ModelStatistics tells, and
+// Counts and times of one layer's requests and steps since the start. They feed the KServe API's ModelStatistics and
 // Triton's metrics.
 //
 // Thread-safe.
@@ -26,30 +26,31 @@ struct Tally {
   }
 };
 
-// Why a request failed, as Triton tells it apart: no room or no time for it, given up by its caller, a failure of ours,
-// or something else, which is to say the request itself.
+// Why a request failed, in Triton's categories: no room or no time for it, given up by its caller, a failure of the
+// server, or any other reason, which means that the request itself was wrong.
 enum class FailureReason { kRejected, kCanceled, kBackend, kOther };
 inline constexpr int kNumFailureReasons = 4;
-// "REJECTED" and so on.
+// The reason's name, such as "REJECTED".
 const char* FailureReasonName(FailureReason reason);
 FailureReason ReasonOf(absl::StatusCode code);
 
 class LayerStatistics {
  public:
-  // Steps of about the same number of rows.
+  // Times of steps that have about the same number of rows.
   struct StepTally {
-    Tally input;  // gate and plan, rows going to the links
+    Tally input;  // gate and plan, and copying rows to the links
     Tally infer;  // from submission to the last rank's result
   };
   struct Snapshot {
     Tally success;  // requests, from arrival to answer
     Tally failure;
     std::array<int64_t, kNumFailureReasons> failures_by_reason = {};
-    // Stages of the requests in `success`; equal counts. Of a request that was split over several steps, their sums.
+    // Stages of the requests in `success`, with equal counts. For a request that was split over several steps, the
+    // times are sums over them.
     Tally queue;
     Tally input;
     Tally infer;
-    Tally output;  // the rest: answers cut out and converted
+    Tally output;  // the rest: cutting out and converting answers
     int64_t num_steps = 0;
     absl::Time last_success = absl::UnixEpoch();
     std::map<int64_t, StepTally> steps;  // by rows, rounded up to a power of two

@@ -19,7 +19,8 @@ const prometheus::Histogram::BucketBoundaries& RowsBuckets() {
   return buckets;
 }
 
-// Of the busiest rank's rows over the mean; 1 is a load shared evenly, the number of ranks one that a single rank has.
+// Rows of the busiest rank over the mean of all ranks. 1 means that ranks share the load evenly; the number of ranks
+// means that one rank has all of it.
 const prometheus::Histogram::BucketBoundaries& ImbalanceBuckets() {
   static const prometheus::Histogram::BucketBoundaries buckets = {1,   1.05, 1.1, 1.2, 1.35, 1.5, 1.75, 2,
                                                                   2.5, 3,    4,   6,   8,    16,  32,   64};
@@ -177,7 +178,7 @@ prometheus::Counter& Metrics::RequestCounter(const std::string& model, const std
                                              RequestCounters& counters) {
   std::atomic<prometheus::Counter*>& counter = counters[std::min<size_t>(static_cast<size_t>(code), kNumCodes - 1)];
   if (counter.load() == nullptr) {
-    // Should two threads come here, both get the same one.
+    // When two threads get here at once, both get the same counter.
     counter.store(&requests_.Add({{"model", model}, {"layer", layer}, {"code", absl::StatusCodeToString(code)}}));
   }
   return *counter.load();

@@ -1,6 +1,6 @@
 // The front's Prometheus metrics; docs/operations.md explains each.
 //
-// Thread-safe. What is counted for a layer is found by its id once, and no labels are built while requests run.
+// Thread-safe. A record looks up a layer's metrics once, by the layer's id, and no labels are built while requests run.
 #pragma once
 
 #include <prometheus/counter.h>
@@ -25,7 +25,7 @@
 
 namespace switchyard {
 
-// What one finished step cost.
+// The cost of one finished step.
 struct StepRecord {
   LayerId layer;
   int64_t num_rows = 0;
@@ -35,7 +35,7 @@ struct StepRecord {
   StepTimes times;       // slowest rank
   int64_t rows_crossed = 0;
   int64_t bytes_crossed = 0;
-  std::vector<int64_t> rows_per_rank;  // (row, expert) pairs that each computed
+  std::vector<int64_t> rows_per_rank;  // (row, expert) pairs that each rank computed
 };
 
 class Metrics {
@@ -44,43 +44,44 @@ class Metrics {
 
   prometheus::Registry& registry() { return registry_; }
 
-  // Makes a layer known before anything is recorded for it. One that comes again under its name, with another id, goes
-  // on counting where the former stopped; what is known stays.
+  // Registers a layer; call it before anything is recorded for the layer. A layer that is added again under the same
+  // name, with another id, goes on counting where the earlier one stopped. Exported metrics are never removed.
   void AddLayer(const ServedLayer& layer);
-  // Layers of which nothing will be recorded any more, nor asked by their ids.
+  // Removes layers. Nothing may be recorded for them, or asked by their ids, afterwards.
   void RemoveLayers(const std::vector<LayerId>& layers);
 
   void RecordStep(const StepRecord& record, const std::vector<int64_t>& rows_per_expert);
-  // A request left, with the gRPC code of its status. `stats` count when it is OK.
+  // Records a request that has ended, with the gRPC code of its status. `stats` count when the code is OK.
   void RecordRequest(LayerId layer, absl::StatusCode code, const RequestStats& stats, int64_t total_us);
-  // A request was refused before it had a place in a queue; `layer` is unset when it had none either.
+  // Records a request that was refused before it was queued; `layer` is unset when the request named no known layer.
   void RecordRejection(absl::StatusCode code, std::optional<LayerId> layer);
   void RecordRecovery(double seconds);
 
   void SetQueue(int64_t rows, int64_t bytes, int64_t requests);
-  // Rows that no step has taken, by Priority, the highest first.
+  // Rows that no step has taken yet, by Priority, the highest first.
   void SetQueuedRows(const std::array<int64_t, kNumPriorities>& rows);
   void SetGroup(Epoch epoch, int ranks_serving);
 
   // Rows each expert has computed since the start.
   std::vector<int64_t> RowsPerExpert(LayerId layer) const;
   LayerStatistics::Snapshot Statistics(LayerId layer) const;
-  // Of every layer, by its name as KServe clients know it, NAME.LAYER.
+  // Statistics of every layer, with its name for KServe clients, NAME.LAYER.
   std::vector<std::pair<std::string, LayerStatistics::Snapshot>> AllStatistics() const;
 
  private:
   // gRPC's codes, OK included.
   static constexpr int kNumCodes = 17;
-  // Counters of requests by code. A layer's for OK is there from the start, others when they are first needed.
+  // Counters of requests by code. A layer's counter for OK exists from the start, the others are made when they are
+  // first needed.
   using RequestCounters = std::array<std::atomic<prometheus::Counter*>, kNumCodes>;
 
-  // What goes on from one layer to the next one of its name.
+  // The counts that a layer takes over from an earlier layer of the same name.
   struct NamedCounts {
     RequestCounters requests = {};
     LayerStatistics statistics;
   };
 
-  // Constant once made; what it points to is not.
+  // Constant once made, but the counts and metrics it points to change.
   struct LayerMetrics {
     std::string model, layer;
     NamedCounts* counts = nullptr;
@@ -103,9 +104,9 @@ class Metrics {
     prometheus::Gauge* imbalance = nullptr;
   };
 
-  // The layer was added.
+  // `layer` must have been added.
   const LayerMetrics& Find(LayerId layer) const;
-  // That of `counters` for the code, made if need be.
+  // The counter for the code among `counters`, made when it does not exist yet.
   prometheus::Counter& RequestCounter(const std::string& model, const std::string& layer, absl::StatusCode code,
                                       RequestCounters& counters);
   static void RecordLoad(const LayerMetrics& layer, const std::vector<int64_t>& rows_per_rank);
@@ -130,10 +131,10 @@ class Metrics {
   prometheus::Gauge& ranks_serving_;
   prometheus::Counter& recoveries_;
   prometheus::Histogram& recovery_seconds_;
-  RequestCounters unknown_requests_ = {};  // of requests that named no layer there is
+  RequestCounters unknown_requests_ = {};  // requests that named no known layer
   mutable Mutex mu_;
   std::map<std::pair<std::string, std::string>, std::unique_ptr<NamedCounts>> counts_ ABSL_GUARDED_BY(mu_);
-  std::vector<std::unique_ptr<const LayerMetrics>> layers_ ABSL_GUARDED_BY(mu_);  // by id; null where one is not used
+  std::vector<std::unique_ptr<const LayerMetrics>> layers_ ABSL_GUARDED_BY(mu_);  // by id; null where an id is not used
 };
 
 }  // namespace switchyard

@@ -30,7 +30,7 @@ std::vector<LogField> FieldsOf(const Request& request, const RequestIdentity& id
   return fields;
 }
 
-// Of a request that is not answered in full, what its steps took is not known.
+// Call it only for requests that were answered in full; for others the times of their steps are not known.
 void AddStages(const RequestStats& stats, std::vector<LogField>* fields) {
   fields->push_back({"queue_us", stats.queue_us});
   fields->push_back({"gate_us", stats.gate_us});

@@ -1,11 +1,10 @@
-// What the front's log says of single requests, each line with the request's ids, so that callers' complaints can be
-// found in it:
+// Log lines about single requests. Each line has the request's ids, so that a caller's complaint can be traced to it:
 //
-//   slow     a warning, of a request that took as long as --slow_request_ms or longer, with the time of its stages
-//   failed   a warning, of one that ended in an error that is not its caller's doing
-//   others   debug lines, of those that were answered and those that were refused
+//   slow     a warning about a request that took --slow_request_ms or longer, with the time of its stages
+//   failed   a warning about a request that failed through no fault of its caller
+//   others   debug lines about requests that were answered and requests that were refused
 //
-// Warnings are few a second, however many requests deserve one.
+// Warnings are limited to a few lines a second, however many requests deserve one.
 //
 // Thread-safe.
 #pragma once
@@ -21,13 +20,13 @@ namespace switchyard {
 
 class RequestLog {
  public:
-  // 0 for no slow requests.
+  // 0 logs no requests as slow.
   explicit RequestLog(int64_t slow_request_ms) : slow_us_(slow_request_ms * 1000) {}
 
   // A submitted request was answered.
   void Answered(const Request& request, const RequestIdentity& identity, const absl::Status& status, int64_t total_us,
                 SteadyTime now);
-  // A request was refused before it was submitted; `layer` is null when it named none that there is.
+  // A request was refused before it was submitted; `layer` is null when it named no known layer.
   void Refused(const ServedLayer* layer, const RequestIdentity& identity, const absl::Status& status) const;
 
  private:

@@ -26,7 +26,7 @@ class RequestLogTest : public testing::Test {
     identity_ = {.id = "call-1", .trace = std::nullopt, .peer = "ipv4:10.0.0.9:77"};
   }
 
-  // Lines logged by `run`, at a level and above.
+  // Lines logged by `run` at `level` and above.
   template <typename Fn>
   static std::vector<std::string> LinesOf(const std::string& level, Fn run) {
     EXPECT_TRUE(SetUpLogging({.level = level, .process = "front"}).ok());

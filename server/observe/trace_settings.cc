@@ -17,7 +17,7 @@ std::string Shown(const std::vector<std::string>& values) {
   return all.size() <= kMaxShown ? all : absl::StrCat(all.substr(0, kMaxShown), "…");
 }
 
-// Both: none for no values.
+// Both return nullopt when there are no values.
 absl::StatusOr<std::optional<int64_t>> ParseNumber(const std::string& name, const std::vector<std::string>& values,
                                                    int64_t low) {
   if (values.empty()) return std::nullopt;

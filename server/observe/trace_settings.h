@@ -2,13 +2,13 @@
 //
 //   trace_level    OFF or TIMESTAMPS
 //   trace_rate     N: of N requests that are answered, one is traced
-//   trace_count    how many more are traced, -1 for any number; shown, it is what is left
-//   log_frequency  N: a file for every N traces, FILE.0, FILE.1, …; 0 for one file. Of all models.
-//   trace_file     where they go; set at the start and shown
+//   trace_count    how many more are traced, -1 for any number; when shown, how many are left
+//   log_frequency  N: a file for every N traces, FILE.0, FILE.1, …; 0 for one file. The same for all models.
+//   trace_file     the file that traces go to; set at the start, shown only
 //   trace_mode     "triton"
 //
-// A model without settings of its own is counted with all others like it; one that has some counts its own requests,
-// and takes the other settings from those of all models.
+// All models without settings of their own are counted together. A model with settings of its own counts its own
+// requests, and takes the settings that it does not have from those for all models.
 #pragma once
 
 #include <cstdint>
@@ -30,20 +30,21 @@ class TraceSettings {
   // Without a file nothing can be traced.
   explicit TraceSettings(std::string file) : file_(std::move(file)) {}
 
-  // Of the model called so, or of all when it is empty. No values take a setting back: a model's to that of all, one of
-  // all to what it was at the start. InvalidArgument names the setting, what was expected and what came, and
-  // FailedPrecondition says that there is no file; nothing has changed then.
+  // Changes the settings of the model named `model`, or those for all models when the name is empty. A setting with no
+  // values is taken back: a model's to the setting for all models, one for all models to its initial value.
+  // InvalidArgument names the setting, what was expected and what came. FailedPrecondition says that there is no file.
+  // On an error nothing changes.
   absl::Status Update(const std::string& model, const TraceValues& changes);
   TraceValues Show(const std::string& model) const;
 
-  // Told of every request that is answered; whether it is traced.
+  // Call it for every request that is answered; returns whether the request is to be traced.
   bool Sample(const std::string& model);
-  // Whether any can be: while not, nobody needs to ask.
+  // Whether tracing is on for any model. While it is not, Sample need not be called.
   bool is_any_on() const;
   int64_t log_frequency() const { return log_frequency_; }
 
  private:
-  // What is set for a model; of all models everything is.
+  // The settings that were chosen for one model, or for all models; for all models every setting has a value.
   struct Chosen {
     std::optional<bool> is_on;
     std::optional<int64_t> rate;
@@ -52,10 +53,10 @@ class TraceSettings {
   };
   struct Sampler {
     Chosen chosen;
-    int64_t left = -1;  // of its count
-    int64_t seen = 0;   // requests since the last that was traced
+    int64_t left = -1;  // how many more are traced
+    int64_t seen = 0;   // requests since the last one that was traced
   };
-  // A change, checked.
+  // A change that was checked.
   struct Change {
     Chosen chosen;
     bool resets_count = false;

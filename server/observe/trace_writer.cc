@@ -11,7 +11,7 @@
 namespace switchyard {
 namespace {
 
-// Traces waiting for the disk at most.
+// The most traces that wait for the disk.
 constexpr size_t kMaxWaiting = 4096;
 
 constexpr std::string_view kBegin = "[\n";
@@ -118,7 +118,7 @@ absl::Status TraceWriter::Open(const std::string& path) {
 
 absl::Status TraceWriter::Reopen() {
   file_.reset(std::fopen(path_.c_str(), "r+e"));
-  if (file_ == nullptr) return Open(path_);  // it was taken away meanwhile
+  if (file_ == nullptr) return Open(path_);  // the file was removed meanwhile
   place_ = whole_;
   return absl::OkStatus();
 }

@@ -1,7 +1,7 @@
 // Writes traces to files, as one JSON array each, on a thread of its own, so that no request waits for a disk.
 //
-// After every batch of traces the file is complete and can be read. Traces that come faster than the disk takes them
-// are dropped, and the log says how many.
+// After every batch of traces the file is complete and can be read. When traces come faster than the disk takes them,
+// some are dropped, and the log says how many.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@
 
 namespace switchyard {
 
-// What a trace tells of one request.
+// The content of one request's trace.
 struct TraceRecord {
   std::string model;       // NAME.LAYER
   std::string request_id;  // the KServe API's; empty when the caller gave none
@@ -29,9 +29,9 @@ struct TraceRecord {
   std::vector<std::pair<const char*, SteadyTime>> timestamps;
 };
 
-// An object of Triton's trace format, and more: {"id", "model_name", "model_version", "request_id", "x_request_id",
-// "trace_id", "parent_span_id", "timestamps": [{"name", "ns"}]}. The last two ids are there when there are any;
-// nanoseconds are the steady clock's.
+// An object of Triton's trace format with some additions: {"id", "model_name", "model_version", "request_id",
+// "x_request_id", "trace_id", "parent_span_id", "timestamps": [{"name", "ns"}]}. request_id, trace_id and
+// parent_span_id are left out when the request has none. Nanoseconds are the steady clock's.
 std::string EncodeTrace(int64_t id, const TraceRecord& record);
 
 // Thread-safe.
@@ -39,10 +39,10 @@ class TraceWriter {
  public:
   // FailedPrecondition when the file cannot be written.
   static absl::StatusOr<std::unique_ptr<TraceWriter>> Create(const std::string& path);
-  // Writes what is left.
+  // Writes the traces that still wait.
   ~TraceWriter();
 
-  // `traces_per_file` as in TraceSettings' log_frequency.
+  // `traces_per_file` means the same as log_frequency in TraceSettings.
   void Add(TraceRecord record, int64_t traces_per_file);
 
  private:
@@ -57,28 +57,29 @@ class TraceWriter {
   explicit TraceWriter(std::string path);
 
   void Loop();
-  // Appends to the file that is open, opening one when it is full or there is none.
+  // Appends to the open file. Opens a file first when the open one is full or none is open.
   absl::Status Write(const Item& item);
   absl::Status Open(const std::string& path);
-  // Goes on in the file of --trace_file, after the traces that it has.
+  // Opens the file of --trace_file again, to go on after the traces that it has.
   absl::Status Reopen();
   absl::Status Append(const std::string& text);
-  // Ends the array; the next trace takes the end's place.
+  // Writes the end of the JSON array. The next trace overwrites it.
   absl::Status Complete();
 
   const std::string path_;
   LineBudget drops_{1}, errors_{1};
 
-  // The thread's.
-  // How far a file is.
+  // Only the writing thread uses the members down to is_numbered_.
+
+  // How far a file is written.
   struct Place {
     int64_t num_traces = 0;
-    long end = 0;  // where the next one goes
+    long end = 0;  // where the next trace goes
   };
 
   std::unique_ptr<std::FILE, FileCloser> file_;
-  Place place_;  // of the file that is open
-  Place whole_;  // of --trace_file itself, while a numbered one is open
+  Place place_;  // of the open file
+  Place whole_;  // of --trace_file itself, while a numbered file is open
   int64_t next_id_ = 1;
   int64_t next_number_ = 0;
   bool is_numbered_ = false;

@@ -5,7 +5,8 @@
 namespace switchyard {
 namespace {
 
-// When what of Triton's trace happened to a request. Of one that was not computed in full, the computing is left out.
+// The times of the events in Triton's trace of a request. The events of the computation are left out when the request
+// was not computed in full.
 std::vector<std::pair<const char*, SteadyTime>> TimestampsOf(const Request& request, bool ok, SteadyTime now) {
   const RequestStats& stats = request.outcome.stats;
   std::vector<std::pair<const char*, SteadyTime>> timestamps = {{"REQUEST_START", request.ask.arrival},

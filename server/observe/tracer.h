@@ -1,4 +1,4 @@
-// Traces requests: chooses them by the settings, and sends what is known of them to the file.
+// Traces requests: chooses them by the settings, and writes what is known of them to the trace file.
 //
 // Thread-safe. While tracing is off, a request costs one read of an atomic.
 #pragma once
@@ -18,14 +18,14 @@ namespace switchyard {
 
 class Tracer {
  public:
-  // `file` is that of --trace_file, empty for none; FailedPrecondition when it cannot be written.
+  // `file` is the value of --trace_file, empty for none. FailedPrecondition when the file cannot be written.
   static absl::StatusOr<std::unique_ptr<Tracer>> Create(const std::string& file);
 
-  // As in TraceSettings; `model` is NAME.LAYER or empty.
+  // These do the same as in TraceSettings; `model` is NAME.LAYER or empty.
   absl::Status Update(const std::string& model, const TraceValues& changes);
   TraceValues Show(const std::string& model) const;
 
-  // A submitted request was answered now; `ok` when with its rows.
+  // A submitted request was answered at `now`; `ok` says that it was answered with its rows.
   void RequestAnswered(const Request& request, const RequestIdentity& identity, bool ok, SteadyTime now) {
     if (is_on_.load(std::memory_order_relaxed)) Trace(request, identity, ok, now);
   }
@@ -35,7 +35,7 @@ class Tracer {
 
   void Trace(const Request& request, const RequestIdentity& identity, bool ok, SteadyTime now);
 
-  std::unique_ptr<TraceWriter> writer_;  // null without a file; then nothing is ever on
+  std::unique_ptr<TraceWriter> writer_;  // null without a file; then tracing is never on
   std::atomic<bool> is_on_{false};
   mutable Mutex mu_;
   TraceSettings settings_ ABSL_GUARDED_BY(mu_);

@@ -20,7 +20,7 @@ struct CounterRow {
 
 double Micros(const Tally& tally) { return static_cast<double>(tally.total_us); }
 
-// Those with the labels {model, version}.
+// The metrics with the labels {model, version}.
 constexpr CounterRow kCounters[] = {
     {"nv_inference_request_success", "Requests answered.",
      [](const Snapshot& counts) { return static_cast<double>(counts.success.count); }},

@@ -1,5 +1,5 @@
-// Triton's metrics of models, for dashboards and load generators that know those: nv_inference_*, derived from the
-// statistics of each layer when they are collected.
+// Triton's metrics of models (nv_inference_*), for dashboards and load generators that know them. They are derived from
+// each layer's statistics when they are collected.
 #pragma once
 
 #include <prometheus/collectable.h>
@@ -11,7 +11,7 @@ namespace switchyard {
 // Thread-safe.
 class TritonMetrics final : public prometheus::Collectable {
  public:
-  // `metrics` outlives this.
+  // `metrics` must outlive this object.
   explicit TritonMetrics(const Metrics* metrics) : metrics_(metrics) {}
 
   std::vector<prometheus::MetricFamily> Collect() const override;

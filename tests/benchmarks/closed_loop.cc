@@ -12,13 +12,14 @@
 namespace switchyard {
 namespace {
 
-// Counts what ends, and says when the loop is over. Thread-safe.
+// Counts the requests that end, and decides when the loop is over. A place of the loop has one request in flight at a
+// time. Thread-safe.
 class Window {
  public:
   Window(int in_flight, std::chrono::nanoseconds duration)
       : in_flight_(in_flight), duration_(duration), num_running_(in_flight) {}
 
-  // A place's request has ended. Whether the place goes on.
+  // Counts a place's request, which has ended. Returns whether the place goes on.
   bool Count(SteadyTime begin, const absl::Status& status) {
     const SteadyTime now = Clock::Real().Now();
     MutexLock lock(&mu_);
@@ -29,14 +30,14 @@ class Window {
     return false;
   }
 
-  // Places that will not end any more, because of `status`.
+  // Gives up places whose requests will not end any more, because of `status`.
   void Abandon(int num_places, const absl::Status& status) {
     MutexLock lock(&mu_);
     status_.Update(status);
     if ((num_running_ -= num_places) == 0) idle_.SignalAll();
   }
 
-  // When no place goes on any more.
+  // Waits until no place goes on.
   absl::StatusOr<LoopResult> Result() {
     MutexLock lock(&mu_);
     while (num_running_ > 0) idle_.Wait(&mu_);
@@ -111,7 +112,7 @@ class CallLoop {
   std::deque<Place> places_;
 };
 
-// Some places of the loop on one stream.
+// Runs some places of the loop on one stream.
 class Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   Stream(const StreamTarget& target, grpc::GenericStub* stub, std::vector<size_t> places, Window* window)
@@ -125,7 +126,7 @@ class Stream final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::Byte
   ~Stream() override { ended_.WaitForNotification(); }
 
  private:
-  // One of the places that wait is written, unless a write is under way; none wait and none run: the stream ends.
+  // Writes the request of one waiting place, unless a write is under way. Ends the stream when no place waits or runs.
   void WriteNext() {
     std::optional<size_t> place;
     bool is_over = false;

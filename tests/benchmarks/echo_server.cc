@@ -1,5 +1,5 @@
-// The bare line: a gRPC server of the front's settings whose Forward returns the message it gets. Prints
-// `READY grpc=HOST:PORT` and ends with SIGTERM.
+// The bare connection that the service is compared with: a gRPC server with the front's settings, whose Forward returns
+// the message it gets. Prints `READY grpc=HOST:PORT` and ends with SIGTERM.
 #include <grpcpp/grpcpp.h>
 
 #include <cstdio>

@@ -1,5 +1,5 @@
-// A worker whose engine returns rows as they are, so that what remains of a request is the way there and back.
-// For one worker per group: with more, rows would have to be exchanged.
+// A worker whose engine returns rows unchanged, so that a request costs only the way there and back. Use one such
+// worker per group, because several would have to exchange rows.
 #include <cstring>
 #include <memory>
 

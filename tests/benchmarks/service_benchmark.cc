@@ -1,15 +1,16 @@
-// How close the whole service comes to the library it stands on: a real front with one worker answers requests of 1024
-// bf16 rows for a layer of the size of Qwen3-30B-A3B's, and in the same run oneDNN alone computes the same GEMMs, with
-// as many rows per expert as the service's own routing of these very rows gave.
+// Compares the speed of the whole service with the library it uses. A real front with one worker answers requests of
+// 1024 bf16 rows for a layer of the size of Qwen3-30B-A3B's. In the same run, oneDNN alone computes the same GEMMs,
+// with as many rows per expert as the service's own routing of the same rows gave.
 //
 //   ServiceRatios   in turn: oneDNN alone, one request at a time, two requests in flight. service_vs_onednn is the
-//                   speed of one request at a time relative to oneDNN alone, of the fastest time of each, as other work
-//                   on the host only slows; the _median counters say the same of the medians. The memory is what is
-//                   resident at the end, in MiB, and worker_rss_bound_mib what the worker may take for its weights.
+//                   speed of one request at a time relative to oneDNN alone. It compares the fastest time of each,
+//                   because other work on the host only slows them; the _median counters compare the medians. The
+//                   memory is the resident memory at the end, in MiB; worker_rss_bound_mib is what the worker may take
+//                   for its weights.
 //
-// Starts server/switchyard_server of its runfiles: use `bazel run`. The front sets how its workers' OpenMP threads
-// wait, which matters much on a busy host; for a fair ratio set the same for this process, which the server then
-// inherits: OMP_WAIT_POLICY=active GOMP_SPINCOUNT=20000, as docs/benchmarks/run_cpu.sh does.
+// Starts server/switchyard_server of its runfiles, so use `bazel run`. The front sets how its workers' OpenMP threads
+// wait, which matters much on a busy host. For a fair ratio set the same for this process, whose settings the server
+// then inherits: OMP_WAIT_POLICY=active GOMP_SPINCOUNT=20000, as docs/benchmarks/run_cpu.sh does.
 #include <benchmark/benchmark.h>
 #include <signal.h>
 
@@ -65,7 +66,7 @@ class Service {
 
   void Request() { OrEnd(Send(false)); }
 
-  // Requests one after the other from each of two threads.
+  // Sends requests one after the other from each of two threads.
   void TwoInFlight() {
     const auto send = [&] {
       for (int i = 0; i < kRequestsPerSender; ++i) Request();
@@ -97,7 +98,7 @@ class Service {
   }
 
  private:
-  // As OrDie, but leaves no server behind.
+  // Like OrDie, but leaves no server behind.
   template <typename T>
   T OrEnd(absl::StatusOr<T> result) {
     if (!result.ok()) server_->process().Signal(SIGTERM);
@@ -143,7 +144,7 @@ void ServiceRatios(benchmark::State& state) {
   Times library_times, single, two;
   for (auto _ : state) {
     library_times.seconds.push_back(Seconds([&] { library.Run(); }));
-    service.Request();  // not timed: the library's threads still spin when it starts
+    service.Request();  // not timed, because the library's threads still spin when it starts
     single.seconds.push_back(Seconds([&] { service.Request(); }));
     two.seconds.push_back(Seconds([&] { service.TwoInFlight(); }));
   }

@@ -1,11 +1,11 @@
-// How close the whole service comes to the line it stands on: one client sends the same rows to a bare gRPC echo of the
-// same settings, and to a real front with one worker whose engine returns rows as they are, over either API, calls and
-// streams. Rows are 4 KiB (2048 bf16) and there is one expert, so that gate and plan are small; what they take is told
-// separately.
+// Compares the speed of the whole service with the bare connection under it. One client sends the same rows to a gRPC
+// echo server with the same settings, and to a real front with one worker whose engine returns rows unchanged. It uses
+// either API, with calls and with streams. Rows are 4 KiB (2048 bf16) and there is one expert, so that gate and plan
+// are small; their times are shown separately.
 //
-// For every size and number in flight, they take turns for some rounds, on closed loops. Prints Markdown, a whole
-// document. Starts echo_server and echo_worker, which lie beside this program, and switchyard_server, from where the
-// build or the bundle puts it. docs/benchmarks/run_wire.sh writes docs/benchmarks/wire.md.
+// For every size and number in flight, the variants take turns for some rounds, on closed loops. Prints a whole
+// document in Markdown. Starts echo_server and echo_worker, which lie beside this program, and switchyard_server from
+// its place in the build or in the bundle. docs/benchmarks/run_wire.sh writes docs/benchmarks/wire.md.
 #include <sys/utsname.h>
 
 #include <CLI/CLI.hpp>
@@ -65,7 +65,7 @@ std::shared_ptr<const HostMatrix> NormalRows(int64_t num_rows) {
   return rows;
 }
 
-// A message of `head` and then the rows as its field `field_number`.
+// A message that consists of `head` and then the rows as its field `field_number`.
 grpc::ByteBuffer WithRows(std::string head, int field_number, const HostMatrix& rows) {
   const size_t num_bytes = rows.view().size_bytes();
   const grpc::Slice slices[] = {HeadSlice(std::move(head), field_number, num_bytes),
@@ -86,7 +86,7 @@ grpc::ByteBuffer ForwardMessage(const HostMatrix& rows) {
   return WithRows(ForwardHead(rows).SerializeAsString(), v1::ForwardRequest::kRowsFieldNumber, rows);
 }
 
-// The same as the message of a place in a loop, whose number is in the id.
+// The same request as a message of a stream; the id is the number of the place in the loop.
 grpc::ByteBuffer StreamMessage(const HostMatrix& rows, size_t place) {
   const size_t num_row_bytes = rows.view().size_bytes();
   std::string forward_head = ForwardHead(rows).SerializeAsString();
@@ -99,7 +99,7 @@ grpc::ByteBuffer StreamMessage(const HostMatrix& rows, size_t place) {
   return grpc::ByteBuffer(slices, 3);
 }
 
-// Reads no further than to the id and what follows it.
+// Reads no further than the id and the tag that follows it.
 absl::StatusOr<size_t> PlaceOfAnswer(const grpc::ByteBuffer& answer) {
   SY_ASSIGN_OR_RETURN(const auto slices, SlicesOf(answer));
   SliceStream bytes(*slices);
@@ -148,7 +148,7 @@ std::string FindServer() {
   return OwnFolder().parent_path().parent_path() / "server" / "switchyard_server";
 }
 
-// The echo, the service, and a connection to each.
+// The echo server, the service, and connections to each.
 class Servers {
  public:
   static absl::StatusOr<std::unique_ptr<Servers>> Start(const Settings& settings) {
@@ -195,7 +195,7 @@ class Servers {
   std::vector<grpc::GenericStub> echo_stubs_, front_stubs_;
 };
 
-// One size and number in flight.
+// The results for one size and number in flight.
 struct Cell {
   LoopResult echo, forward, infer, stream;
 };
@@ -233,7 +233,7 @@ double Micros(const LatencyHistogram& latency, double percent) {
   return static_cast<double>(latency.Percentile(percent).count()) * 1e-3;
 }
 
-// What the parts of one request take when there is no other, medians.
+// Medians of the stages of one request while no other runs.
 struct Stages {
   double queue_us, upload_us, gate_us, plan_us, step_us;
 };

@@ -5,7 +5,7 @@ import subprocess
 
 KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
 
-# `openssl ca` is the one way to a certificate that has expired already.
+# Only `openssl ca` can make a certificate that has already expired.
 CONFIG = """
 [ca]
 default_ca = default
@@ -28,7 +28,7 @@ subjectAltName = IP:127.0.0.1, DNS:localhost
 
 
 class Authority:
-    """A root certificate in a folder of its own, and what it signs."""
+    """A root certificate in a folder of its own, and the certificates that it signs."""
 
     def __init__(self, folder):
         self._folder = folder
@@ -39,7 +39,7 @@ class Authority:
         self.root = os.path.join(folder, "ca.pem")
 
     def issue(self, name, begin=None, end=None):
-        """Paths of a new certificate for 127.0.0.1 and of its key."""
+        """The paths of a new certificate for 127.0.0.1 and of its key."""
         self._openssl("req", "-new", *KEY, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
         dates = ["-startdate", begin, "-enddate", end] if end else ["-days", "2"]
         self._openssl("ca", "-batch", "-notext", "-config", "config", *dates, "-in", f"{name}.csr", "-out",
@@ -59,7 +59,7 @@ class Authority:
 
 
 def replace(path, source):
-    """Puts the text of `source` where `path` is, in one step."""
+    """Replaces the file at `path` by the text of `source`, in one step."""
     with open(source, "rb") as file:
         text = file.read()
     with open(path + ".new", "wb") as file:

@@ -37,7 +37,7 @@ class Server:
         self._process.send_signal(signal.SIGTERM)
 
     def wait(self):
-        """Its exit status."""
+        """Waits for the process; returns its exit status."""
         return self._process.wait(timeout=60)
 
 

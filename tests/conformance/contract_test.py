@@ -1,4 +1,4 @@
-"""The wire contract: everything that our .proto declares is what the published protocol says it is."""
+"""The wire contract: everything that our .proto files declare is the same in the published protocol."""
 
 import grpc
 import pytest
@@ -20,12 +20,12 @@ def published_message(name):
 
 
 def files_of(file):
-    """A file and what it imports."""
+    """A file and the files that it imports."""
     return [file, *file.dependencies]
 
 
 def messages_of(file):
-    """All messages of a file and what it imports, nested ones included."""
+    """All messages of a file and of its imports, nested ones included."""
     waiting = [message for each in files_of(file) for message in each.message_types_by_name.values()]
     while waiting:
         message = waiting.pop()

@@ -17,7 +17,7 @@ class IpcHandle(ctypes.Structure):
 
 
 class Driver:
-    """libcuda with the primary context of GPU 0 as the thread's own. RuntimeError says why there is none."""
+    """libcuda, with the primary context of GPU 0 as the thread's current one. RuntimeError says why there is none."""
 
     def __init__(self):
         try:

@@ -167,7 +167,7 @@ def test_a_client_that_dies_harms_nobody(client):
 
 
 def test_with_the_helpers_of_tritonclient(client):
-    """They need the package cuda-python."""
+    """tritonclient's helpers need the package cuda-python."""
     try:
         import tritonclient.utils.cuda_shared_memory as cuda_shm
     except (ImportError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""The examples of client/python/examples as a reader would run them, against a real front."""
+"""Runs the examples of client/python/examples as a reader would, against a real front."""
 
 import re
 import subprocess
@@ -12,8 +12,8 @@ from conftest import Server
 
 FOLDER = "client/python/examples"
 
-# What each prints, beside what it checks itself and says with its exit code. The last takes the model away for a while, which
-# is why it is the last.
+# What each example prints. Each also checks itself, and reports the outcome by its exit code. The last one takes the
+# model away for a while, which is why it is the last.
 PRINTS = {
     "infer": "first row: experts .* with weights",
     "infer_asyncio": "200 requests of one row in",
@@ -36,7 +36,7 @@ def target():
 
 
 def run(name, *flags):
-    """Its output. It must succeed, and must not warn."""
+    """The output of an example, which must succeed and must not warn."""
     ran = subprocess.run([sys.executable, f"{FOLDER}/{name}.py", *flags], capture_output=True, text=True, timeout=120,
                          check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr

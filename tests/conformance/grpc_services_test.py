@@ -1,4 +1,4 @@
-"""The standard services beside the APIs: grpc.health.v1 and server reflection."""
+"""The standard services that the server has beside the APIs: grpc.health.v1 and server reflection."""
 
 import grpc
 import pytest

@@ -37,7 +37,7 @@ def random_rows(num_rows, dtype=np.float32, seed=0):
 
 
 def raw_request(rows, **fields):
-    """A request by hand, for what tritonclient would not send."""
+    """A hand-made request, for content that tritonclient would not send."""
     request = pb.ModelInferRequest(model_name=MODEL, raw_input_contents=[rows.tobytes()], **fields)
     request.inputs.add(name="hidden_states", datatype=np_to_triton_dtype(rows.dtype), shape=rows.shape)
     return request
@@ -108,8 +108,8 @@ def test_repository_index_lists_every_layer(client):
 
 # ---- Inference
 
-# The front computes in fp32 here, so that an answer of another type is the fp32 one, rounded: to half a unit in the last
-# place. The bounds are a whole one, or what the order of sums may change in fp32.
+# The front computes in fp32 here, so an answer of another type is the fp32 answer, rounded: off by at most half a unit
+# in the last place. The bounds are a whole unit, or what the order of sums may change in fp32.
 ROUNDING = {np.float64: 1e-5, np.float32: 1e-5, np.float16: 2.0**-10, ml_dtypes.bfloat16: 2.0**-7}
 
 
@@ -182,7 +182,7 @@ def test_native_options_are_parameters(client):
                           parameters={"top_k": 2, "gate_index": 0, "capacity_factor": 1.0, "balance_loss": True})
     assert result.as_numpy("expert_ids").shape == (6, 2)
     assert result.get_response().parameters["balance_loss"].double_param > 0
-    # Factor 1 leaves every expert 2 · int(1 · ceil(6 / 16)) = 2 of the 12 choices; what is lost shows as -1 with weight 0.
+    # Factor 1 leaves every expert 2 · int(1 · ceil(6 / 16)) = 2 of the 12 choices; a lost choice is -1 with weight 0.
     ids, weights = result.as_numpy("expert_ids"), result.as_numpy("expert_weights")
     assert np.bincount(ids[ids >= 0], minlength=EXPERTS).max() <= 2
     assert np.all((ids >= 0) == (weights > 0))
@@ -262,7 +262,7 @@ def test_cancelled_and_expired_calls(client):
 
 @contextlib.contextmanager
 def busy_queue(client, **parameters):
-    """Requests that keep the server busy for a while. Gives the queue of their errors, or None, as they are answered."""
+    """Keeps the server busy with requests for a while. Gives a queue of their errors, or None, as they are answered."""
     answers = queue.Queue()
     rows = hidden_states(random_rows(50_000))
     for _ in range(6):
@@ -277,7 +277,7 @@ def test_timeout_is_of_the_queue(client):
     for timeout in (0, 60_000_000, 2**62):
         client.infer(MODEL, [rows], timeout=timeout)
     with busy_queue(client) as answers, pytest.raises(InferenceServerException) as caught:
-        while answers.empty():  # some of these find the queue busy
+        while answers.empty():  # some of these requests find the queue busy
             client.infer(MODEL, [rows], timeout=1)
     assert "DEADLINE_EXCEEDED" in caught.value.status()
     assert "queue timeout" in caught.value.message()
@@ -402,7 +402,7 @@ def test_what_is_not_offered_says_so(client, call):
 
 
 class Stream:
-    """tritonclient's stream with its answers in a queue."""
+    """tritonclient's stream, with its answers in a queue."""
 
     def __init__(self, target):
         self.client = triton.InferenceServerClient(target)
@@ -426,7 +426,7 @@ class Stream:
 def test_streams_answer_every_request_by_its_id(server, golden):
     rows, expected = golden.layer(3)
     with Stream(server.target) as stream:
-        for i in range(300):  # more than are held at a time
+        for i in range(300):  # more than the server holds at a time
             stream.send(MODEL, rows[i:i + 1 + i % 7], request_id=str(i))
         seen = set()
         for _ in range(300):

@@ -1,4 +1,4 @@
-"""The native API as any gRPC client sees it: Python's grpcio, with messages made from what server reflection tells."""
+"""The native API as any gRPC client sees it: through Python's grpcio, with messages made from server reflection."""
 
 import itertools
 import queue

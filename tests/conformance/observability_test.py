@@ -1,4 +1,4 @@
-"""What an operator sees of requests: ids, log lines, traces, and the settings that change them while the server runs."""
+"""What an operator can see of requests: ids, log lines, traces, and the settings that change them at run time."""
 
 import json
 
@@ -41,12 +41,12 @@ class Watched:
         assert self.server.wait() == 0, self.server.log()
 
     def infer(self, request, *metadata):
-        """The id that comes back."""
+        """Sends a request; returns the id that comes back."""
         _, call = self.stub.ModelInfer.with_call(request, metadata=metadata)
         return dict(call.trailing_metadata())["x-request-id"]
 
     def lines(self, request_id, count=1):
-        """Those of one call, of which there are so many: they are written soon after it was answered."""
+        """The log lines of one call. They are written soon after the answer, so this waits until there are `count`."""
         for _ in range(10_000):
             whole = self.server.log().rpartition("\n")[0].splitlines()
             lines = [json.loads(line) for line in whole if line.startswith("{")]
@@ -56,7 +56,7 @@ class Watched:
         raise AssertionError(f"{count} lines expected, there are {found}")
 
     def traces(self, suffix=""):
-        """What is written so far: the writer may still be at it, so wait for what is certain to come."""
+        """The traces written so far. The writer may still be at work, so callers wait for the traces that must come."""
         return json.loads((self.trace_file.parent / (self.trace_file.name + suffix)).read_text())
 
     def set_traces(self, model=None, **settings):
@@ -134,7 +134,7 @@ def test_streams_have_one_id(debug):
 
 
 def test_slow_requests_are_logged_with_their_stages(debug):
-    """At this level others are logged too, which tells how many rows are slow on this machine."""
+    """At this log level all requests are logged, which shows how many rows are slow on this machine."""
     for num_rows in [2048, 8192, 32768, 114688]:
         debug.infer(infer_request(num_rows), ("x-request-id", f"of-{num_rows}"))
         line, = debug.lines(f"of-{num_rows}")

@@ -1,8 +1,9 @@
 """perf_analyzer, unmodified, against a front: concurrency sweeps over unary calls and streams, with its own checks of the
 server's statistics and metrics.
 
-The program is what SWITCHYARD_PERF_ANALYZER names, or `perf_analyzer` beside the python that runs this or on the PATH. Its
-published binary needs glibc 2.38; where it cannot run the tests are skipped with its own words.
+SWITCHYARD_PERF_ANALYZER names the program; without it, `perf_analyzer` is looked up beside the python that runs this
+and on the PATH. Its published binary needs glibc 2.38. Where it cannot run, the tests are skipped with its own error
+message.
 """
 
 import csv
@@ -20,7 +21,7 @@ WIDTH = 128
 
 
 def find_program():
-    """Where perf_analyzer is, and why it cannot be used when it cannot."""
+    """The path of perf_analyzer, and the reason when it cannot be used."""
     program = os.environ.get("SWITCHYARD_PERF_ANALYZER") or shutil.which(
         "perf_analyzer", path=os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", ""))
     if not program:
@@ -36,16 +37,17 @@ pytestmark = pytest.mark.skipif(PROGRAM is None, reason=REASON)
 
 
 def sweep(server, tmp_path, concurrencies, *flags, rows=16):
-    """Runs it and returns its table: one row of numbers for every concurrency, "START:END:STEP"."""
+    """Runs perf_analyzer. Returns its table: one row of numbers for every concurrency in "START:END:STEP"."""
     report = tmp_path / "report.csv"
     command = [PROGRAM, "-i", "grpc", "-u", server.target, "-m", "jargon-moe.3", f"--shape=hidden_states:{rows},{WIDTH}",
                f"--concurrency-range={concurrencies}", "-f", str(report), "--verbose-csv", *flags]
-    # Windows of few requests, whose throughputs may differ tenfold: how fast a busy machine is does not matter here.
+    # Measures in windows of few requests, whose throughputs may differ tenfold: the speed of a busy machine does not
+    # matter here.
     command += ["--measurement-mode=count_windows", "--measurement-request-count=100", "-p", "500", "-s", "999"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     output = run.stdout + run.stderr
     assert run.returncode == 0, output
-    # What it may miss is the metrics of GPUs, which a server without any has not.
+    # perf_analyzer may complain only about missing GPU metrics, which a server without GPUs does not have.
     complaints = [line for line in output.splitlines()
                   if ("WARNING" in line or "rror" in line) and "nv_gpu_" not in line]
     assert not complaints, output
@@ -57,7 +59,7 @@ def check(table, concurrencies):
     assert sorted(int(row["Concurrency"]) for row in table) == concurrencies
     for row in table:
         assert float(row["Inferences/Second"]) > 0
-        # The server's own account of where the time went fills most of what the client saw, and never more.
+        # The server's own times of the stages fill most of the latency that the client saw, and never exceed it.
         stages = sum(float(row[f"Server {stage}"])
                      for stage in ("Queue", "Compute Input", "Compute Infer", "Compute Output"))
         assert 0 < stages <= float(row["Avg latency"])

@@ -1,4 +1,4 @@
-"""A real Prometheus against a front: it scrapes, and answers what an operator asks."""
+"""A real Prometheus against a front: it scrapes the front, and answers the queries of an operator."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from conftest import MODEL, Server
 RULES = "deploy/prometheus/alerts.yml"
 DASHBOARD = "deploy/prometheus/dashboard.json"
 LAYERS = ["m.0", "m.1"]
-# Triton's names, which do not follow Prometheus' conventions.
+# Names that are Triton's and do not follow Prometheus' conventions.
 FOREIGN = re.compile(r"nv_\w+ (counter metrics should have \"_total\" suffix|"
                      r"metric names should not contain abbreviated units|"
                      r"non-histogram and non-summary metrics should not have \"_count\" suffix)")
@@ -38,7 +38,7 @@ def fetch(address, path, **query):
 
 
 def free_ports(count):
-    """The first of some that follow each other and are free, below those that systems give out."""
+    """The first of `count` consecutive free ports, below those that systems hand out."""
     for first in range(20_000, 30_000, count):
         with contextlib.ExitStack() as sockets, contextlib.suppress(OSError):
             for port in range(first, first + count):
@@ -62,7 +62,7 @@ def front(worker_port):
 
 
 class Prometheus:
-    """One that scrapes a front four times a second."""
+    """A Prometheus that scrapes a front four times a second."""
 
     def __init__(self, targets, folder):
         config = {
@@ -72,7 +72,7 @@ class Prometheus:
                 {"targets": targets}]}],
         }
         shutil.copyfile(RULES, folder / "alerts.yml")
-        (folder / "prometheus.yml").write_text(json.dumps(config))  # which is YAML as well
+        (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML as well
         self._process = subprocess.Popen(
             ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
              "--web.listen-address=127.0.0.1:0"], stderr=subprocess.PIPE, text=True)
@@ -100,13 +100,13 @@ class Prometheus:
                 for series in self.ask("query", query=expression)["result"]]
 
     def value(self, expression):
-        """Of the one series; None while there is none."""
+        """The value of the only series; None while there is none."""
         series = self.query(expression)
         return series[0][1] if series else None
 
     def wait_for(self, expression, holds):
         for _ in range(600):
-            with contextlib.suppress(OSError):  # it answers 503 while it starts
+            with contextlib.suppress(OSError):  # Prometheus answers 503 while it starts
                 value = self.value(expression)
                 if value is not None and holds(value):
                     return value
@@ -123,7 +123,7 @@ def prometheus(front, worker_port, tmp_path_factory):
 
 
 class Load:
-    """Requests of a few threads for a while: how many there were and how long they took."""
+    """Requests from a few threads for a while. Keeps how many there were and how long they took."""
 
     def __init__(self, target, num_threads=2, num_requests=400):
         self.seconds = []
@@ -187,7 +187,7 @@ def test_every_request_is_counted_once(prometheus, load):
 
 
 def test_rate_of_requests(prometheus, load):
-    """Over the last minute, in which all of them came: so many, however long they took."""
+    """All requests came within the last minute, so it counts all of them, however long they took."""
     increase = prometheus.value('sum(increase(switchyard_requests_total{code="OK"}[1m]))')
     assert increase is not None and 0 < increase
     rate = prometheus.value('max_over_time(sum(rate(switchyard_requests_total{code="OK"}[1s]))[1m:250ms])')
@@ -195,7 +195,7 @@ def test_rate_of_requests(prometheus, load):
 
 
 def test_p99_of_requests(prometheus, load):
-    """Between what most callers saw at least and what the slowest saw at most, as well as buckets tell."""
+    """At least what most callers saw and at most what the slowest saw, within the precision of the buckets."""
     p99 = prometheus.value(
         'histogram_quantile(0.99, sum by (le) (rate(switchyard_stage_seconds_bucket{stage="total"}[1m])))')
     assert 0.05 * statistics.median(load.seconds) < p99 < 2.5 * max(load.seconds)
@@ -205,7 +205,7 @@ def test_p99_of_requests(prometheus, load):
 
 
 def test_imbalance_of_ranks(prometheus, load):
-    """What the counters of ranks say is what the front says of its steps."""
+    """The counters of ranks agree with the imbalance that the front reports of its steps."""
     imbalances = prometheus.query("max by (model, layer) (switchyard_rank_rows_total) "
                                   "/ avg by (model, layer) (switchyard_rank_rows_total) > 0")
     assert {labels["layer"] for labels, _ in imbalances} >= {"0", "1"}
@@ -218,7 +218,7 @@ def test_imbalance_of_ranks(prometheus, load):
 
 
 def test_workers_tell_what_the_front_does(prometheus, load):
-    """Their rows are what it gave them; whose worker it is, its rank tells."""
+    """Workers count the rows that the front gave them; the metric of a worker's rank tells whose they are."""
     for rank in range(2):
         given = prometheus.value(f'sum(switchyard_rank_rows_total{{rank="{rank}"}})')
         done = prometheus.value(f"switchyard_worker_rows_total * on (instance) (switchyard_worker_rank == bool {rank}) > 0")

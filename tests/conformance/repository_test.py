@@ -1,4 +1,4 @@
-"""Models loaded, reloaded and unloaded at run time by an unmodified tritonclient, also while others call them."""
+"""An unmodified tritonclient loads, reloads and unloads models at run time, also while other clients call them."""
 
 import os
 import pathlib
@@ -48,7 +48,7 @@ def own_client(own_server):
 
 @pytest.fixture
 def jargon(own_client):
-    """The model, loaded."""
+    """A client of the server, on which the model is loaded."""
     own_client.load_model("jargon")
     return own_client
 
@@ -89,7 +89,7 @@ def test_load_and_unload(own_client, golden):
     with pytest.raises(InferenceServerException) as caught:
         infer(own_client, "jargon.0", golden.layer(0)[0])
     assert (code(caught), caught.value.message()) == ("UNAVAILABLE", "model 'jargon.0' is unloaded")
-    own_client.unload_model("jargon")  # it is
+    own_client.unload_model("jargon")  # it is unloaded already
 
 
 def test_single_layers(jargon, golden):
@@ -182,7 +182,7 @@ def test_health_follows(own_server, jargon):
 
 
 class Callers:
-    """Threads that call a layer until they are stopped, and note what goes wrong."""
+    """Threads that call a layer until they are stopped, and record errors."""
 
     def __init__(self, server, name, rows, expected, may_be_unavailable, count=2):
         self.answered, self.refused, self.errors = 0, 0, []

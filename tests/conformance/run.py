@@ -3,8 +3,8 @@
 
     run.py FILE_test.py
 
-The clients that the tests drive are not Debian packages: tests/conformance/setup.sh installs them into an environment of
-their own. Without them the file counts as one skipped case, which says why.
+The clients that the tests drive are not Debian packages. tests/conformance/setup.sh installs them into an environment
+of their own. Without them, the file counts as one skipped case, which says why.
 """
 
 import os
@@ -13,7 +13,7 @@ from xml.sax.saxutils import quoteattr
 
 
 def missing_module():
-    """The import error of the first client that is not here; None when all are."""
+    """The import error of the first client that is not installed; None when all are."""
     try:
         import grpc_health.v1  # noqa: F401
         import grpc_reflection.v1alpha  # noqa: F401

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the clients of requirements.txt, from PyPI, into an environment of their own, and prints its python. Does
-# nothing but that when they are there. Then:
+# Installs the clients of requirements.txt, from PyPI, into an environment of their own, and prints its python. When
+# they are installed already, it only prints. Then:
 #
 #   bazel test -c opt --test_env=SWITCHYARD_CONFORMANCE_PYTHON="$(tests/conformance/setup.sh)" //tests/conformance/...
 #
@@ -15,7 +15,7 @@ if [[ ! -e $home/complete ]]; then
   mkdir -p "$(dirname "$home")"
   python3 -m venv "$home" >&2
   "$home/bin/python" -m pip install --quiet --retries 1 --timeout 15 --disable-pip-version-check --requirement "$requirements" >&2
-  # Its binary is for newer C libraries than some systems have; perf_analyzer_test.py then says so.
+  # The binary of perf_analyzer needs newer C libraries than some systems have; perf_analyzer_test.py then says so.
   "$home/bin/python" -m pip install --quiet --retries 1 --timeout 15 --disable-pip-version-check perf-analyzer==2.60.0 >&2 ||
     echo "without perf_analyzer" >&2
   touch "$home/complete"

@@ -1,4 +1,4 @@
-"""Tensors in system shared memory: an unmodified tritonclient on the same host, and callers who lie about their memory."""
+"""Tensors in system shared memory: an unmodified tritonclient on the same host, and callers that lie about memory."""
 
 import itertools
 import os
@@ -27,7 +27,7 @@ INVALID, MISSING, PRECONDITION = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusC
 
 @pytest.fixture(scope="module")
 def sharing():
-    """A front that lets clients share memory, at an address of this host."""
+    """A front that lets clients share memory, on an address of this host."""
     running = Server(f"--model=jargon-moe={CHECKPOINT}", "--local_workers=2", "--compute_dtype=fp32",
                      "--allow_client_shm")
     yield running
@@ -43,7 +43,7 @@ def connected(sharing):
 
 @pytest.fixture
 def client(connected):
-    """With no regions before and after."""
+    """A client, with no regions before and after the test."""
     yield connected
     connected.unregister_system_shared_memory()
     assert not connected.get_system_shared_memory_status().regions
@@ -56,7 +56,7 @@ def stub(sharing):
 
 
 class Region:
-    """A shared memory object, and a name for it at the server once it is registered."""
+    """A shared memory object. The server knows it by a name once it is registered."""
 
     numbers = itertools.count()
 
@@ -85,7 +85,7 @@ class Region:
 
 @pytest.fixture
 def new_region():
-    """Makes regions whose objects go when the test has ended."""
+    """Makes regions whose objects are removed when the test has ended."""
     regions = []
 
     def make(*arguments, **options):
@@ -314,7 +314,7 @@ def test_the_deadline_and_the_timeout_count_here_too(client, new_region):
 
 
 def request_in(region, rows, **parameters):
-    """By hand, for what tritonclient would not send."""
+    """A hand-made request, for content that tritonclient would not send."""
     request = pb.ModelInferRequest(model_name=MODEL)
     tensor = request.inputs.add(name="hidden_states", datatype="FP32", shape=rows.shape)
     place(tensor, region.name, {"byte_size": rows.nbytes, **parameters})
@@ -393,7 +393,7 @@ def test_contents_beside_shared_memory_are_refused(client, stub, new_region):
     assert infer_error(stub, request)[0] == INVALID
 
 
-@pytest.mark.parametrize("num_rows", [4, 4000])  # copied at once, and by a thread for that
+@pytest.mark.parametrize("num_rows", [4, 4000])  # 4: copied at once; 4000: copied by a thread for long copies
 def test_a_region_that_is_truncated_harms_only_its_own_requests(client, new_region, num_rows):
     rows = random_rows(num_rows)
     given, taken = new_region(rows.nbytes).register(client), new_region(rows.nbytes).register(client)
@@ -446,7 +446,7 @@ def test_regions_that_come_and_go_under_load(client, sharing, new_region):
 def test_cuda_registrations_say_what_is_wrong(client):
     assert not client.get_cuda_shared_memory_status().regions
     client.unregister_cuda_shared_memory()
-    # Where there is a driver the handle is wrong; where there is none that is said first.
+    # With a driver, the error is about the handle; without one, the error is that there is none.
     code, message = refusal(lambda: client.register_cuda_shared_memory("x", b"c2hvcnQ=", 0, 100))
     assert (code, "raw_handle" in message) in [("INVALID_ARGUMENT", True), ("FAILED_PRECONDITION", False)]
     assert "CUDA" in message or "cuda" in message

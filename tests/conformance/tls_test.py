@@ -1,4 +1,4 @@
-"""Who is let in: TLS, mutual TLS with certificates that change, tokens, and what only administrators may do."""
+"""Who may connect and call: TLS, mutual TLS with certificates that change, tokens, administrators' calls."""
 
 import socket
 import subprocess
@@ -72,7 +72,7 @@ def theirs(tmp_path_factory):
 
 @pytest.fixture
 def live(tmp_path, ours):
-    """Where the server's files are, and a function that replaces both, the certificate first."""
+    """The paths of the server's files, and a function that replaces both, the certificate first."""
     cert, key = str(tmp_path / "live.pem"), str(tmp_path / "live.key")
 
     def renew(name):
@@ -193,7 +193,7 @@ def test_rotation_drops_no_call(live, ours):
 
 
 def shown_serial(server, authority, pair):
-    """The serial number of the certificate that a new connection is shown."""
+    """The serial number of the certificate that the server shows to a new connection."""
     shown = subprocess.run(["openssl", "s_client", "-connect", server.target, "-CAfile", authority.root, "-alpn", "h2",
                             "-cert", pair[0], "-key", pair[1]], stdin=subprocess.DEVNULL, capture_output=True, check=True)
     return subprocess.run(["openssl", "x509", "-noout", "-serial"], input=shown.stdout, capture_output=True,
@@ -314,7 +314,7 @@ def test_tokens_change_while_the_server_runs(tmp_path):
 
 
 def admin_calls(channel, token=None):
-    """The code of each call that changes the server, by name; OK for what is not refused."""
+    """The code of each call that changes the server, by name; OK when the call is not refused."""
     stub = rpc.GRPCInferenceServiceStub(channel)
     log = pb.LogSettingsRequest()
     log.settings["log_info"].bool_param = True

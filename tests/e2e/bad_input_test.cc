@@ -1,4 +1,5 @@
-// Wrong requests, wrong flags and wrong checkpoints: an error that names the thing, and nobody else harmed.
+// Wrong requests, wrong flags and wrong checkpoints: the error names the thing that is wrong, and no other request is
+// harmed.
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
@@ -21,7 +22,7 @@ namespace {
 constexpr char kModel[] = "tests/testdata/jargon-moe";
 constexpr int64_t kDim = 128;
 
-// One server for all requests of this file: whatever one test sends, the next must still be answered.
+// One server serves all requests of this file, so the next request must be answered whatever an earlier test sent.
 class BadRequestTest : public testing::Test {
  protected:
   static void SetUpTestSuite() {
@@ -42,7 +43,7 @@ class BadRequestTest : public testing::Test {
     channel_ = grpc::CreateCustomChannel(server_->grpc_address(), grpc::InsecureChannelCredentials(), arguments);
     stub_ = v1::Switchyard::NewStub(channel_);
   }
-  // After every test the server still answers rightly.
+  // After every test the server must still answer correctly.
   void TearDown() override {
     const HostMatrix input = *LoadMatrix({absl::StrCat(kModel, "/golden.safetensors"), "model.layers.1.mlp.input"});
     const HostMatrix output = *LoadMatrix({absl::StrCat(kModel, "/golden.safetensors"), "model.layers.1.mlp.output"});
@@ -166,7 +167,7 @@ TEST_F(BadRequestTest, MutatedMessagesNeverCrash) {
   for (int i = 0; i < 2000; ++i) {
     std::string bytes = valid;
     for (int change = random() % 4; change >= 0; --change) {
-      // Mostly in the small fields, where it matters.
+      // Changes mostly the small fields, where it matters.
       bytes[random() % (i % 2 == 0 ? 20 : bytes.size())] = static_cast<char>(random());
     }
     if (i % 5 == 0) bytes.resize(random() % bytes.size());

@@ -28,7 +28,7 @@ struct IpcHandle {
   char bytes[64];
 };
 
-// The driver as a client uses it, with the primary context of GPU 0 as the thread's own.
+// The driver as a client uses it, with the primary context of GPU 0 as the thread's current one.
 class Driver {
  public:
   Driver() : library_(dlopen("libcuda.so.1", RTLD_NOW)) {
@@ -77,7 +77,7 @@ class CudaMemory {
   IpcHandle handle_ = {};
 };
 
-// A process that allocates and waits for its end. Forked before this one has threads or a context.
+// A process that allocates memory and waits to be ended. It is forked before this process has threads or a context.
 class MemoryOwner {
  public:
   explicit MemoryOwner(size_t num_bytes) {
@@ -153,7 +153,7 @@ class CudaSharedMemoryTest : public testing::Test {
     EXPECT_TRUE(stub_->CudaSharedMemoryUnregister(&context, {}, &response).ok());
   }
 
-  // Rows at the beginning of a region; the output behind them.
+  // The rows lie at the beginning of a region, the output behind them.
   grpc::Status Infer(const std::string& region, int64_t num_rows) {
     ModelInferRequest request;
     request.set_model_name("m.1");
@@ -231,7 +231,7 @@ TEST_F(CudaSharedMemoryTest, WrongRegistrationsAreRefused) {
   UnregisterAll();
 }
 
-// What becomes of its requests is up to the driver; other clients' go on.
+// The driver decides what happens to the dead client's requests. Other clients' requests go on.
 TEST_F(CudaSharedMemoryTest, AClientThatDiesHarmsNobody) {
   ASSERT_EQ(owner_->handle().size(), sizeof(IpcHandle));
   const grpc::Status registered = Register("gone", owner_->handle(), 0, 1 << 20);

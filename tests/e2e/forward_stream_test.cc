@@ -1,4 +1,5 @@
-// ForwardStream with real processes: against recorded layers, under load, against callers who do wrong, and at the end.
+// ForwardStream with real processes: against recorded layers, under load, against misbehaving callers, and during
+// shutdown.
 #include "client/forward_stream.h"
 
 #include <gmock/gmock.h>
@@ -25,12 +26,12 @@ namespace {
 
 using testing::HasSubstr;
 
-// fp32 against the recorded activations.
+// For fp32 compared with the recorded activations.
 constexpr Tolerance kTolerance = {1e-4, 1e-5};
 
 std::string Folder(const std::string& model) { return "tests/testdata/" + model; }
 
-// A recorded layer; `path` is its module's in the checkpoint.
+// A recorded layer; `path` is its module's path in the checkpoint.
 struct GoldenLayer {
   std::string model, layer;
   HostMatrix input, output;
@@ -70,7 +71,7 @@ class ForwardStreamE2e : public testing::Test {
     client_ = server_->Connect();
     channel_ = grpc::CreateChannel(server_->grpc_address(), grpc::InsecureChannelCredentials());
   }
-  // After every test the server still answers rightly, and holds nothing of what was given up.
+  // After every test the server must still answer correctly, and hold nothing of requests that were given up.
   void TearDown() override {
     const GoldenLayer golden = OneLayer();
     const auto result = client_->Forward({.model = golden.model, .layer = golden.layer, .rows = golden.input.view()});
@@ -161,7 +162,7 @@ TEST_F(ForwardStreamE2e, RoutingTimingAndBalanceLossWhenAskedFor) {
   EXPECT_EQ(full->stats.num_steps(), 1);
   EXPECT_EQ(full->routing.num_rows, 5);
   EXPECT_GT(full->balance_loss.value_or(0), 0);
-  // A call of its own has stats unless it does without.
+  // Answers to calls have stats unless the request turns them off.
   args.return_stats = std::nullopt;
   EXPECT_EQ(client_->Forward(args)->stats.num_steps(), 1);
   args.return_stats = false;
@@ -202,7 +203,7 @@ v1::ForwardStreamRequest Message(const GoldenLayer& golden, uint64_t id, int64_t
   return message;
 }
 
-// The server's own timeout: no client of ours is there to keep it.
+// Tests the server's own timeout: no client library is there to enforce it.
 TEST_F(ForwardStreamE2e, TimeoutsEndRequestsAndOnlyThem) {
   const GoldenLayer golden = OneLayer();
   grpc::ClientContext context;
@@ -265,7 +266,7 @@ TEST_F(ForwardStreamE2e, CancelledRequestsEndAndTheOthersDoNot) {
   EXPECT_GT(num_cancelled, 0);
 }
 
-// The server's part of it, with ids that a caller uses twice.
+// Tests the server's part of cancelling, with ids that a caller uses twice.
 TEST_F(ForwardStreamE2e, ACancelMessageEndsWhatHasItsId) {
   const GoldenLayer golden = OneLayer();
   grpc::ClientContext context;
@@ -275,7 +276,7 @@ TEST_F(ForwardStreamE2e, ACancelMessageEndsWhatHasItsId) {
     for (int i = 0; i < 100; ++i) EXPECT_TRUE(stream->Write(Message(golden, 7 + i / 98, 0, 512)));
     v1::ForwardStreamRequest cancel;
     cancel.set_cancel(true);
-    for (uint64_t id : {1000, 7}) {  // none, and most
+    for (uint64_t id : {1000, 7}) {  // the first is the id of no request, the second of most
       cancel.set_id(id);
       EXPECT_TRUE(stream->Write(cancel));
     }
@@ -296,11 +297,11 @@ TEST_F(ForwardStreamE2e, ACancelMessageEndsWhatHasItsId) {
   EXPECT_GT(cancelled, 0);
 }
 
-// Answers that nobody reads are not collected without end, and nobody else waits for them.
+// Unread answers do not pile up without end, and no other caller waits for them.
 TEST_F(ForwardStreamE2e, AStreamWhoseAnswersAreNotReadIsNotReadEither) {
   constexpr int kCount = 2000;
   constexpr uint64_t kHeld = 256;
-  // What the transport's windows and buffers take beyond: answers are 64 KiB.
+  // How many answers the transport's windows and buffers take beyond that; answers are 64 KiB.
   constexpr uint64_t kInTransport = 200;
   const GoldenLayer golden = OneLayer();
   const uint64_t before = NumAnswered();
@@ -347,12 +348,13 @@ TEST_F(ForwardStreamE2e, BrokenStreamsLeaveNothingBehind) {
   EXPECT_EQ(num_ended, num_submitted);
 }
 
-// Whatever comes, it is answered on the stream, which goes on.
+// Every message is answered on the stream, however broken, and the stream goes on.
 TEST_F(ForwardStreamE2e, MutatedMessagesAreAnsweredAndTheStreamGoesOn) {
   std::mt19937 random(6);
   const GoldenLayer golden = OneLayer();
   const std::string valid = Message(golden, 3, 0, 3).SerializeAsString();
-  // Behind each, so that one that became a cancel, and is not answered, does not leave us waiting.
+  // Sent behind each message. A message that mutated into a cancel is not answered; its marker is, so the test does not
+  // wait for ever.
   const std::string marker = Message(golden, ~uint64_t{0}, 0, 1).SerializeAsString();
   RawStream stream(channel_, "/switchyard.v1.Switchyard/ForwardStream");
   int refused = 0;
@@ -381,7 +383,7 @@ TEST_F(ForwardStreamE2e, TheExampleRuns) {
   EXPECT_THAT((*stranger)->Log(), HasSubstr("no model 'nobody' is served"));
 }
 
-// Five rows wait for one more, to be a batch: six are refused while they do.
+// Five rows wait for one more to fill a batch. Six rows are refused meanwhile.
 TEST(ForwardStreamOverload, IsRefusedWithAWord) {
   auto server =
       ServerProcess::Start({"--model=jargon-moe=" + Folder("jargon-moe"), "--local_workers=1", "--max_batch_rows=6",
@@ -401,13 +403,13 @@ TEST(ForwardStreamOverload, IsRefusedWithAWord) {
   const absl::Status never = stream->Forward(ArgsFor(golden, 0, 11)).status();
   EXPECT_TRUE(absl::IsResourceExhausted(never)) << never;
   EXPECT_EQ(RetryAfter(never), absl::ZeroDuration()) << "it would never fit";
-  // Too large, by less than the room that a message has beside its rows.
+  // Too large, but by less than the room that a message has beside its rows.
   const absl::Status large = stream->Forward(ArgsFor(golden, 0, 21)).status();
   EXPECT_TRUE(absl::IsResourceExhausted(large));
   EXPECT_THAT(large.message(), HasSubstr("--max_request_bytes"));
   EXPECT_TRUE(stream->Forward(ArgsFor(golden, 0, 1)).ok());
   answered.WaitForNotification();
-  // By more: gRPC ends the stream, and says why.
+  // Too large by more: gRPC ends the stream, and says why.
   const absl::Status huge = stream->Forward(ArgsFor(golden, 0, 512)).status();
   EXPECT_TRUE(absl::IsResourceExhausted(huge)) << huge;
   EXPECT_EQ(stream->Close(), huge);
@@ -415,7 +417,7 @@ TEST(ForwardStreamOverload, IsRefusedWithAWord) {
 
 constexpr int kInFlight = 32;
 
-// Keeps so many requests in flight, each answer's callback sending the next, until they are refused.
+// Keeps a fixed number of requests in flight, each answer's callback sending the next, until they are refused.
 class Load {
  public:
   explicit Load(ForwardStream* stream) : stream_(stream) {}
@@ -450,7 +452,7 @@ class Load {
   std::atomic<int> num_right_{0}, num_draining_{0}, num_unsent_{0}, num_other_{0};
 };
 
-// SIGTERM answers what is in flight on streams, refuses what comes after, and does not wait for the streams' end.
+// SIGTERM answers the requests in flight on streams, refuses later ones, and does not wait for the streams' end.
 TEST(ForwardStreamDrain, UnderLoadLosesNothing) {
   auto server =
       ServerProcess::Start({"--model=jargon-moe=" + Folder("jargon-moe"), "--local_workers=2", "--compute_dtype=fp32"});

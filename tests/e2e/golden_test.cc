@@ -16,7 +16,8 @@
 namespace switchyard {
 namespace {
 
-// One layer of a recorded checkpoint, and the module path that its vectors are stored under ("" of a bare Tutel layer).
+// One layer of a recorded checkpoint, and the module path under which its vectors are stored ("" for a bare Tutel
+// layer).
 struct GoldenLayer {
   std::string model;  // a folder of tests/testdata
   std::string layer;
@@ -34,7 +35,7 @@ std::vector<std::string> Models() {
   return models;
 }
 
-// "model.layers.3.mlp" is layer "3", "encoder.block.1.layer.1.mlp" is "encoder.1", and no path at all is "0".
+// The layer's name: "3" for "model.layers.3.mlp", "encoder.1" for "encoder.block.1.layer.1.mlp", "0" for no path.
 std::string LayerOf(const std::string& path) {
   if (path.empty()) return "0";
   const size_t digit = path.find_first_of("0123456789");
@@ -73,7 +74,7 @@ std::vector<std::string> ModelFlags() {
   return flags;
 }
 
-// What is asked of them: fp32 and better within rtol 1e-4, atol 1e-5 of the largest output; bf16 within 2e-2 of both.
+// The required accuracy: fp32 and better within rtol 1e-4, atol 1e-5 of the largest output; bf16 within 2e-2 of both.
 Tolerance ToleranceFor(const std::string& compute_dtype, ConstMatrixView expected) {
   double largest = 0;
   for (int64_t i = 0; i < expected.num_rows * expected.num_cols; ++i) {
@@ -124,7 +125,7 @@ INSTANTIATE_TEST_SUITE_P(Workers, GoldenTest,
                            return absl::StrCat(std::get<0>(info.param), "workers_", std::get<1>(info.param));
                          });
 
-// Workers that join from elsewhere get their steps over gRPC instead of shared memory.
+// Workers that are not started by the front get their steps over gRPC instead of shared memory.
 TEST(AwaitedWorkers, EveryLayerOverGrpc) {
   const std::string token_file = testing::TempDir() + "/token";
   std::ofstream(token_file) << "a-secret\n";
@@ -132,7 +133,7 @@ TEST(AwaitedWorkers, EveryLayerOverGrpc) {
   flags.insert(flags.end(), {"--port=0", "--http_port=0", "--await_workers=2", "--worker_port=0",
                              "--compute_dtype=fp32", "--worker_token_file=" + token_file});
   auto front = *ChildProcess::Start("server/switchyard_server", flags);
-  // The front logs where it waits; workers keep trying until it does.
+  // The front logs the port on which it waits. Workers keep trying until it does.
   std::string port;
   const std::string announcement = "waiting for 2 workers on 127.0.0.1:";
   for (int i = 0; i < 3000 && port.empty(); ++i) {
@@ -145,7 +146,7 @@ TEST(AwaitedWorkers, EveryLayerOverGrpc) {
     }
   }
   ASSERT_FALSE(port.empty()) << front->Log();
-  // A stranger without the token first: refused, with the reason, and no harm done.
+  // First a stranger without the token: it is refused, with the reason, and harms nothing.
   auto stranger = *ChildProcess::Start("worker/switchyard_worker", {"--front=127.0.0.1:" + port, "--device=cpu"});
   EXPECT_EQ(stranger->Wait(), 1);
   EXPECT_NE(stranger->Log().find("worker refused: its token is not this front's"), std::string::npos)
@@ -162,9 +163,9 @@ TEST(AwaitedWorkers, EveryLayerOverGrpc) {
   ExpectGolden(*client, "fp32");
   EXPECT_EQ(client->GetStatus()->ranks(1).link(), "grpc");
 
-  // One dies and another takes its place: the front goes on, and a call in between only waits.
+  // One worker dies and another takes its place: the front goes on, and a call in between only waits.
   workers[0]->Signal(SIGKILL);
-  while (client->GetStatus()->state() == "serving") usleep(1000);  // one that joins earlier finds the place taken
+  while (client->GetStatus()->state() == "serving") usleep(1000);  // an earlier worker would find the place taken
   workers[0] = *ChildProcess::Start("worker/switchyard_worker", {"--front=127.0.0.1:" + port, "--device=cpu",
                                                                  "--threads=1", "--worker_token_file=" + token_file});
   ExpectGolden(*client, "fp32");
@@ -181,7 +182,7 @@ TEST(Rows, TheAnswerDoesNotDependOnTheBatchOrTheType) {
   ASSERT_TRUE(server.ok()) << server.status();
   const auto client = (*server)->Connect();
   const HostMatrix input = Golden(kJargonLayer, "input"), expected = Golden(kJargonLayer, "output");
-  // 512 rows go through several steps of at most 100.
+  // 512 rows need several steps, because a step has at most 100.
   const auto whole =
       client->Forward({.model = "jargon-moe", .layer = "2", .rows = input.view(), .return_routing = true});
   ASSERT_TRUE(whole.ok()) << whole.status();

@@ -1,6 +1,7 @@
 // Workers are killed under load: no answer may be wrong and no request lost.
 //
-// Under Bazel, CPU workers and the build's own programs. Elsewhere flags say what to run, for instance on two GPUs:
+// Under Bazel it uses CPU workers and the build's own programs. Elsewhere flags say what to run, for instance on two
+// GPUs:
 //   kill_test --device=cuda --workers=2 --kills=5 --server=bin/switchyard_server --testdata=testdata
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -60,7 +61,7 @@ class Load {
 
  private:
   void Run(const ServerProcess& server, int caller) {
-    // One attempt each: the front itself has to hide the loss.
+    // Makes one attempt per call, because the front itself has to hide the loss of a worker.
     const auto client = server.Connect({.timeout = absl::Seconds(60), .max_attempts = 1});
     std::mt19937 random(caller);
     while (!stop_.load()) {
@@ -92,7 +93,7 @@ absl::StatusOr<std::unique_ptr<ServerProcess>> StartServer(int num_workers) {
                               settings.server);
 }
 
-// Waits until `condition` of the status holds; the microseconds it took.
+// Waits until `condition` holds for the status. Returns the microseconds this took.
 template <typename Condition>
 int64_t WaitFor(Client& client, const Condition& condition) {
   const SteadyTime begin = Clock::Real().Now();
@@ -174,7 +175,7 @@ TEST(Drain, SigtermUnderLoadLosesNoAcceptedRequest) {
         if (result.ok()) {
           ++answered;
         } else {
-          // Refused before it was accepted, never cut off in between.
+          // The request was refused before it was accepted, not cut off later.
           EXPECT_TRUE(absl::IsUnavailable(result.status())) << result.status();
           stop.store(true);
         }

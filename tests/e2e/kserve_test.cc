@@ -1,5 +1,5 @@
-// The KServe API under load, against callers who do wrong, and at the end, with real processes. What each call answers
-// is tested by tests/conformance, with the clients of others.
+// The KServe API under load, against misbehaving callers, and during shutdown, with real processes. tests/conformance
+// tests the answers of each call, with clients that others made.
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
@@ -26,7 +26,7 @@ using inference::ModelStreamInferResponse;
 constexpr char kModel[] = "tests/testdata/jargon-moe";
 constexpr int64_t kDim = 128;
 constexpr int64_t kGoldenRows = 512;
-// fp32 against the recorded activations.
+// For fp32 compared with the recorded activations.
 constexpr Tolerance kTolerance = {1e-4, 1e-5};
 
 HostMatrix Golden(const std::string& what) {
@@ -77,7 +77,7 @@ class KserveTest : public testing::Test {
     channel_ = grpc::CreateChannel(server_->grpc_address(), grpc::InsecureChannelCredentials());
     stub_ = GRPCInferenceService::NewStub(channel_);
   }
-  // After every test the server still answers rightly, and holds nothing of what was given up.
+  // After every test the server must still answer correctly, and hold nothing of requests that were given up.
   void TearDown() override {
     const HostMatrix input = Golden("input"), output = Golden("output");
     grpc::ClientContext context;
@@ -141,11 +141,11 @@ TEST_F(KserveTest, ManyStreamsWithManyRequestsInFlight) {
   for (std::thread& stream : streams) stream.join();
 }
 
-// Answers that nobody reads are not collected without end: the stream is not read any more, until they are.
+// Unread answers do not pile up without end: the stream is not read any more, until its answers are.
 TEST_F(KserveTest, AStreamWhoseAnswersAreNotReadIsNotReadEither) {
   constexpr int kCount = 2000;
   constexpr uint64_t kHeld = 256;
-  // What the transport's windows and buffers take beyond: answers are 64 KiB.
+  // How many answers the transport's windows and buffers take beyond that; answers are 64 KiB.
   constexpr uint64_t kInTransport = 200;
   const uint64_t before = NumInferences();
   grpc::ClientContext context;
@@ -208,7 +208,7 @@ TEST_F(KserveTest, TimeoutsEndQueuedRequestsAndOnlyThem) {
   writer.join();
 }
 
-// Whatever comes, it is answered on the stream, which goes on.
+// Every message is answered on the stream, however broken, and the stream goes on.
 TEST_F(KserveTest, MutatedMessagesAreAnsweredAndTheStreamGoesOn) {
   std::mt19937 random(6);
   const std::string valid = ZeroRows(3, "id").SerializeAsString();
@@ -224,7 +224,7 @@ TEST_F(KserveTest, MutatedMessagesAreAnsweredAndTheStreamGoesOn) {
   EXPECT_TRUE(stream.Finish().ok());
 }
 
-// Five rows wait for one more, to be a batch: six are refused while they do.
+// Five rows wait for one more to fill a batch. Six rows are refused meanwhile.
 TEST(KserveOverload, IsRefusedWithAWord) {
   auto server = ServerProcess::Start({absl::StrCat("--model=m=", kModel), "--local_workers=1", "--max_queued_rows=10",
                                       "--max_batch_rows=6", "--max_queue_delay_us=60000000"});
@@ -250,7 +250,7 @@ TEST(KserveOverload, IsRefusedWithAWord) {
   }
 }
 
-// SIGTERM answers what is in flight on a stream, refuses what comes after, and does not wait for the stream's end.
+// SIGTERM answers the requests in flight on a stream, refuses later ones, and does not wait for the stream's end.
 TEST(KserveDrain, AnswersWhatIsInFlight) {
   constexpr int kCount = 40;
   auto server = ServerProcess::Start({absl::StrCat("--model=m=", kModel), "--local_workers=2"});

@@ -1,4 +1,4 @@
-// What a front lets callers hold of it: half-open connections, large messages, large headers.
+// Limits on what callers can make a front hold: half-open connections, large messages, large headers.
 #include <arpa/inet.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
@@ -29,7 +29,7 @@ absl::StatusOr<std::unique_ptr<ServerProcess>> StartFront(std::vector<std::strin
   return ServerProcess::Start(flags);
 }
 
-// A connection of which gRPC knows nothing, after sending `bytes`.
+// A connection without gRPC on this side, after sending `bytes`.
 UniqueFd ConnectRaw(const std::string& address, absl::string_view bytes) {
   const size_t colon = address.rfind(':');
   int port = 0;
@@ -39,7 +39,7 @@ UniqueFd ConnectRaw(const std::string& address, absl::string_view bytes) {
   to.sin_port = htons(static_cast<uint16_t>(port));
   inet_pton(AF_INET, address.substr(0, colon).c_str(), &to.sin_addr);
   UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  // Fails a test, rather than hanging it, where the server never closes.
+  // Makes a test fail, rather than hang, when the server never closes.
   const timeval patience = {20, 0};
   setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
   EXPECT_EQ(connect(fd.get(), reinterpret_cast<sockaddr*>(&to), sizeof(to)), 0);
@@ -47,7 +47,7 @@ UniqueFd ConnectRaw(const std::string& address, absl::string_view bytes) {
   return fd;
 }
 
-// Reads what the server says until it closes; false when it does not.
+// Reads what the server sends until it closes the connection; false when it does not close it.
 bool WaitForClose(const UniqueFd& fd) {
   std::array<char, 4096> bytes;
   while (true) {
@@ -62,7 +62,7 @@ absl::Status ForwardOnce(Client* client) {
   return client->Forward({.model = "m", .layer = "0", .rows = rows.view()}).status();
 }
 
-// The most memory that a process has held so far, in bytes.
+// The most memory that a process has held since its start or ResetPeak, in bytes.
 int64_t PeakMemory(pid_t pid) {
   std::ifstream file(absl::StrCat("/proc/", pid, "/status"));
   for (std::string line; std::getline(file, line);) {
@@ -71,17 +71,17 @@ int64_t PeakMemory(pid_t pid) {
   return 0;
 }
 
-// Forgets the peak so far.
+// Restarts the measurement of PeakMemory.
 void ResetPeak(pid_t pid) { std::ofstream(absl::StrCat("/proc/", pid, "/clear_refs")) << "5"; }
 
-// One slice over and over, so that even a huge message takes little memory here.
+// Repeats one slice, so that even a huge message takes little memory here.
 grpc::ByteBuffer MessageOf(int64_t num_bytes) {
   const grpc::Slice slice(std::string(kMiB, '\0'));
   const std::vector<grpc::Slice> slices(num_bytes / kMiB, slice);
   return grpc::ByteBuffer(slices.data(), slices.size());
 }
 
-// Calls with messages of zeros, all at once; how many ended with each code.
+// Makes calls with messages of zeros, all at once. Returns how many ended with each code.
 std::map<grpc::StatusCode, int> SendAtOnce(const std::string& address, int num_calls, int64_t num_bytes) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxSendMessageSize(-1);
@@ -125,7 +125,7 @@ TEST(Limits, HalfOpenConnectionsAreClosedAndHarmNobody) {
   EXPECT_TRUE(ForwardOnce(client.get()).ok());
 }
 
-// The least that makes an HTTP/2 connection: the preface, and settings that set nothing.
+// The shortest beginning of an HTTP/2 connection: the preface, and a SETTINGS frame without settings.
 constexpr absl::string_view kGreeting("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 33);
 
 TEST(Limits, ConnectionsThatAreIdleOrOldAreLeftWithoutHarm) {
@@ -144,7 +144,7 @@ TEST(Limits, AClientThatAnswersNoPingIsGivenUp) {
   EXPECT_TRUE(WaitForClose(ConnectRaw((*server)->grpc_address(), kGreeting)));
 }
 
-// gRPC looks at a message's size when all of it has come, so that it is the quota that keeps memory from growing.
+// gRPC checks a message's size only when all of it has come. So the quota has to keep memory from growing.
 TEST(Limits, AMessageOfAGibibyteIsRefusedWithoutBeingHeld) {
   const auto server = StartFront({absl::StrCat("--max_request_bytes=", 8 * kMiB), "--grpc_memory_bytes=16Mi"});
   ASSERT_TRUE(server.ok()) << server.status();
@@ -164,7 +164,7 @@ TEST(Limits, ManyLargeMessagesAtOnceStayNearTheirQuota) {
   const pid_t pid = (*server)->process().pid();
   ResetPeak(pid);
   const int64_t before = PeakMemory(pid);
-  // 2 GiB. Those that get through are no requests.
+  // Sends 2 GiB. The messages that get through are no requests.
   const auto counts = SendAtOnce((*server)->grpc_address(), 64, 32 * kMiB);
   for (const auto& [code, count] : counts) {
     EXPECT_TRUE(code == grpc::StatusCode::RESOURCE_EXHAUSTED || code == grpc::StatusCode::INVALID_ARGUMENT) << code;
@@ -194,7 +194,7 @@ TEST(Limits, CompressedRequestsAreRefusedWhereTheyAreNotWanted) {
     grpc::ClientContext context;
     context.set_compression_algorithm(GRPC_COMPRESS_GZIP);
     v1::ForwardRequest request;
-    request.set_model(std::string(1000, 'm'));  // worth compressing
+    request.set_model(std::string(1000, 'm'));  // long enough to be worth compressing
     v1::ForwardResponse response;
     const grpc::Status status = v1::Switchyard::NewStub(channel)->Forward(&context, request, &response);
     EXPECT_EQ(status.error_code(), wanted ? grpc::StatusCode::NOT_FOUND : grpc::StatusCode::UNIMPLEMENTED)

@@ -1,4 +1,4 @@
-// The server draws a bar per model on a terminal, and nothing of the kind anywhere else.
+// The server draws a loading bar per model on a terminal, and nothing of the kind anywhere else.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
@@ -81,7 +81,7 @@ class ServerOnTerminal {
   int Stop(int signal) {
     kill(pid_, signal);
     int status = 0;
-    // The terminal's buffer is small: whoever writes to it waits for a reader.
+    // The terminal's buffer is small, and a process that writes to it waits for a reader.
     std::string ignored;
     while (waitpid(pid_, &status, WNOHANG) == 0) {
       pollfd polled = {master_.get(), POLLIN, 0};
@@ -103,8 +103,8 @@ class ServerOnTerminal {
   pid_t pid_ = -1;
 };
 
-// What a terminal shows of `text`, for the few things that the server sends: carriage return, newline, erase to the
-// line's end. The terminal itself has made \r\n of each \n.
+// The lines that a terminal shows of `text`. Knows the few things that the server sends: carriage return, newline,
+// erase to the end of the line. The terminal itself has made \r\n of each \n.
 std::vector<std::string> Screen(const std::string& text) {
   std::vector<std::string> lines = {""};
   size_t column = 0;

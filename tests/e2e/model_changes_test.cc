@@ -1,5 +1,5 @@
-// Models that are loaded, reloaded and unloaded while requests come in, with real processes: no request may fail that
-// need not, and no answer may be of two sets of weights.
+// Models that are loaded, reloaded and unloaded while requests come in, with real processes. No request may fail
+// unnecessarily, and no answer may mix two sets of weights.
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
@@ -29,12 +29,12 @@ using testing::HasSubstr;
 
 constexpr char kGolden[] = "tests/testdata/golden_qwen3_moe";
 constexpr char kJargon[] = "tests/testdata/jargon-moe";
-// Takes a worker a second or so to load, and weighs some hundred MiB.
+// A worker takes about a second to load this model, which has some hundred MiB of weights.
 constexpr char kBig[] = "big=synthetic:dim=1024,hidden=1024,experts=32,topk=2,act=silu,glu=1,bias=0,dtype=fp32";
 constexpr int64_t kBigBytes = int64_t{32} * 3 * 1024 * 1024 * 4;
 constexpr Tolerance kTolerance = {1e-4, 1e-5};
 
-// Another checkpoint: the same names, shapes and types with every weight's sign turned.
+// Another checkpoint: the same names, shapes and types, with the sign of every weight inverted.
 std::string Negated(std::string bytes) {
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, bytes.data(), sizeof(header_bytes));
@@ -47,7 +47,7 @@ std::string ReadFile(const fs::path& path) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-// Puts a file in another one's place, as a careful operator does: whoever reads the old one goes on with that.
+// Replaces a file as a careful operator does: processes that read the old file keep reading the old file.
 void Replace(const fs::path& path, const std::string& bytes) {
   const fs::path fresh = path.string() + ".new";
   std::ofstream(fresh, std::ios::binary) << bytes;
@@ -58,8 +58,8 @@ HostMatrix Golden(const std::string& what) {
   return LoadMatrix({absl::StrCat(kGolden, "/golden.safetensors"), "model.layers.0.mlp." + what}).value();
 }
 
-// Callers of some rows of one layer, time and again until they are told to stop. Every answer must be one of those
-// expected, over all of its rows.
+// Callers that ask for the same rows of one layer until they are told to stop. Every answer must equal one of the
+// expected answers in all of its rows.
 class Callers {
  public:
   Callers(const ServerProcess& server, std::string model, ConstMatrixView input, std::vector<ConstMatrixView> expected,
@@ -78,7 +78,7 @@ class Callers {
   int64_t matched(size_t expected) const { return matched_[expected].load(); }
   int64_t failed() const { return failed_.load(); }
   int64_t wrong() const { return wrong_.load(); }
-  // More answers than there are now.
+  // Waits for `count` more answers.
   void WaitForMore(int64_t count) const {
     const int64_t until = answered() + count;
     while (answered() < until && failed() == 0) usleep(500);
@@ -120,7 +120,7 @@ absl::StatusOr<HostMatrix> Ask(Client& client, const std::string& model, ConstMa
   return std::move(result->rows);
 }
 
-// "NAME STATE" of each, with ": REASON" where there is one.
+// Lists each model as "NAME STATE", with ": REASON" where there is one.
 std::vector<std::string> Index(const ServerProcess& server) {
   const auto stub = inference::GRPCInferenceService::NewStub(
       grpc::CreateChannel(server.grpc_address(), grpc::InsecureChannelCredentials()));
@@ -161,7 +161,7 @@ class ModelChanges : public testing::Test {
   }
   std::string ModelFlag() const { return "--model=m=" + (folder_ / "m").string(); }
   fs::path weights() const { return folder_ / "m" / "model.safetensors"; }
-  // What the other weights answer.
+  // The answers of the other weights.
   HostMatrix OthersOutput() {
     Replace(weights(), Negated(original_));
     Start({ModelFlag()});
@@ -188,7 +188,7 @@ TEST_F(ModelChanges, ReloadsWithOtherWeightsUnderLoad) {
     Replace(weights(), i % 2 == 0 ? Negated(original_) : original_);
     const absl::Status loaded = client_->LoadModel("m");
     ASSERT_TRUE(loaded.ok()) << loaded;
-    // From now on nothing is answered by the weights before.
+    // After this, no request is answered with the earlier weights.
     const HostMatrix& now = i % 2 == 0 ? others : expected_;
     EXPECT_TRUE(Compare(Ask(*client_, "m", input_.view())->view(), now.view(), kTolerance).within_tolerance());
   }
@@ -263,7 +263,7 @@ TEST_F(ModelChanges, AWorkerKilledInTheMiddleOfALoadDoesNotLoseIt) {
   int pid = 0;
   while (pid == 0) {
     const v1::Rank rank = watcher->GetStatus()->ranks(1);
-    // The big model's other half is on its way.
+    // Rank 1 is still loading its half of the big model.
     if (rank.load_fraction() < 0.9) pid = rank.pid();
   }
   ASSERT_EQ(kill(pid, SIGKILL), 0);
@@ -273,7 +273,7 @@ TEST_F(ModelChanges, AWorkerKilledInTheMiddleOfALoadDoesNotLoseIt) {
   callers.Stop();
   EXPECT_EQ(callers.failed() + callers.wrong(), 0);
   EXPECT_EQ(client_->GetStatus()->ranks(1).restarts(), 1);
-  // The version before is freed after the load has been answered.
+  // The earlier version is freed after the load has been answered.
   for (const int rank : {0, 1}) {
     while (client_->GetStatus()->ranks(rank).weight_bytes() != weight_bytes) usleep(500);
   }
@@ -291,7 +291,7 @@ TEST_F(ModelChanges, ALoadHelpsAGroupThatLostItsOldWeights) {
   callers.WaitForMore(5);
   Replace(weights(), Negated(original_));
   ASSERT_EQ(kill(client_->GetStatus()->ranks(1).pid(), SIGKILL), 0);
-  // Its successor is refused the old weights, for they are not there.
+  // The worker's successor cannot load the old weights, because they are no longer there.
   const absl::Status loaded = client_->LoadModel("m");
   ASSERT_TRUE(loaded.ok()) << loaded;
   EXPECT_TRUE(Compare(Ask(*client_, "m", input_.view())->view(), others.view(), kTolerance).within_tolerance());
@@ -310,8 +310,8 @@ TEST_F(ModelChanges, AnUnloadHelpsAGroupThatLostItsWeights) {
   callers.WaitForMore(5);
   fs::remove(weights());
   ASSERT_EQ(kill(client_->GetStatus()->ranks(1).pid(), SIGKILL), 0);
-  while (client_->GetStatus()->ranks(1).restarts() < 1) usleep(1000);  // which cannot load it either
-  // Steps of it wait for a group, and no group forms with it.
+  while (client_->GetStatus()->ranks(1).restarts() < 1) usleep(1000);  // the new worker cannot load it either
+  // The model's steps wait for a group, and no group can form with the model.
   const absl::Status unloaded = client_->UnloadModel("m");
   EXPECT_TRUE(unloaded.ok()) << unloaded;
   callers.Stop();

@@ -1,4 +1,4 @@
-// A stream for tests that send what no client would: messages of any bytes, one operation at a time.
+// A stream for tests that send messages of any bytes, which no client library would send. One operation at a time.
 #pragma once
 
 #include <grpcpp/generic/generic_stub.h>
@@ -10,7 +10,7 @@
 
 namespace switchyard {
 
-// One thread at a time.
+// Used by one thread at a time.
 class RawStream {
  public:
   // `method` is /PACKAGE.SERVICE/METHOD.
@@ -32,7 +32,7 @@ class RawStream {
     call_->Write(grpc::ByteBuffer(&slice, 1), nullptr);
     return Wait();
   }
-  // False at the end, and for bytes that are no such message.
+  // False at the end of the stream, and for bytes that are no such message.
   template <typename Message>
   bool Read(Message* message) {
     grpc::ByteBuffer bytes;
@@ -41,7 +41,7 @@ class RawStream {
     return Wait() && bytes.DumpToSingleSlice(&slice).ok() &&
            message->ParseFromArray(slice.begin(), static_cast<int>(slice.size()));
   }
-  // Closes this side and passes over what comes.
+  // Closes this side and discards the remaining messages.
   grpc::Status Finish() {
     call_->WritesDone(nullptr);
     Wait();
@@ -71,7 +71,7 @@ class RawStream {
 // Message number `i` of a series: some bytes changed, and every fifth cut short.
 inline std::string Mutate(std::string bytes, int i, std::mt19937& random) {
   for (int change = random() % 4; change >= 0; --change) {
-    // Mostly in the small fields, where it matters.
+    // Changes mostly the small fields, where it matters.
     bytes[random() % (i % 3 != 0 ? 60 : bytes.size())] = static_cast<char>(random());
   }
   if (i % 5 == 0) bytes.resize(random() % bytes.size());

@@ -1,5 +1,5 @@
-// Real processes for end-to-end tests: a front with its workers, or workers that join one, started from the build's own
-// binaries and ended with the object.
+// Real processes for end-to-end tests: a front with its workers, or workers that join one. They are started from the
+// build's own binaries and end with the object.
 #pragma once
 
 #include <sys/types.h>
@@ -13,7 +13,7 @@
 
 namespace switchyard {
 
-// A child process whose stderr goes to a file. Killed with the object. One thread at a time.
+// A child process whose stderr goes to a file. It is killed with the object. Used by one thread at a time.
 class ChildProcess {
  public:
   // `program` is a path, relative to the runfiles in tests that Bazel runs.
@@ -23,7 +23,7 @@ class ChildProcess {
 
   pid_t pid() const { return pid_; }
   void Signal(int signal) const;
-  // Waits for the end; the exit status, or 128 + the signal that ended it.
+  // Waits for the end. Returns the exit status, or 128 + the signal that ended the process.
   int Wait();
   // The next line on its stdout, without the newline; empty at its end.
   std::string ReadLine();
@@ -38,17 +38,17 @@ class ChildProcess {
   std::string log_path_;
 };
 
-// In the runfiles.
+// The front's program in the runfiles.
 inline constexpr char kServerProgram[] = "server/switchyard_server";
 
 // A serving front.
 class ServerProcess {
  public:
-  // Adds --port=0 --http_port=0, and --device=cpu unless there is another, and waits for the READY line. The error
-  // carries the log's end.
+  // Adds --port=0 --http_port=0, and --device=cpu unless `flags` name another device, and waits for the READY line. The
+  // error contains the end of the log.
   static absl::StatusOr<std::unique_ptr<ServerProcess>> Start(const std::vector<std::string>& flags,
                                                               const std::string& program = kServerProgram);
-  // Takes over a front whose other end (awaited workers) had to be started first.
+  // Takes over a front that needed awaited workers to be started first.
   static absl::StatusOr<std::unique_ptr<ServerProcess>> WaitUntilReady(std::unique_ptr<ChildProcess> process);
 
   ChildProcess& process() { return *process_; }
@@ -56,9 +56,9 @@ class ServerProcess {
   const std::string& http_address() const { return http_address_; }
 
   std::unique_ptr<Client> Connect(ClientOptions options = {}) const;
-  // Body of a GET; empty unless the answer is 200.
+  // The body of a GET's answer; empty unless its status is 200.
   std::string Get(const std::string& path) const;
-  // Sends SIGTERM; the exit status.
+  // Sends SIGTERM; returns the exit status.
   int Stop();
 
  private:

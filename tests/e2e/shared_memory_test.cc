@@ -1,5 +1,5 @@
-// Clients that share memory and abuse it, beside others, with real processes. What each call answers is tested by
-// tests/conformance/shared_memory_test.py.
+// Clients that share memory and abuse it, beside others, with real processes. tests/conformance/shared_memory_test.py
+// tests the answers of each call.
 #include <fcntl.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
@@ -28,10 +28,10 @@ using inference::ModelStreamInferResponse;
 constexpr char kModel[] = "tests/testdata/jargon-moe";
 constexpr int64_t kDim = 128;
 constexpr int64_t kRowBytes = kDim * 4;
-// Long enough that copies of them are made by threads for that.
+// So many rows that the threads for long copies copy them.
 constexpr int64_t kManyRows = 2000;
 
-// An object with room for the rows of a request and of its answer, registered under a name of its own.
+// A shared memory object with room for the rows of a request and of its answer, registered under its own name.
 class SharedRows {
  public:
   SharedRows(GRPCInferenceService::Stub* stub, const std::string& name, int64_t num_rows)
@@ -117,7 +117,7 @@ class SharedMemoryTest : public testing::Test {
         GRPCInferenceService::NewStub(grpc::CreateChannel(server_->grpc_address(), grpc::InsecureChannelCredentials()));
   }
 
-  // Golden rows through a region of their own come out as recorded.
+  // Golden rows that go through a region of their own must give the recorded output.
   void ExpectServesRightly(SharedRows& rows) {
     const auto golden = [](const std::string& what) {
       return LoadMatrix({absl::StrCat(kModel, "/golden.safetensors"), "model.layers.1.mlp." + what}).value();
@@ -133,7 +133,7 @@ class SharedMemoryTest : public testing::Test {
     EXPECT_TRUE(Compare({answer.data(), DType::kF32, num_rows, kDim}, output.view(), {1e-4, 1e-5}).within_tolerance());
   }
 
-  // Requests on streams that are given up at any time, while their memory is resized and unregistered.
+  // Sends requests on streams that are given up at any time, while their memory is resized and unregistered.
   void Abuse(int seed) {
     std::mt19937 random(seed);
     SharedRows rows(stub_.get(), absl::StrCat("abused_", seed), kManyRows);
@@ -147,7 +147,7 @@ class SharedMemoryTest : public testing::Test {
         if (random() % 8 == 0) {
           EXPECT_TRUE(rows.Unregister().ok());
         }
-        if (random() % 4 == 0) rows.Register();  // or it is registered still, or the object is too short
+        if (random() % 4 == 0) rows.Register();  // may fail: already registered, or the object is too short
       }
       if (i % 2 == 0) context.TryCancel();
       stream->WritesDone();
@@ -182,7 +182,7 @@ TEST_F(SharedMemoryTest, WhoAbusesItHarmsNobodyElse) {
   EXPECT_EQ(server_->Stop(), 0) << server_->process().Log();
 }
 
-// SIGTERM answers requests whose rows were read, output and all.
+// SIGTERM still answers requests whose rows were read, with their output.
 TEST_F(SharedMemoryTest, DrainAnswersWhatIsInFlight) {
   constexpr int kCount = 20;
   SharedRows rows(stub_.get(), "rows", kManyRows);

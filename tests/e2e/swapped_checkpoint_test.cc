@@ -1,4 +1,4 @@
-// A checkpoint that changes on disk under a running service: never half of one and half of the other.
+// A checkpoint that changes on disk under a running service: no answer mixes the old and the new weights.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 constexpr char kGolden[] = "tests/testdata/golden_qwen3_moe";
 constexpr char kPath[] = "model.layers.0.mlp";
 
-// The same names, shapes and types with every weight's sign turned.
+// Writes the same names, shapes and types, with the sign of every weight inverted.
 void WriteNegated(const fs::path& from, const fs::path& to) {
   std::ifstream in(from, std::ios::binary);
   std::string bytes{std::istreambuf_iterator<char>(in), {}};
@@ -70,7 +70,7 @@ TEST_F(SwappedCheckpoint, IsRefusedByAWorkerThatComesLater) {
 
   fs::rename(folder_ / "model.safetensors", folder_ / "kept");
   fs::rename(folder_ / "other", folder_ / "model.safetensors");
-  ExpectGolden(Ask(absl::Seconds(30)));  // those who have loaded it go on
+  ExpectGolden(Ask(absl::Seconds(30)));  // workers that have loaded the checkpoint go on
   kill((*client_->GetStatus()).ranks(1).pid(), SIGKILL);
   const auto meanwhile = Ask(absl::Seconds(3));
   EXPECT_FALSE(meanwhile.ok()) << "half of the experts would be of the other checkpoint";

@@ -1,4 +1,4 @@
-// What a front does before it is ready, so that its first callers wait no longer than the others.
+// Tests the warm-up before a front is ready, which makes its first callers wait no longer than later ones.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -14,7 +14,7 @@ constexpr char kModel[] =
     "--model=m=synthetic:dim=512,hidden=512,experts=16,topk=4,act=silu,glu=1,bias=0,dtype=bf16,layers=2";
 constexpr int64_t kDim = 512;
 
-// Milliseconds of one call with `num_rows` rows to a layer.
+// Milliseconds that one call with `num_rows` rows to a layer takes.
 double Call(Client* client, const std::string& layer, int64_t num_rows) {
   HostMatrix rows = HostMatrix::Allocate(DType::kBF16, num_rows, kDim);
   for (size_t i = 0; i < rows.buffer.size(); ++i) rows.buffer.data()[i] = std::byte(i % 0x40);  // small numbers
@@ -23,9 +23,9 @@ double Call(Client* client, const std::string& layer, int64_t num_rows) {
   return MicrosBetween(begin, Clock::Real().Now()) / 1e3;
 }
 
-// What the first callers see and those after them; for the reader, since machines are too different to assert it.
+// Prints the latency of first and later calls, for the reader: machines are too different to assert it.
 void PrintLatencies(const char* what, Client* client) {
-  EXPECT_TRUE(client->GetStatus().ok());  // the connection stands
+  EXPECT_TRUE(client->GetStatus().ok());  // makes the connection
   for (const auto& [layer, num_rows] : {std::pair("0", 1), {"1", 64}}) {
     const double first = Call(client, layer, num_rows);
     std::printf("%s: %d rows: first call %.2f ms, second %.2f ms\n", what, num_rows, first,

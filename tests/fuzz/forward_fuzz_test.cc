@@ -1,5 +1,5 @@
-// Mutated ForwardRequests, alone and as messages of a stream: what protobuf reads, the codec reads the same; everything
-// else is refused or read within its bytes.
+// Mutated ForwardRequests, alone and as messages of a stream. The codec reads everything that protobuf reads, with the
+// same result. Everything else is refused or read within its bytes.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -33,7 +33,7 @@ void ExpectSame(const DecodedForward& decoded, const v1::ForwardRequest& parsed)
   EXPECT_EQ(decoded.return_stats.has_value(), parsed.has_return_stats());
   EXPECT_EQ(decoded.return_stats.value_or(false), parsed.return_stats());
   EXPECT_EQ(decoded.capacity_factor.has_value(), parsed.has_capacity_factor());
-  // As bits, for NaN is not equal to itself.
+  // Compares bits, because NaN is not equal to itself.
   EXPECT_EQ(std::bit_cast<uint64_t>(decoded.capacity_factor.value_or(0)),
             std::bit_cast<uint64_t>(parsed.capacity_factor()));
   EXPECT_EQ(decoded.rows.size_bytes(), parsed.rows().size());
@@ -68,7 +68,7 @@ TEST(ForwardFuzz, MutatedRequestsAreRefusedOrReadAsProtobufDoes) {
               refused_by_both, iterations - agreed - refused_by_both);
 }
 
-// An answer has to come to every message, and to be readable.
+// Every message must get an answer that can be read.
 void ExpectAnswerable(uint64_t id, const absl::Status& status) {
   std::vector<grpc::Slice> slices;
   ASSERT_TRUE(EncodeStreamError(id, status, 0).Dump(&slices).ok());

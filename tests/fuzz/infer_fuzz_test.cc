@@ -1,5 +1,6 @@
-// Mutated ModelInferRequests, alone or as messages of a stream, from bytes to the request that the front would run:
-// what protobuf reads, DecodeInfer reads the same or refuses for its size; what comes out is refused or consistent.
+// Mutated ModelInferRequests, alone or as messages of a stream, from bytes to the request that the front would run.
+// DecodeInfer reads everything that protobuf reads with the same result, or refuses it for its size. The decoded
+// request is refused or consistent.
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 #include <gtest/gtest.h>
@@ -15,7 +16,7 @@ namespace {
 
 using inference::ModelInferRequest;
 
-// Map entries in one order, so that equal messages are equal bytes; NaN included.
+// Serializes map entries in a fixed order, so that equal messages give equal bytes, also with NaN.
 std::string Canonical(const ModelInferRequest& request) {
   std::string bytes;
   google::protobuf::io::StringOutputStream stream(&bytes);
@@ -46,13 +47,13 @@ void ExpectSame(const DecodedInfer& decoded, ModelInferRequest parsed) {
   EXPECT_EQ(Canonical(decoded.head), Canonical(parsed));
 }
 
-// DecodeInfer has limits that protobuf has not.
+// DecodeInfer has size limits that protobuf does not have.
 bool IsRefusedForItsSize(const absl::Status& status) {
   const std::string message(status.message());
   return message.find("more than") != std::string::npos;
 }
 
-// Memory of the size that the corpus speaks of; nothing reads or writes it here.
+// Memory of the size that the corpus names; these tests neither read nor write it.
 class FakeRegion final : public SharedMemoryRegion {
  public:
   FakeRegion() : SharedMemoryRegion({.byte_size = kByteSize}) {}
@@ -73,7 +74,7 @@ class InferFuzz : public testing::Test {
     ASSERT_TRUE(memory_.registry().Add("me", "rows", std::make_shared<FakeRegion>()).ok());
   }
 
-  // True when the front would run it.
+  // Returns true when the front would run the request.
   bool CheckRequest(DecodedInfer decoded) {
     const auto entry = models_->Find(decoded.head.model_name(), decoded.head.model_version());
     if (!entry.ok()) {
@@ -108,7 +109,7 @@ class InferFuzz : public testing::Test {
     return true;
   }
 
-  // In headers, whose size is limited, and as a string of a message.
+  // The message must fit headers, whose size is limited, and be valid as a string of a message.
   static void ExpectSendable(const absl::Status& status) {
     const std::string message(status.message());
     EXPECT_LT(message.size(), 4096u) << message;

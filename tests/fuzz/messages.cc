@@ -68,7 +68,7 @@ inference::ModelInferRequest SharedMemoryInfer() {
   return request;
 }
 
-// Contents of every type that there is, of which rows have two.
+// Has contents of every type that exists; rows may have two of these types.
 inference::ModelInferRequest InferWithOddContents() {
   auto request = Infer("INT32", 1);
   auto& contents = *request.mutable_inputs(0)->mutable_contents();
@@ -85,7 +85,7 @@ inference::ModelInferRequest InferWithOddContents() {
   return request;
 }
 
-// Names that are longer than errors show, in letters of several bytes.
+// Has names that are longer than errors show, in letters of several bytes.
 inference::ModelInferRequest InferOfUnknownModel() {
   auto request = Infer("FP32", 1);
   std::string name = "m";

@@ -1,4 +1,5 @@
-// Corpora for the tests of this folder: valid messages with every field and kind of content that the readers know.
+// Corpora for the tests of this folder: valid messages with every field and every kind of content that the readers
+// know.
 #pragma once
 
 #include <string>
@@ -8,12 +9,12 @@
 
 namespace switchyard {
 
-// Layer "0" of model "m" that the requests are for has rows of this many elements.
+// Row width, in elements, of the layer "0" of model "m" that the requests name.
 inline constexpr int64_t kFuzzDim = 8;
 
-// ForwardRequest, serialized.
+// Serialized ForwardRequests.
 std::vector<std::string> ForwardCorpus();
-// ModelInferRequest, serialized.
+// Serialized ModelInferRequests.
 std::vector<std::string> InferCorpus();
 
 std::string JoinChunks(const Chunks& chunks);

@@ -13,7 +13,7 @@ enum WireType { kVarint = 0, kFixed64 = 1, kLengthDelimited = 2, kStartGroup = 3
 
 constexpr int kMaxDepth = 4;
 constexpr size_t kMaxCopies = 200;
-constexpr size_t kMaxMessageBytes = 64 << 10;  // growth by repetition stops here
+constexpr size_t kMaxMessageBytes = 64 << 10;  // repetition stops growing a message beyond this
 
 std::optional<uint64_t> TakeVarint(std::string_view* bytes) {
   uint64_t value = 0;
@@ -56,7 +56,7 @@ bool TakePayload(std::string_view* bytes, WireField* field) {
   }
 }
 
-// The same value in more bytes than it needs: legal, and seldom tried.
+// Encodes the value in more bytes than it needs, which is legal but rarely tested.
 void AppendLongVarint(uint64_t value, size_t num_bytes, std::string* to) {
   for (size_t i = 1; i < num_bytes; ++i, value >>= 7) to->push_back(static_cast<char>((value & 0x7f) | 0x80));
   to->push_back(static_cast<char>(value & 0x7f));
@@ -142,7 +142,7 @@ void Mutator::MutateField(int depth, WireField* field) {
       if (depth < kMaxDepth && !OneIn(3)) return MutateMessage(depth + 1, &field->payload);
       return DamageBytes(&field->payload);
     default:
-      return;  // a group's begin or end, or a type that there is not, before whatever the payload was
+      return;  // the payload follows a group's begin or end, or a type that does not exist
   }
 }
 

@@ -49,7 +49,7 @@ TEST(Mutator, TheSameSeedGivesTheSameInputs) {
   EXPECT_GT(different, 50);
 }
 
-// Inputs that all parse, or none, or that repeat, test little.
+// Inputs test little when all of them parse, none parses, or they repeat.
 TEST(Mutator, InputsAreManyAndSomeOfThemParse) {
   Mutator mutator(1, {Example()});
   std::set<std::string> inputs;

@@ -1,6 +1,6 @@
-// What a worker of another build, or one gone mad, may send: mutated messages on the link's socket, and mutated control
-// messages for the group's state machine. Each is refused, ignored or taken for what it says; the group still forms
-// afterwards.
+// Messages that a worker of another build, or a faulty one, may send: mutated messages on the link's socket, and
+// mutated control messages for the group's state machine. Each is refused, ignored or taken at its word, and the group
+// still forms afterwards.
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
@@ -16,7 +16,7 @@ namespace {
 
 // ---- The link's socket
 
-// The bytes that one end of a socket gets from what `send` writes at the other.
+// The bytes that one end of a socket receives when `send` writes to the other end.
 template <typename SendFn>
 std::string Recorded(const SendFn& send) {
   SocketPair sockets = *MakeSocketPair();
@@ -37,7 +37,7 @@ std::vector<std::string> LinkCorpus() {
           Recorded([](int socket) { return SendSetup(socket, LinkLayout::For(3, 4096, 4096, 4096), socket); })};
 }
 
-// Sends the bytes as one message of the socket and receives them with `receive`, which has to say something sensible.
+// Sends the bytes as one message of the socket and receives them with `receive`, which must return something sensible.
 template <typename ReceiveFn>
 bool IsTaken(const SocketPair& sockets, const std::string& bytes, const ReceiveFn& receive) {
   EXPECT_EQ(send(sockets.front.get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
@@ -53,7 +53,7 @@ TEST(WorkerProtocolFuzz, MutatedLinkMessagesAreRefusedOrTakenWhole) {
   int64_t results = 0, steps = 0;
   for (int64_t i = 0; i < iterations; ++i) {
     std::string bytes = mutator.Next();
-    if (bytes.empty()) continue;  // means the end to the receiver
+    if (bytes.empty()) continue;  // an empty message would mean the end of the stream to the receiver
     bytes.resize(std::min<size_t>(bytes.size(), 16 << 10));
     results += IsTaken(sockets, bytes, [](int socket) {
       const auto result = ReceiveResult(socket);
@@ -76,7 +76,7 @@ TEST(WorkerProtocolFuzz, MutatedLinkMessagesAreRefusedOrTakenWhole) {
 
 // ---- The control stream
 
-// A worker's stream that remembers nothing but whether it was closed.
+// A worker's stream that remembers only whether it was closed.
 class MutedChannel final : public WorkerChannel {
  public:
   void Send(worker::FrontMessage message) override { EXPECT_LT(message.ByteSizeLong(), size_t{1} << 20); }
@@ -135,7 +135,7 @@ class ControlFuzz : public testing::Test, public MembershipListener {
 
   void SetUp() override {
     level_ = spdlog::get_level();
-    spdlog::set_level(spdlog::level::off);  // a line for every refusal
+    spdlog::set_level(spdlog::level::off);  // otherwise each refusal would log a line
     google::protobuf::SetLogHandler(nullptr);
     MembershipOptions options;
     options.num_ranks = kNumRanks;
@@ -170,7 +170,7 @@ class ControlFuzz : public testing::Test, public MembershipListener {
   }
   void OnModelGone(ModelId) override {}
 
-  // What the service does with a message, joined or not.
+  // Does what the service does with a message, whether the worker has joined or not.
   void Receive(const std::shared_ptr<MutedChannel>& channel, const worker::WorkerMessage& message) {
     if (message.has_hello()) {
       num_joined_ += membership_->Join(channel, message.hello(), clock_.Now()).ok();
@@ -179,7 +179,7 @@ class ControlFuzz : public testing::Test, public MembershipListener {
     }
   }
 
-  // Real workers bring the group into being.
+  // Real workers must be able to form the group.
   void ExpectFormsWithRealWorkers() {
     std::vector<std::shared_ptr<MutedChannel>> workers;
     for (const auto& rank : membership_->ranks()) {

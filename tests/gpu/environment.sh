@@ -3,7 +3,7 @@
 #   root               the unpacked bundle: the folder this file came with or, in a source tree, a fresh copy of
 #                      bazel-bin/deploy/switchyard-bundle.tar.xz, removed when the script that sourced this ends
 #   LD_LIBRARY_PATH    completed with the folders of NVIDIA's libraries that the loader does not find by itself
-#   NCCL_NVLS_ENABLE   0 unless it is set: multicast over NVLink needs rights that shared machines do not give
+#   NCCL_NVLS_ENABLE   0 unless it is set, because multicast over NVLink needs rights that shared machines do not give
 # Exits when there is no bundle or a library is missing.
 
 environment_fail() {
@@ -24,7 +24,7 @@ find_bundle() {
   root=$unpacked/switchyard-bundle
 }
 
-# Folders that may hold NVIDIA's libraries, the preferred first: CUDA_HOME, then the packages of python3.
+# Folders that may hold NVIDIA's libraries, the preferred ones first: CUDA_HOME, then the packages of python3.
 cuda_folders() {
   local home=${CUDA_HOME:-/usr/local/cuda}
   printf '%s\n' "$home/lib64" "$home/lib" "$home/targets/x86_64-linux/lib"
@@ -35,7 +35,7 @@ for folder in sys.path:
         print(found)'
 }
 
-# Sonames that the programs below need and the loader does not find.
+# Sonames that the bundle's programs need and the loader does not find.
 missing_libraries() {
   { find "$root/bin" "$root/tests" -maxdepth 1 -type f ! -name '*.py' -exec ldd {} + 2>/dev/null || true; } |
     sed -n 's/^\s*\(\S*\) => not found$/\1/p' | sort -u
@@ -43,7 +43,7 @@ missing_libraries() {
 
 find_cuda_libraries() {
   local folder soname
-  # A CUDA_HOME that was asked for comes before the programs' own run path, which names the usual place.
+  # A CUDA_HOME that was set comes before the programs' own run path, which names the usual place.
   if [[ -n ${CUDA_HOME:-} && -d $CUDA_HOME/lib64 && ! $CUDA_HOME/lib64 -ef /usr/local/cuda/lib64 ]]; then
     LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$CUDA_HOME/lib64
   fi

@@ -25,9 +25,9 @@ import time
 import torch
 import torch.nn.functional as F
 
-SPIN_CYCLES = {"graph": 400_000, "eager": 4_000_000}  # longer than the host takes to launch what is timed
+SPIN_CYCLES = {"graph": 400_000, "eager": 4_000_000}  # longer than the host takes to launch the timed work
 MAX_BATCHED_BYTES = 4 << 30
-NUM_INPUTS = 8  # of small steps; large ones have 2
+NUM_INPUTS = 8  # for small steps; large steps have 2
 ROWS = [1, 16, 128, 512, 1024, 4096, 8192, 32768]
 
 
@@ -70,7 +70,7 @@ class Weights:
 
     def __init__(self, shape, device):
         def random(*size, scale):
-            # Directly in bf16 and in place: fp32 copies of the largest layer would not fit beside it.
+            # Made directly in bf16 and in place, because fp32 copies of the largest layer would not fit beside it.
             return torch.empty(*size, dtype=torch.bfloat16, device=device).normal_(std=scale)
 
         up_width = (2 if shape.gated else 1) * shape.width
@@ -119,7 +119,7 @@ class TorchMoe:
 
 
 class TransformersMoe:
-    """transformers' block for the layer, around the weights that are there. Gated experts only, for it has no others."""
+    """transformers' block for the layer, around the given weights. Only for gated experts, because it has no others."""
 
     def __init__(self, shape, weights, implementation):
         from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
@@ -150,7 +150,7 @@ class TransformersMoe:
 
 
 class Runner:
-    """Times functions on the GPU; on the CPU only so that this file can be tried without one."""
+    """Times functions on the GPU. It runs on the CPU only so that this file can be tried without a GPU."""
 
     def __init__(self, device, min_time_ms):
         self.device, self.min_time_ms = device, min_time_ms
@@ -166,8 +166,8 @@ class Runner:
             torch.cuda.empty_cache()
 
     def capture(self, function):
-        """(callable, mode, reason): a graph's replay, or the function itself."""
-        function()  # whatever is set up lazily
+        """(callable, mode, reason): the replay of a graph, or the function itself."""
+        function()  # first call, for everything that is set up lazily
         self.synchronize()
         if not self.on_gpu:
             return function, "eager", "no GPU"
@@ -184,12 +184,12 @@ class Runner:
             graph.replay()
             torch.cuda.synchronize()
             return graph.replay, "graph", ""
-        except Exception as error:  # a peer that cannot be captured is still a peer
+        except Exception as error:  # a peer that cannot be captured runs eagerly
             torch.cuda.synchronize()
             return function, "eager", one_line(error)
 
     def repeat(self, once):
-        """Median of once(i), microseconds each, until they fill the time."""
+        """The median time of once(i) in microseconds, over repetitions that fill the time."""
         once(0)
         times, begin = [], time.perf_counter()
         while len(times) < 5 or (time.perf_counter() - begin) * 1e3 < self.min_time_ms:
@@ -238,7 +238,7 @@ class Report:
 
 
 class LayerPeers:
-    """All implementations of one layer, for one number of rows after the other."""
+    """All implementations of one layer. Measures one number of rows after the other."""
 
     def __init__(self, shape, runner, report):
         self.shape, self.runner, self.report = shape, runner, report
@@ -310,7 +310,7 @@ class LayerPeers:
         return {"whole_us": self.runner.wall_us(lambda i: run()), "whole_mode": mode}
 
     def compare(self, outputs, num_rows):
-        """All implementations compute the same thing, or the line says how far they are apart."""
+        """Checks that all implementations compute the same thing; otherwise the line says how far they are apart."""
         values = list(outputs.values())
         for key, value in outputs.items():
             difference = ((value - values[0]).norm() / values[0].norm()).item()
@@ -396,7 +396,7 @@ def main():
             layer = LayerPeers(shape, runner, report)
             for num_rows in rows:
                 layer.measure(num_rows)
-        except Exception as error:  # such as too little memory: the other layers go on
+        except Exception as error:  # for example too little memory; the other layers go on
             report.add(source="peers", layer=shape.key, error=one_line(error))
         layer = None
         runner.release()

@@ -38,7 +38,7 @@ def ratio(above, below):
 
 
 def verdict(results, layer, rows):
-    """Against the limit and against every peer."""
+    """Compares the step with its limit and with every peer."""
     step = results.ours(layer, rows).get("step_us")
     if step is None:
         return "not measured"

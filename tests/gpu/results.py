@@ -1,4 +1,4 @@
-"""What the parts of bench.sh measured, as its reports need it: read from the .jsonl files of one folder."""
+"""The measurements of bench.sh as its reports need them, read from the .jsonl files of one folder."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ LAYERS = {
     "tutel": "Tutel helloworld (2048, 2048, 2, 2), ReLU with bias",
 }
 
-# Names of the peers in tables and plots: (source, impl) of their lines.
+# Names of the peers in tables and plots, by the (source, impl) of their lines.
 PEERS = {
     ("torch", "grouped_mm"): "torch grouped_mm",
     ("transformers", "grouped_mm"): "transformers grouped_mm",
@@ -28,7 +28,7 @@ class Results:
         return [line for line in self.lines if all(line.get(key) == value for key, value in wanted.items())]
 
     def one(self, **wanted):
-        """The last such line, or an empty one."""
+        """The last line that matches, or an empty one."""
         found = self.all(**wanted)
         return found[-1] if found else {}
 
@@ -41,7 +41,7 @@ class Results:
         return self.one(source="switchyard", layer=layer, rows=rows)
 
     def peer(self, peer, layer, rows):
-        """Its line of figures, not one that tells of an error alone."""
+        """The peer's line with figures, not a line that only reports an error."""
         source, impl = peer
         found = [line for line in self.all(source=source, impl=impl, layer=layer, rows=rows) if "step_us" in line]
         return found[-1] if found else {}
@@ -51,14 +51,14 @@ class Results:
         return min(times, default=None)
 
     def dense_us(self, layer, rows):
-        """One plain FFN of as many operations through torch, activation included. Of few rows it says nothing, for it
-        reads the weights of one expert and the layer those of many."""
+        """One plain FFN with as many operations through torch, activation included. None for few rows, where it would
+        say nothing, because it reads the weights of one expert and the layer those of many."""
         if rows < 512:
             return None
         return self.one(source="dense", layer=layer, rows=rows).get("step_us")
 
     def limit_us(self, layer, rows):
-        """What the step may take at most, or None where nothing but the peers was asked for."""
+        """The longest time that the step may take, or None when only the peers were measured."""
         floor, dense = self.ours(layer, rows).get("floor_us"), self.dense_us(layer, rows)
         if rows >= 8192:
             return 1.10 * dense if dense else None

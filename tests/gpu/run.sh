@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Runs every GPU test of the bundle: from the unpacked bundle or, after `bazel build -c opt //deploy:bundle`, from the
-# source tree. Needs python3, CUDA 13 and NCCL; what needs more GPUs or tools than there are is skipped, and the reason
-# given.
-# Ends with `N passed, N failed, N skipped` alone on a line; the exit code is 0 when nothing failed.
+# source tree. Needs python3, CUDA 13 and NCCL. Tests that need more GPUs or tools than there are are skipped, with the
+# reason. Ends with `N passed, N failed, N skipped` alone on a line; the exit code is 0 when nothing failed.
 #
 #   tests/gpu/run.sh                      everything
 #   tests/gpu/run.sh --only=unit,golden   some parts: unit, golden, kill, sanitizer

@@ -30,8 +30,8 @@ NOT_UNIT_TESTS = ["kill_test"]
 KILL_GPUS = 2
 SANITIZED_TESTS = ["cuda_engine_test", "cuda_engine_contract_test"]
 
-# Of each model: its layers' tensors are model.layers.N.mlp.input and .output.
-# Relative tolerance by compute type; the absolute one is as large, times the largest output. Ten roundings or so.
+# Relative tolerance by compute type. The absolute one is the same, times the largest output. They allow about ten
+# roundings.
 ROUGH = {"bf16": 2e-2, "fp16": 5e-3}
 EXACT_RTOL, EXACT_ATOL = 1e-4, 1e-5
 
@@ -73,7 +73,7 @@ class Runner:
         self.folder = self.make_runfiles()
 
     def make_runfiles(self):
-        """A folder with programs and data where tests look for them: as in the source tree."""
+        """Makes a folder with programs and data where tests look for them, as in the source tree."""
         folder = os.path.join(self.work, "runfiles")
         for link, target in {
             "server/switchyard_server": "bin/switchyard_server",
@@ -94,7 +94,7 @@ class Runner:
         print(f"  {result:8} {f'{target} {name}'.strip()}{': ' if reason else ''}{reason}", flush=True)
 
     def skip_for_gpus(self, target, needed):
-        """Whether it was skipped."""
+        """Skips the target when there are too few GPUs; returns whether it did."""
         reason = why_too_few(self.num_gpus, needed) if self.device == "cuda" else ""
         if reason:
             self.add(target, "", SKIPPED, reason)
@@ -103,7 +103,7 @@ class Runner:
     # ---- Test programs ----------------------------------------------------------------------------------------------
 
     def run_program(self, label, command):
-        """Runs a GoogleTest program, and counts its cases under `label`. An empty run fails: a filter went stale."""
+        """Runs a GoogleTest program, and counts its cases under `label`. An empty run fails: its filter is stale."""
         xml = os.path.join(self.work, f"{label.replace(' ', '-')}.xml")
         environment = {**os.environ, "GTEST_OUTPUT": f"xml:{xml}", "TEST_TMPDIR": self.work}
         log = os.path.join(self.work, "log")
@@ -117,7 +117,7 @@ class Runner:
                 ended = f"it ran longer than {self.timeout_s} s"
             finally:
                 try:
-                    os.killpg(process.pid, signal.SIGKILL)  # and what it started
+                    os.killpg(process.pid, signal.SIGKILL)  # and the processes that it started
                 except ProcessLookupError:
                     pass
                 process.wait()
@@ -175,8 +175,8 @@ class Runner:
                     self.run_sanitized(label, sanitizer, tool, program)
 
     def run_sanitized(self, label, sanitizer, tool, program):
-        # Its own exit code, or findings in tests that pass would go unnoticed. Calls that fail are no findings: tests of
-        # refusals make some, and the others check every call.
+        # Uses an exit code of its own, because findings in tests that pass would go unnoticed otherwise. Failed calls
+        # do not count as findings: tests of refusals make some, and the other tests check every call.
         command = [sanitizer, f"--tool={tool}", "--error-exitcode=86"]
         command += ["--report-api-errors=no"] if tool == "memcheck" else []
         text = self.run_program(label, command + [program, f"--gtest_filter={self.sanitizer_filter}"])
@@ -198,7 +198,7 @@ class Runner:
         command += [f"--model={model}={self.root}/testdata/{model}" for model in golden_models(self.root)]
         with open(os.path.join(self.work, "server.log"), "w+", encoding="utf-8") as log:
             server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
-            # A server that hangs is ended, and then whatever waits for it goes on.
+            # Ends a server that hangs; then everything that waits for it goes on.
             watchdog = threading.Timer(self.timeout_s, lambda: os.killpg(server.pid, signal.SIGKILL))
             watchdog.start()
             failed_before = sum(case.result == FAILED for case in self.cases)
@@ -236,7 +236,7 @@ class Runner:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def ask(self, target, address, command, field):
-        """A list that the client prints, which is not empty; where it is, that is a failure."""
+        """A list that the client prints. An empty list is a failure."""
         answer = self.client(address, command)
         found = json.loads(answer.stdout)[field] if answer.returncode == 0 else []
         if not found:
@@ -268,20 +268,20 @@ class Runner:
 
 
 def golden_models(root):
-    """Folders of the bundle that hold a checkpoint with vectors."""
+    """The folders of the bundle that hold a checkpoint with vectors."""
     folder = os.path.join(root, "testdata")
     return sorted(name for name in os.listdir(folder) if os.path.exists(f"{folder}/{name}/golden.safetensors"))
 
 
 def golden_paths(path):
-    """The module paths that vectors are stored under, each with its dot; "" of a bare layer."""
+    """The module paths under which vectors are stored, each with its dot; "" for a bare layer."""
     with open(path, "rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     return [name[:-len("input")] for name in header if name == "input" or name.endswith(".input")]
 
 
 def layer_of(path):
-    """The name that the service gives the layer at a module path: 3, encoder.1, or 0 for a bare one."""
+    """The service's name for the layer at a module path: 3, encoder.1, or 0 for a bare one."""
     index = re.search(r"\d+", path)
     stack = re.search(r"encoder|decoder", path)
     return (f"{stack[0]}." if stack else "") + (index[0] if index else "0")

@@ -1,14 +1,16 @@
-// What a second GPU brings: rows per second of a layer on one rank, and of the same layer with its experts on several,
-// each home to as many rows as the one. Ranks are processes with a GPU each; steps run as in a worker, through
-// StepRunner and NCCL, several on their way, from page-locked host memory to page-locked host memory.
+// Measures what a second GPU brings: rows per second of a layer on one rank, and of the same layer with its experts on
+// several ranks. Each of these is home to as many rows as the single rank. Ranks are processes with a GPU each. Steps
+// run as in a worker, through StepRunner and NCCL, several at once, from page-locked host memory to page-locked host
+// memory.
 //
 //   two_gpu_benchmark --shapes=mixtral,qwen3 --ranks=2 --rows_per_rank=8192 --chunks=0 --exchange_multiprocessors=0
 //                     --out=two_gpu.jsonl
 //
-// --chunks is into how many parts a step's exchange is cut to overlap with computing; 0 is what the front would choose.
-// --exchange_multiprocessors is how many multiprocessors the exchange may take, and computing leaves to it; 0 is no
-// limit. A round is a number of steps between two barriers, and takes as long as on its slowest rank; figures are the
-// medians of rounds. The first rows of every rank's output are compared with the float64 reference.
+// --chunks is the number of parts into which a step's exchange is cut to overlap with computing; 0 lets the program
+// choose as the front would. --exchange_multiprocessors is how many multiprocessors the exchange may take, which
+// computing then leaves free; 0 is no limit. A round is a number of steps between two barriers; its time is that of its
+// slowest rank. Figures are the medians of rounds. The first rows of every rank's output are compared with the float64
+// reference.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -39,11 +41,11 @@ namespace {
 using SteadyClock = std::chrono::steady_clock;
 
 constexpr int kRounds = 7;
-constexpr int kInputs = 2;  // that steps take turns with
+constexpr int kInputs = 2;  // steps take turns with them
 constexpr int64_t kCheckedRows = 2;
 constexpr auto kRankTimeout = std::chrono::minutes(5);
 
-// What a rank is told.
+// The task that a rank is given.
 struct RankTask {
   std::string shape;
   int rank = 0, num_ranks = 1, chunks = 0, exchange_multiprocessors = 0;
@@ -78,7 +80,7 @@ absl::StatusOr<BenchShape> FindShape(const std::string& key) {
   return absl::InvalidArgumentError(absl::StrCat("--shapes: there is no '", key, "'"));
 }
 
-// One rank: its engine, its rows and its way to the others.
+// One rank: its engine, its rows and its exchange with the other ranks.
 class Rank {
  public:
   static absl::StatusOr<std::unique_ptr<Rank>> Create(const RankTask& task, const LayerSpec& spec,
@@ -96,7 +98,7 @@ class Rank {
         placement_(Placement::Even(spec.num_experts, task.num_ranks)),
         weights_(spec) {}
 
-  // Microseconds per step, of the slowest rank: one for every round.
+  // Microseconds per step of the slowest rank, one value for every round.
   absl::StatusOr<std::vector<double>> Measure() {
     SY_RETURN_IF_ERROR(RunSteps(0, kInputs));
     SY_RETURN_IF_ERROR(CheckOutput());
@@ -175,7 +177,7 @@ class Rank {
                          lane, &times);
   }
 
-  // Steps [first, first + count) with as many on their way as there are lanes; returns when the last is done.
+  // Runs steps [first, first + count), as many at once as there are lanes. Returns when the last is done.
   absl::Status RunSteps(int first, int count) {
     for (int i = 0; i < count + num_lanes(); ++i) {
       const int lane = i % num_lanes();
@@ -202,7 +204,7 @@ class Rank {
     return slowest;
   }
 
-  // Of the first input, whose step was the first in lane 0.
+  // Checks the output of the first input, whose step was the first in lane 0.
   absl::Status CheckOutput() {
     SY_RETURN_IF_ERROR(RunSteps(0, 1));
     const int64_t first = plans_[0].home_offsets[task_.rank] * spec_.gate.top_k;
@@ -234,7 +236,7 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// A rank's packets are gathered by the parent; this first word makes one its result.
+// The parent collects the ranks' packets. A packet that begins with this word is a rank's result.
 constexpr absl::string_view kResult = "result ";
 
 absl::Status RunRank(RankChild& child) {
@@ -244,7 +246,7 @@ absl::Status RunRank(RankChild& child) {
   SY_ASSIGN_OR_RETURN(const std::vector<double> rounds, rank->Measure());
   const std::string result = absl::StrFormat("%s%.3f %d", kResult, Median(rounds), rank->num_chunks());
   SY_RETURN_IF_ERROR(child.channel.Send(result));
-  // Nobody leaves before all are through.
+  // No rank leaves before all are through.
   return child.channel.ReceiveAll(task.num_ranks).status();
 }
 
@@ -264,7 +266,7 @@ absl::StatusOr<Result> ParseResult(absl::string_view packet) {
   return absl::InternalError(absl::StrCat("not a result: ", packet));
 }
 
-// Runs the ranks of one task, handing every rank what all have sent, until they send their results.
+// Runs the ranks of one task. Hands every rank the packets that all have sent, until they send their results.
 absl::StatusOr<Result> RunGroup(RankTask task) {
   std::vector<RankProcess> ranks;
   for (task.rank = 0; task.rank < task.num_ranks; ++task.rank) {
@@ -294,7 +296,7 @@ struct Settings {
   std::string out;
 };
 
-// Runs one task on several ranks and reports it beside what `one` rank did.
+// Runs one task on several ranks and reports it beside the result of one rank.
 absl::Status MeasureTask(const RankTask& task, const Result& one, std::ostream& out) {
   SY_ASSIGN_OR_RETURN(const Result several, RunGroup(task));
   const double rows = static_cast<double>(task.rows_per_rank);

@@ -17,7 +17,7 @@
 namespace switchyard {
 namespace {
 
-// The calls that are open, and how those that were have ended. Thread-safe.
+// The open calls, and counts of how calls have ended. Thread-safe.
 class OpenCalls {
  public:
   void Add(int64_t number, std::shared_ptr<grpc::ClientContext> context) {
@@ -32,7 +32,7 @@ class OpenCalls {
     changed_.SignalAll();
   }
 
-  // Cancels one of those that are open, the next one from `number` on, around.
+  // Cancels one open call: the next one from `number` on, or the first one when there is none after it.
   void CancelOne(int64_t number) {
     std::shared_ptr<grpc::ClientContext> context;
     {
@@ -83,7 +83,7 @@ void OpenUnary(grpc::GenericStub& stub, const CancelStorm& storm, int64_t number
                  [calls, number, context, response](const grpc::Status& status) { calls->Ended(number, status); });
 }
 
-// One stream: so many requests, one after the other, then silence. Deletes itself.
+// One stream: sends a number of requests, one after the other, then falls silent. Deletes itself.
 class StreamCall final : public grpc::ClientBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
   StreamCall(grpc::GenericStub& stub, const CancelStorm& storm, int64_t number, int num_messages, OpenCalls* calls)
@@ -170,7 +170,7 @@ std::map<absl::StatusCode, int64_t> RunCancelStorm(const CancelStorm& storm) {
     } else {
       OpenUnary(stub, storm, number, &calls);
     }
-    // This one, or any of the last ones, so that calls die young, old, and in between.
+    // Cancels this call or any of the last ones, so that calls are cancelled early, late, and in between.
     const int64_t reach = static_cast<int64_t>(random() % (2 * storm.max_open));
     calls.CancelOne(std::max<int64_t>(0, number - reach));
     while (calls.size() >= storm.max_open) {

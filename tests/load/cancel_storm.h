@@ -1,4 +1,4 @@
-// Calls that are opened, sent a request or a few, and cancelled: at once, while they wait, or while they run.
+// Calls that are opened, sent one or more requests, and cancelled: at once, while they wait, or while they run.
 #pragma once
 
 #include <grpcpp/support/byte_buffer.h>
@@ -19,18 +19,18 @@ inline constexpr char kInferStreamMethod[] = "/inference.GRPCInferenceService/Mo
 struct CancelStorm {
   std::string target;
   std::string method = kForwardMethod;
-  grpc::ByteBuffer message;  // of a stream's calls, sent one to four times
+  grpc::ByteBuffer message;  // sent one to four times in calls of a stream
   int64_t num_calls = 1000;
-  double rate_per_s = 0;  // 0 for as fast as it goes
+  double rate_per_s = 0;  // 0 for as fast as possible
   int max_open = 64;
   int num_channels = 4;
   uint64_t seed = 1;
 };
 
-// How the calls ended, by code. Returns when all have.
+// Returns when all calls have ended: how many ended with each code.
 std::map<absl::StatusCode, int64_t> RunCancelStorm(const CancelStorm& storm);
 
-// A request for `num_rows` rows of zeros, serialized as one of the methods above takes it.
+// A request for `num_rows` rows of zeros, serialized as one of the methods above expects it.
 std::string RequestBytes(const std::string& method, const std::string& model, const std::string& layer,
                          int64_t num_rows, int64_t hidden_dim);
 grpc::ByteBuffer ToByteBuffer(const std::string& bytes);

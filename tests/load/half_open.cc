@@ -12,9 +12,9 @@
 namespace switchyard {
 namespace {
 
-constexpr std::string_view kHalfFrame("\0\0\x0c\x04\0", 5);  // of a SETTINGS frame with two entries
+constexpr std::string_view kHalfFrame("\0\0\x0c\x04\0", 5);  // the beginning of a SETTINGS frame with two entries
 
-// What the connection says before it falls silent.
+// The bytes that the connection sends before it falls silent.
 std::string Words(int number) {
   switch (number % 3) {
     case 0:
@@ -26,7 +26,7 @@ std::string Words(int number) {
   }
 }
 
-// Reads what has come; true when that was the end.
+// Reads the bytes that have come; true when the connection has ended.
 bool HasEnded(int socket) {
   char bytes[1024];
   while (true) {

@@ -10,7 +10,7 @@ namespace switchyard {
 namespace {
 
 constexpr absl::Duration kPatience = absl::Seconds(60);
-// As the server's grpc-retry-pushback-ms says.
+// The pause that the server's grpc-retry-pushback-ms asks for.
 constexpr std::chrono::milliseconds kPushback{50};
 constexpr int kMaxRetries = 100;
 

@@ -1,5 +1,5 @@
-// A caller that behaves: small requests at a steady pace, each answer compared with what it must be. Storms are judged
-// by what happens to it.
+// A caller that behaves: small requests at a steady pace, each answer compared with the expected one. Storms are judged
+// by their effect on this caller.
 #pragma once
 
 #include <atomic>
@@ -25,14 +25,14 @@ struct HonestWork {
 
 // Rows of a golden layer.
 HonestWork GoldenWork(const std::string& model, const std::string& checkpoint, int layer, int64_t num_rows);
-// Random rows, with what the server, undisturbed, makes of them.
+// Random rows, with the answer that the undisturbed server gives to them.
 absl::StatusOr<HonestWork> ObservedWork(const ServerProcess& server, const std::string& model, const std::string& layer,
                                         int64_t num_rows, int64_t hidden_dim);
 
 struct HonestReport {
-  LatencyHistogram latency;  // of the answers, retries after pushback included, from when the request was due
+  LatencyHistogram latency;  // of the answers, from when the request was due; includes retries after pushback
   int64_t answered = 0;
-  int64_t failed = 0;  // after retries, or within a minute
+  int64_t failed = 0;  // despite retries; each try may take a minute
   int64_t wrong = 0;
   int64_t retries = 0;  // after RESOURCE_EXHAUSTED
   std::string first_failure;
@@ -41,16 +41,16 @@ struct HonestReport {
   double P50Ms() const { return std::chrono::duration<double, std::milli>(latency.Percentile(50)).count(); }
 };
 
-// Calls from its construction until its end. Thread-safe.
+// Makes calls from its construction until its destruction. Thread-safe.
 class HonestCaller {
  public:
-  // `work` outlives it.
+  // `work` must outlive this object.
   HonestCaller(const ServerProcess& server, const HonestWork& work, std::chrono::milliseconds period);
   ~HonestCaller();
 
-  // What happened since the last call.
+  // The results since the last Take.
   HonestReport Take();
-  // Waits for so many more answers, or failures.
+  // Waits for `count` more answers or failures.
   void WaitForCalls(int64_t count);
 
  private:

@@ -13,7 +13,7 @@ namespace {
 
 constexpr size_t kPartBytes = 1 << 20;
 
-// One part over and over: slices share their bytes.
+// One part, repeated: slices share their bytes.
 grpc::ByteBuffer Repeated(const std::string& part, int64_t num_bytes) {
   const grpc::Slice slice(part);
   const std::vector<grpc::Slice> slices(static_cast<size_t>(num_bytes) / part.size(), slice);
@@ -51,7 +51,7 @@ grpc::Status SendCompressedZeros(const std::string& target, const std::string& m
 
 grpc::Status SendManyFields(const std::string& target, const std::string& method, int64_t num_fields) {
   std::string part;
-  while (part.size() < kPartBytes) part += std::string("\x78\x00", 2);  // field 15, a number, 0
+  while (part.size() < kPartBytes) part += std::string("\x78\x00", 2);  // field 15, varint, value 0
   return Send(target, method, Repeated(part, 2 * num_fields), GRPC_COMPRESS_NONE);
 }
 

@@ -1,4 +1,4 @@
-// Messages that a server must refuse without taking them in.
+// Messages that a server must refuse without holding them.
 #pragma once
 
 #include <grpcpp/support/status.h>
@@ -8,13 +8,14 @@
 
 namespace switchyard {
 
-// Sends `num_bytes` as one message of a call. The sender holds a small part of them only.
+// Sends `num_bytes` as one message of a call. The sender holds only a small part of them.
 grpc::Status SendHugeMessage(const std::string& target, const std::string& method, int64_t num_bytes);
 
-// The same of zeros under gzip, a thousandth on the wire.
+// The same with zeros under gzip, which take a thousandth on the wire.
 grpc::Status SendCompressedZeros(const std::string& target, const std::string& method, int64_t num_bytes);
 
-// A message of so many empty fields that nobody knows, two bytes each, to a method that protobuf reads.
+// Sends a message of many empty fields that the receiver does not know, two bytes each, to a method that protobuf
+// reads.
 grpc::Status SendManyFields(const std::string& target, const std::string& method, int64_t num_fields);
 
 }  // namespace switchyard

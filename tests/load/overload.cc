@@ -12,7 +12,7 @@
 namespace switchyard {
 namespace {
 
-// What the load generator does not keep: how refusals came. Thread-safe.
+// Statistics of refusals, which the load generator does not keep. Thread-safe.
 class Refusals {
  public:
   void Record(std::chrono::nanoseconds latency, bool has_pushback) {
@@ -49,7 +49,7 @@ v1::ForwardRequest MakeRequest(const Overload& overload) {
   request.set_num_rows(overload.num_rows);
   std::string* rows = request.mutable_rows();
   for (int64_t i = 0; i < overload.num_rows * overload.hidden_dim; ++i) {
-    const float value = static_cast<float>((i * 7919) % 1000) / 500 - 1;  // such that rows go to different experts
+    const float value = static_cast<float>((i * 7919) % 1000) / 500 - 1;  // makes rows go to different experts
     rows->append(reinterpret_cast<const char*>(&value), sizeof(value));
   }
   return request;

@@ -30,7 +30,8 @@ struct OverloadResult {
   }
 };
 
-// Answers per second of a closed loop are the peak, an open loop of a higher rate is an overload.
+// Runs the load. A closed loop measures the peak, in answers per second; an open loop with a higher rate is an
+// overload.
 OverloadResult RunLoad(const Overload& overload, const LoadOptions& options);
 
 }  // namespace switchyard

@@ -1,5 +1,5 @@
-// The storms at full size, one after the other, each with an honest caller measured before and during it; prints a
-// table in Markdown. tests/load/run.sh builds and runs it.
+// Runs the storms at full size, one after the other, each with an honest caller that is measured before and during it.
+// Prints a table in Markdown. tests/load/run.sh builds and runs it.
 #include <signal.h>
 #include <unistd.h>
 
@@ -41,7 +41,7 @@ struct Settings {
 };
 Settings settings;  // from the command line
 
-// A layer that computes for long on few bytes, so that ten times the peak is still few calls.
+// A layer that computes for long on few bytes, so that even ten times the peak is few calls.
 constexpr char kHeavyModel[] = "heavy=synthetic:dim=128,hidden=4096,experts=8,topk=8,layers=1,dtype=fp32";
 constexpr int64_t kDim = 128;
 constexpr int64_t kHeavyRows = 32;
@@ -85,7 +85,7 @@ std::string Show(const HonestReport& report) {
   return text;
 }
 
-// What has to hold, each with what to call it; the names of what does not.
+// Takes the conditions that have to hold, each with a name, and lists the names of those that do not.
 std::string Verdict(const std::vector<std::pair<bool, std::string>>& demands) {
   std::vector<std::string> missed;
   for (const auto& [holds, name] : demands) {
@@ -113,7 +113,7 @@ class Attack {
     return Attack(ChildProcess::Start("/usr/bin/nice", all).value());
   }
 
-  // Waits for its end; what it printed.
+  // Waits for the end of the client; returns its output.
   std::map<std::string, std::string> Finish() {
     std::map<std::string, std::string> output;
     for (std::string line; !(line = process_->ReadLine()).empty();) {
@@ -136,7 +136,7 @@ double Number(const std::map<std::string, std::string>& output, const std::strin
   return it != output.end() && absl::SimpleAtod(it->second, &value) ? value : 0;
 }
 
-// Codes and their counts.
+// Lists the codes with their counts.
 std::string Codes(const std::map<std::string, std::string>& output) {
   std::vector<std::string> codes;
   for (const auto& [key, value] : output) {
@@ -179,7 +179,7 @@ void CancelStorms(Table& table) {
   };
   const HonestReport before = Measure(honest, seconds(settings.baseline_seconds));
   for (const char* method : {kForwardMethod, kInferMethod, kForwardStreamMethod, kInferStreamMethod}) {
-    attack(method, settings.cancels / 40);  // memory pools grow to their size
+    attack(method, settings.cancels / 40);  // lets memory pools grow to their size
     WaitUntilIdle(*server, seconds(10));
     const ProcessUsage usage_before = UsageOf(server->process().pid());
     honest.Take();
@@ -264,7 +264,7 @@ void HugeMessage(Table& table, const Huge& huge) {
 }
 
 void HugeMessages(Table& table) {
-  // Limits for senders that are not to be trusted, see docs/operations.md.
+  // Limits for senders that are not trusted, see docs/operations.md.
   const std::vector<std::string> usual,
       strict = {"--max_request_bytes=8388608", "--grpc_memory_bytes=16777216", "--max_queued_bytes=8388608"};
   HugeMessage(table, {"bytes in one message", "plain", kForwardMethod, usual});
@@ -278,7 +278,7 @@ void HugeMessages(Table& table) {
   HugeMessage(table, {"bytes of unknown fields", "fields", "/inference.GRPCInferenceService/ServerLive", strict});
 }
 
-// Requests that the server answered, by its own count.
+// The number of requests that the server answered, by its own count.
 double NumAnswered(ServerProcess& server) {
   double sum = 0;
   for (const absl::string_view line : absl::StrSplit(server.Get("/metrics"), '\n')) {
@@ -291,8 +291,8 @@ double NumAnswered(ServerProcess& server) {
   return sum;
 }
 
-// Answers per second to others than the honest caller while it runs. Callers on the same cores count those alone that
-// reach them in time, which under overload is their own doing as well.
+// Measures the server's answers per second to callers other than the honest one. The attacking callers share its cores
+// and count only the answers that reach them in time, which under overload depends on themselves as well.
 class AnswerRate {
  public:
   explicit AnswerRate(ServerProcess& server) : server_(server), before_(NumAnswered(server)) {}
@@ -307,7 +307,7 @@ class AnswerRate {
   const SteadyTime begin_ = Clock::Real().Now();
 };
 
-// One overload: the peak in a closed loop, then ten times its rate, on one server.
+// Runs one overload on one server: the peak in a closed loop, then ten times its rate.
 void OverloadOnce(Table& table, const std::string& name, const std::vector<std::string>& flags, int deadline_ms) {
   std::vector<std::string> all = flags;
   all.push_back(std::string("--model=") + kHeavyModel);
@@ -371,7 +371,7 @@ double SlopeMibPerHour(const std::vector<std::pair<double, double>>& seconds_and
   return 3600 * (n * sxy - sx * sy) / (n * sxx - sx * sx);
 }
 
-// Everything at once, gently, while workers are killed.
+// All storms at once, at low rates, while workers are killed.
 void Soak(Table& table) {
   const auto server = StartServer();
   const HonestWork work = GoldenWork("m", settings.checkpoint, 1, 8);
@@ -393,7 +393,7 @@ void Soak(Table& table) {
   const SteadyTime begin = Clock::Real().Now();
   for (int second = 1; second <= settings.soak_seconds; ++second) {
     std::this_thread::sleep_until(begin + seconds(second));
-    // The first third fills pools and caches.
+    // The first third of the time fills pools and caches.
     if (second > settings.soak_seconds / 3) {
       memory.emplace_back(second, UsageOf(server->process().pid()).rss_bytes / kMib);
     }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The storms at full size against the server of this build; a quarter of an hour. Prints a table in Markdown, as in
-# docs/benchmarks/robustness.md. What storms are compared with is measured in the same run, so nothing else should run
-# beside it. Arguments go to the program:
+# Runs the storms at full size against the server of this build, for a quarter of an hour. Prints a table in Markdown,
+# as in docs/benchmarks/robustness.md. The figures that storms are compared with are measured in the same run, so
+# nothing else should run beside it. Arguments go to the program:
 #   tests/load/run.sh --only=cancel --cancels=10000          see --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

@@ -14,7 +14,7 @@ namespace {
 
 std::string ProcFile(pid_t pid, const char* name) { return absl::StrCat("/proc/", pid, "/", name); }
 
-// The number behind `key` in a line of /proc/PID/status.
+// The number after `key` in the text of /proc/PID/status.
 int64_t StatusField(const std::string& status, const std::string& key) {
   const size_t at = status.find("\n" + key + ":");
   return at == std::string::npos ? 0 : std::atoll(status.c_str() + at + key.size() + 2);

@@ -1,4 +1,4 @@
-// What a running server holds: memory, descriptors, threads, admitted requests.
+// Reads what a running server holds: memory, descriptors, threads, admitted requests.
 #pragma once
 
 #include <sys/types.h>
@@ -18,12 +18,12 @@ struct ProcessUsage {
   int num_threads = 0;
 };
 
-// Zeros when there is no such process, or when it is another user's.
+// All zero when there is no such process, or when it is another user's.
 ProcessUsage UsageOf(pid_t pid);
-// From now on the peak is that of what follows.
+// Restarts the measurement of the peak.
 void ResetPeakRss(pid_t pid);
 
-// Value of a metric without labels; -1 when it is not among them.
+// The value of a metric without labels; -1 when the metric does not exist.
 double MetricValue(const std::string& metrics, const std::string& name);
 
 struct AdmittedWork {
@@ -34,7 +34,7 @@ struct AdmittedWork {
 };
 AdmittedWork AdmittedBy(const ServerProcess& server);
 
-// Waits until nothing is admitted any more; what still is when `timeout` has passed.
+// Waits until nothing is admitted any more. Returns what is still admitted when `timeout` has passed.
 AdmittedWork WaitUntilIdle(const ServerProcess& server, std::chrono::milliseconds timeout);
 
 }  // namespace switchyard

@@ -13,7 +13,7 @@ enum FrameType : char { kData = 0, kHeaders = 1, kSettings = 4 };
 constexpr char kEndStream = 1, kEndHeaders = 4;
 constexpr size_t kMaxFrameBytes = 16 << 10;
 
-// `size` big-endian bytes.
+// `value` as `size` big-endian bytes.
 std::string Number(uint64_t value, int size) {
   std::string bytes;
   for (int i = size - 1; i >= 0; --i) bytes += static_cast<char>(value >> (8 * i));
@@ -24,7 +24,7 @@ std::string Frame(FrameType type, char flags, uint32_t stream_id, const std::str
   return Number(payload.size(), 3) + static_cast<char>(type) + flags + Number(stream_id, 4) + payload;
 }
 
-// Without index or compression; names and values of up to 126 bytes.
+// A header without index or compression; name and value have at most 126 bytes.
 std::string Header(const std::string& name, const std::string& value) {
   return std::string(1, '\0') + Number(name.size(), 1) + name + Number(value.size(), 1) + value;
 }
@@ -34,7 +34,7 @@ std::string RequestHeaders(const std::string& method) {
          Header(":authority", "test") + Header("content-type", "application/grpc") + Header("te", "trailers");
 }
 
-// Everything that one call says.
+// Everything that one call sends.
 std::string Conversation(const std::string& method, const std::string& message) {
   constexpr uint16_t kInitialWindowSize = 4;
   std::string bytes = std::string(kHttp2Preface) +

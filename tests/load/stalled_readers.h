@@ -1,5 +1,5 @@
-// Callers that ask and never read the answer: HTTP/2 with a flow control window of zero, so that the server has to keep
-// it.
+// Callers that send requests and never read the answers: their HTTP/2 flow control window is zero, so the server has to
+// keep the answers.
 #pragma once
 
 #include <string>
@@ -17,7 +17,7 @@ class StalledReaders {
                                               const std::string& message, int count);
 
  private:
-  std::vector<UniqueFd> sockets_;  // they hang up with this object
+  std::vector<UniqueFd> sockets_;  // closed with this object
 };
 
 }  // namespace switchyard

@@ -1,5 +1,5 @@
-// Small storms against a real server: everything is answered or refused with the right code, nothing is left behind,
-// and an honest caller gets right answers all the while. How fast is measured by tests/load/run.sh.
+// Small storms against a real server. Everything is answered or refused with the right code, nothing is left behind,
+// and an honest caller gets right answers all the while. tests/load/run.sh measures the speed.
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
@@ -50,7 +50,7 @@ class StormTest : public testing::Test {
     honest_->WaitForCalls(3);
   }
   void TearDown() override {
-    honest_->WaitForCalls(3);  // after the storm, too
+    honest_->WaitForCalls(3);  // these are calls after the storm
     const HonestReport report = honest_->Take();
     EXPECT_EQ(report.failed, 0) << report.first_failure;
     EXPECT_EQ(report.wrong, 0);
@@ -102,7 +102,7 @@ TEST_F(StormTest, MessagesBeyondTheLimitAreRefusedWithoutBeingKept) {
   }
 }
 
-// They are the server's memory, so they count among what it holds until they are sent or their caller hangs up.
+// Unread answers take the server's memory, so they count as held until they are sent or their caller hangs up.
 TEST_F(StormTest, AnswersThatNobodyReadsAreCounted) {
   constexpr int kCallers = 50, kRows = 100;
   constexpr int64_t kBytes = kCallers * kRows * kDim * int64_t{sizeof(float)};
@@ -138,7 +138,7 @@ TEST_F(StormTest, MutatedMessagesAreAnswered) {
   }
 }
 
-// Many more requests than the queue holds: some are answered, the others refused, with pushback, or out of time.
+// Many more requests than the queue holds. Some are answered; the others are refused with pushback or run out of time.
 TEST_F(StormTest, OverloadIsRefusedWithPushback) {
   const Overload overload{.target = server_->grpc_address(),
                           .model = "m",
@@ -159,7 +159,7 @@ TEST_F(StormTest, OverloadIsRefusedWithPushback) {
   }
 }
 
-// The limit that a login shell or a service manager sets is not the server's.
+// The limit on descriptors that a login shell or a service manager sets does not limit the server.
 TEST(Descriptors, MoreConnectionsThanTheUsualLimitAreServed) {
   rlimit usual;
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &usual), 0);

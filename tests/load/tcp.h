@@ -1,4 +1,4 @@
-// Bare connections, for those who do not speak to a server as they should.
+// Bare TCP connections, for callers that do not follow the protocol.
 #pragma once
 
 #include <string>

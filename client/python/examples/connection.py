@@ -1,4 +1,4 @@
-"""What the examples share: flags for the server's address and its security, and a client made of them.
+"""Shared parts of the examples: flags for the server's address and its security, and a client made of them.
 
 The flags have the names that the `switchyard` command line gives them.
 """
@@ -59,6 +59,6 @@ def hidden_states(rows):
 
 
 def random_rows(client, model, num_rows, seed=0):
-    """As wide as the model's layer."""
+    """Random rows as wide as the model's layer."""
     width = client.get_model_metadata(model).inputs[0].shape[1]
     return np.random.default_rng(seed).standard_normal((num_rows, width), dtype=np.float32)

@@ -28,7 +28,8 @@ def main():
 
     print(f"{arguments.model}: {len(rows)} rows of {rows.shape[1]}")
     print("first row: experts", result.as_numpy("expert_ids")[0], "with weights", result.as_numpy("expert_weights")[0])
-    # The tolerance suits a checkpoint in bfloat16, which the server computes in; --compute_dtype=fp32 comes far closer.
+    # The tolerance suits a bfloat16 checkpoint, because the server then computes in bfloat16. --compute_dtype=fp32
+    # comes far closer.
     error = np.abs(result.as_numpy("output") - expected).max() / np.abs(expected).max()
     print(f"largest error, relative to the largest output: {error:.1e}")
     return 0 if error <= arguments.rtol else 1

@@ -20,7 +20,7 @@ def main():
     with connect(arguments) as client:
         rows = random_rows(client, arguments.model, arguments.rows)
         region, key = f"rows of {os.getpid()}", f"/switchyard_example_{os.getpid()}"
-        # One region for both: rows first, then room for the output.
+        # One region holds both: the rows first, then room for the output.
         memory = shm.create_shared_memory_region(region, key, 2 * rows.nbytes, create_only=True)
         try:
             shm.set_shared_memory_region(memory, [rows])
@@ -33,7 +33,7 @@ def main():
             response = client.infer(arguments.model, [given], outputs=[taken]).get_response()
             output = shm.get_contents_as_numpy(memory, np.float32, rows.shape, offset=rows.nbytes).copy()
         finally:
-            # The server keeps the memory until it is told; the object itself goes with destroy.
+            # The server keeps the memory until it is told to let go; destroy removes the object itself.
             client.unregister_system_shared_memory(region)
             shm.destroy_shared_memory_region(memory)
         expected = client.infer(arguments.model, [hidden_states(rows)]).as_numpy("output")

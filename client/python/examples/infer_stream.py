@@ -20,7 +20,7 @@ def main():
         rows = random_rows(client, arguments.model, 2000)
         expected = client.infer(arguments.model, [hidden_states(rows)]).as_numpy("output")
         answers = queue.Queue()
-        # The callback runs on a thread of the client: it only hands on.
+        # The callback runs on a thread of the client, so it only passes answers on.
         client.start_stream(callback=lambda result, error: answers.put((result, error)))
         sizes = {}
         for i in range(arguments.requests):

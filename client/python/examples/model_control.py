@@ -3,8 +3,8 @@
 
     model_control.py --model=jargon-moe
 
-Here --model is the model as a whole, without a layer. Others of the server answer all the while, and requests that were
-accepted before are answered still.
+Here --model is the model as a whole, without a layer. The server's other models keep answering meanwhile, and requests
+that were accepted before are still answered.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""The native API without generated code: messages and calls made from what server reflection tells.
+"""The native API without generated code: messages and calls are made from the answers of server reflection.
 
-`python -m grpc_tools.protoc` on proto/switchyard.proto gives the same at build time.
+At build time, `python -m grpc_tools.protoc` on proto/switchyard.proto generates the same messages and calls.
 """
 
 import grpc
@@ -36,7 +36,7 @@ class NativeClient:
 
 
 def connect_native(arguments):
-    """A channel as the flags of connection.py want it."""
+    """A channel with the security that the flags of connection.py ask for."""
     options = [("grpc.max_receive_message_length", -1)]
 
     def read(path):

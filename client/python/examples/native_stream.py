@@ -3,7 +3,7 @@
 
     native_stream.py --model=jargon-moe --sequences=8 --tokens=10
 
-One request more is for a layer that there is not: it gets an error, and the stream goes on.
+One extra request names a layer that does not exist: it gets an error, and the stream goes on.
 """
 
 import queue

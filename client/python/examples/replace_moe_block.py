@@ -130,7 +130,7 @@ class Decoder:
         return rms_norm(hidden, self._norm, self._epsilon) @ self._embeddings.T
 
     def generate(self, tokens, num_new):
-        """The likeliest tokens, without a cache, and the logits they were chosen by."""
+        """The most likely tokens, without a cache, and the logits they were chosen by."""
         for _ in range(num_new):
             logits = self.logits(tokens)[:, -1]
             tokens = np.concatenate([tokens, logits.argmax(axis=-1)[:, None]], axis=1)

@@ -32,7 +32,7 @@ def show_statistics(client, model):
 
 
 def is_healthy(target, service):
-    """As probes ask, which need no tritonclient; over a connection without TLS."""
+    """Asks as probes do, without tritonclient; over a connection without TLS."""
     with grpc.insecure_channel(target) as channel:
         answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
     return answer.status == health_pb2.HealthCheckResponse.SERVING

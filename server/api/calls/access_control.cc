@@ -11,7 +11,7 @@ namespace {
 
 constexpr absl::string_view kHealthPrefix = "/grpc.health.v1.Health/";
 
-// Of inference.GRPCInferenceService.
+// Methods of inference.GRPCInferenceService.
 constexpr absl::string_view kAdminMethods[] = {
     "RepositoryModelLoad",      "RepositoryModelUnload",        "SystemSharedMemoryRegister",
     "CudaSharedMemoryRegister", "SystemSharedMemoryUnregister", "CudaSharedMemoryUnregister",

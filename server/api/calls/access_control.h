@@ -1,13 +1,12 @@
-// Who may make which calls on the clients' port.
+// Decides who may make which calls on the clients' port.
 //
 // - With --auth_token_file every call needs one of its tokens, reflection and unknown methods included. Only
 //   grpc.health.v1 is open, for probes.
 // - Calls that change the server for everybody (load and unload, log and trace settings, shared memory) need one of the
-//   tokens of --admin_token_file. Without that flag they are for whoever can reach a server bound to loopback; a server
+//   tokens of --admin_token_file. Without that flag, a server bound to loopback allows them to every caller; a server
 //   bound elsewhere refuses them, unless --allow_remote_admin was given.
 //
-// An admin's token is as good as any other where one is asked for. Tokens come as `authorization: Bearer TOKEN`.
-// Thread-safe.
+// An admin's token also passes where any token is asked for. Tokens come as `authorization: Bearer TOKEN`. Thread-safe.
 #pragma once
 
 #include <grpcpp/server_context.h>
@@ -27,12 +26,13 @@ class AccessControl {
   // Reads the token files. `options` are valid.
   static absl::StatusOr<std::unique_ptr<AccessControl>> Open(const ServerOptions& options);
 
-  // For the port's credentials: UNAUTHENTICATED or PERMISSION_DENIED says what is missing. Null when everybody may do
-  // everything. Refers to this.
+  // The check for the port's credentials. UNAUTHENTICATED or PERMISSION_DENIED says what is missing. Null when every
+  // caller may make every call. It refers to this object.
   CallCheckFn call_check() const;
 
-  // For calls that change the server only with some of their fields, which their handlers ask then. The calls that
-  // always do are known by name, and do not reach their handlers. `what` names the call, for the PERMISSION_DENIED.
+  // Some calls change the server only when some of their fields are set; their handlers then call this. Calls that
+  // always change the server are known by name, and a refused one does not reach its handler. `what` names the call in
+  // the PERMISSION_DENIED.
   absl::Status CheckAdmin(const grpc::ServerContextBase& context, absl::string_view what) const;
 
  private:
@@ -43,7 +43,7 @@ class AccessControl {
   absl::Status CheckToken(absl::string_view token) const;
   absl::Status CheckAdminToken(absl::string_view what, absl::string_view token) const;
 
-  const bool is_admin_refused_;  // where there are no admin's tokens
+  const bool is_admin_refused_;  // applies when there are no admin tokens
   const std::unique_ptr<TokenList> auth_;
   const std::unique_ptr<TokenList> admin_;
 };

@@ -16,7 +16,7 @@ class CallStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
   }
 
   void Answer(int slot, grpc::ByteBuffer* message) {
-    std::shared_ptr<LayerCall> ended;  // outside the lock; whoever brings the answer holds it too
+    std::shared_ptr<LayerCall> ended;  // released outside the lock; the thread that brings the answer holds it too
     Next next;
     {
       MutexLock lock(&mu_);
@@ -32,16 +32,16 @@ class CallStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
   }
 
  private:
-  // A request that runs.
+  // A request that is running.
   struct Slot {
     std::shared_ptr<LayerCall> call;  // null while the slot is free, and before the message is read
-    int64_t num_bytes = 0;            // of its message
+    int64_t num_bytes = 0;            // size of its message
   };
   struct Outgoing {
     grpc::ByteBuffer message;
-    int64_t num_bytes = 0;  // of its request
+    int64_t num_bytes = 0;  // size of its request
   };
-  // What to start once the lock is released. While any of it is left, the stream does not end.
+  // The operations to start once the lock is released. The stream does not end while any of them is left.
   struct Next {
     const grpc::ByteBuffer* write = nullptr;
     bool is_followed = false;  // another write comes at once
@@ -61,7 +61,7 @@ class CallStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
     Go(next);
   }
 
-  // Does what was read. The stream counts as reading all the while, so that it cannot end.
+  // Handles the message that was read. The stream counts as reading meanwhile, so that it cannot end.
   void Handle() {
     grpc::ByteBuffer message;
     message.Swap(&incoming_);
@@ -98,7 +98,7 @@ class CallStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
     return slot;
   }
 
-  // Of a message that is not answered.
+  // Frees the slot of a message that is not answered.
   void ReleaseSlot(int slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     --num_running_;
     --held_requests_;
@@ -108,7 +108,7 @@ class CallStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
 
   void OnWriteDone(bool ok) override {
     if (!ok) Break();
-    grpc::ByteBuffer written;  // ends outside the lock
+    grpc::ByteBuffer written;  // freed outside the lock
     Next next;
     {
       MutexLock lock(&mu_);
@@ -155,7 +155,7 @@ class CallStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
 
   void OnDone() override { delete this; }
 
-  // Decides what can be started: the next write, the next read, or the end.
+  // Decides which operations can be started: the next write, the next read, or the end.
   Next Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     Next next;
     if (!writing_ && !broken_ && !outgoing_.empty()) {
@@ -173,11 +173,12 @@ class CallStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
     return next;
   }
 
-  // Not under the lock: gRPC sends from within. The object may be gone once the last of these is started.
+  // Call it without the lock, because gRPC may send within these calls. The object may be gone once the last of them
+  // has started.
   void Go(const Next& next) {
     if (next.write != nullptr) {
       grpc::WriteOptions options;
-      // Those that are ready together travel together.
+      // Messages that are ready together are sent together.
       if (next.is_followed) options.set_buffer_hint();
       StartWrite(next.write, options);
     }
@@ -191,7 +192,7 @@ class CallStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::
 
   const StreamLimits limits_;
   const std::unique_ptr<StreamProtocol> protocol_;
-  grpc::ByteBuffer incoming_;  // gRPC's while reading_
+  grpc::ByteBuffer incoming_;  // owned by gRPC while reading_
 
   Mutex mu_;
   std::vector<Slot> slots_ ABSL_GUARDED_BY(mu_);

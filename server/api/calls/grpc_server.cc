@@ -13,11 +13,11 @@
 namespace switchyard {
 namespace {
 
-// Room for the other fields of a request beside its rows.
+// Room for a request's fields other than its rows.
 constexpr int64_t kEnvelopeBytes = 64 << 10;
 
-// Clients may ping a quiet connection so often, to hold it open through whatever lies between. Those that do it more
-// often are sent away.
+// The shortest interval at which clients may ping a quiet connection, as they do to keep it open through the network
+// devices on the way. The server closes connections that ping more often.
 constexpr int kMinPingIntervalMs = 10'000;
 
 constexpr int kNever = INT_MAX;

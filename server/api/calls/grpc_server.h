@@ -1,4 +1,5 @@
-// The gRPC server that clients connect to: services behind credentials and limits, as ServerOptions ask for them.
+// The gRPC server that clients connect to. Its services are behind the credentials and limits that ServerOptions ask
+// for.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -12,8 +13,9 @@
 
 namespace switchyard {
 
-// Listens on options.host and options.port, which `bound_port` tells; with health and reflection beside `services`.
-// Those and `access` outlive the server. Errors name the flag: a port in use, certificates that do not fit.
+// Listens on options.host and options.port and sets `bound_port`. Serves `services`, health and reflection. `services`
+// and `access` must outlive the server. Errors name the flag, for instance for a port in use or certificates that do
+// not fit.
 absl::StatusOr<std::unique_ptr<grpc::Server>> StartGrpcServer(const ServerOptions& options, const AccessControl& access,
                                                               const std::vector<grpc::Service*>& services,
                                                               int* bound_port);

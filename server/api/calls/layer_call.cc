@@ -25,7 +25,7 @@ absl::Status LayerCall::TrySubmit(absl::StatusOr<std::shared_ptr<Request>> made)
     if (!ended_) request_ = request;
     is_given_up = cancelled_;
   }
-  if (is_given_up) front_->Cancel(request);  // Cancel came before there was anything to take from the queue
+  if (is_given_up) front_->Cancel(request);  // Cancel came before request_ was set
   return absl::OkStatus();
 }
 
@@ -40,7 +40,7 @@ void LayerCall::Cancel() {
 }
 
 void LayerCall::OnDone(const std::shared_ptr<Request>& request, const absl::Status& status) {
-  std::shared_ptr<Request> released;  // outside the lock
+  std::shared_ptr<Request> released;  // released outside the lock
   {
     MutexLock lock(&mu_);
     ended_ = true;

@@ -1,4 +1,4 @@
-// One request for a layer between its bytes and its answer, of whatever API. A unary call has one, a stream many.
+// One request for a layer, of either API, from its bytes to its answer. A unary call has one, a stream has many.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -13,37 +13,40 @@
 
 namespace switchyard {
 
-// Derived classes say how a request is read and how it is answered. Thread-safe.
+// Derived classes define how a request is read and how it is answered. Thread-safe.
 class LayerCall : public std::enable_shared_from_this<LayerCall> {
  public:
   virtual ~LayerCall() = default;
 
-  // Reads the request and submits it, or refuses it. Once.
+  // Reads the request and submits it, or refuses it. Call it once.
   virtual void Start() = 0;
-  // The caller gives it up, at any time: it leaves the queue, and is answered with CANCELLED unless it is already.
+  // Gives the request up, at any time. It leaves the queue and is answered with CANCELLED, unless it has been answered.
   void Cancel();
 
-  // The caller's number for it, where an API has one.
+  // The caller's number for the request, where an API has one.
   uint64_t id() const { return id_; }
 
  protected:
-  // `front` outlives Answer and Refuse; `identity` is the call's, for log and traces, and all of a stream's share it.
+  // `front` must outlive Answer and Refuse. `identity` is the call's, for log and traces; all requests of a stream
+  // share it.
   LayerCall(Front* front, std::shared_ptr<const RequestIdentity> identity, uint64_t id = 0)
       : front_(front), identity_(std::move(identity)), id_(id) {}
 
   Front& front() const { return *front_; }
 
-  // Ends the reading, once: the request, complete but for `done`, or why there is none. `layer` is the one that was
-  // asked for, null when that is not known.
+  // Ends the reading; call it once. `request` is complete but for `done`, or the reason why there is none. `layer` is
+  // the requested layer; null when it is not known.
   void Submit(absl::StatusOr<std::shared_ptr<Request>> request, const ServedLayer* layer);
 
-  // Exactly one of the two is called, once, on any thread, perhaps before Submit returns; they answer the caller.
-  // When it was submitted: it has ended, and nothing refers to the front any more. To be recorded.
+  // Exactly one of the two is called, once, on any thread, perhaps before Submit returns. They answer the caller.
+  //
+  // Answers a request that was submitted and has ended; nothing refers to the front any more. Answer has to call
+  // Record.
   virtual void Answer(const absl::Status& status, const std::shared_ptr<Request>& request) = 0;
-  // When it was not; that is recorded.
+  // Answers a request that was not submitted; this is already recorded.
   virtual void Refuse(const absl::Status& status) = 0;
 
-  // Metrics, log and traces of a submitted request, by its final outcome.
+  // Records a submitted request in metrics, log and traces, by its final outcome.
   void Record(const Request& request, const absl::Status& status) const;
 
  private:

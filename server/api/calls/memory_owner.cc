@@ -6,7 +6,7 @@
 namespace switchyard {
 
 std::string HostOf(const std::string& peer) {
-  // gRPC writes the brackets of IPv6 addresses as they are or percent-encoded.
+  // gRPC writes the brackets of IPv6 addresses literally or percent-encoded.
   for (const char* here : {"unix:", "unix-abstract:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D"}) {
     if (absl::StartsWith(peer, here)) return "this host";
   }

@@ -1,4 +1,4 @@
-// Who makes a call, for what callers keep at the server between their calls.
+// Identifies callers, for state that the server keeps for a caller between its calls.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -7,11 +7,11 @@
 
 namespace switchyard {
 
-// The identity that the caller has proven (its certificate's names), or else the host that it calls from. Processes of
-// this host are one caller, over whatever address they call.
+// The identity that the caller has proven (its certificate's names), or else the host that it calls from. All processes
+// of this host are one caller, whatever address they use.
 std::string OwnerOf(const grpc::ServerContextBase& context);
 
-// The same from gRPC's text for the peer's address, such as "ipv4:10.0.0.7:4711".
+// The host, from gRPC's text for the peer's address, such as "ipv4:10.0.0.7:4711".
 std::string HostOf(const std::string& peer);
 
 }  // namespace switchyard

@@ -15,7 +15,7 @@ namespace {
 
 constexpr double kMaxCapacityFactor = 1e6;
 constexpr size_t kMaxClientIdBytes = 64;
-// A deadline further away is none; clocks overflow beyond.
+// A deadline further away counts as none, because clocks would overflow.
 constexpr double kLongestDeadlineUs = 365.0 * 86'400 * 1e6;
 
 constexpr char kRequestIdKey[] = "x-request-id";
@@ -52,7 +52,7 @@ std::string ClientOf(const grpc::CallbackServerContext& context) {
   return is_known ? OwnerOf(context) : context.peer();
 }
 
-// gRPC keeps deadlines by its own monotonic clock.
+// gRPC keeps deadlines by its own monotonic clock, so this converts them.
 SteadyTime SteadyDeadline(gpr_timespec deadline) {
   const gpr_timespec monotonic = gpr_convert_clock_type(deadline, GPR_CLOCK_MONOTONIC);
   const gpr_timespec left = gpr_time_sub(monotonic, gpr_now(GPR_CLOCK_MONOTONIC));

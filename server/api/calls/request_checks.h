@@ -1,5 +1,5 @@
-// What the native and the KServe API do alike with a request for one layer: its gate, its place in the queue, its
-// output, its traces in metrics and log.
+// The steps of a request for one layer that the native and the KServe API have in common: its gate, its place in the
+// queue, its output, its traces in metrics and log.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -15,20 +15,20 @@
 
 namespace switchyard {
 
-// What a caller wants of a layer's gates; unchecked.
+// The caller's choice among a layer's gates; unchecked.
 struct GateWish {
   int64_t gate_idx = 0;
-  int64_t top_k = 0;  // 0 for the gate's own
+  int64_t top_k = 0;  // 0 for the gate's own number
   std::optional<double> capacity_factor;
 };
 
-// Sets the request's gate, top_k, capacity and row cost. The request has its layer. InvalidArgument names gate_index,
-// top_k or capacity_factor, what was expected and what came.
+// Sets the request's gate, top_k, capacity and row cost. The request must have its layer. InvalidArgument names
+// gate_index, top_k or capacity_factor, what was expected and what came.
 absl::Status ChooseGate(const GateWish& wish, int64_t max_batch_rows, Request* request);
 
-// How a caller wants its request to queue; unchecked.
+// How a caller wants its request to be queued; unchecked.
 struct QueueWish {
-  int64_t priority = 0;    // 0 for the usual
+  int64_t priority = 0;    // 0 for normal
   int64_t timeout_us = 0;  // 0 for the server's default
 };
 
@@ -36,19 +36,19 @@ struct QueueWish {
 // and what came.
 absl::Status ChooseQueueing(const QueueWish& wish, const char* timeout_name, Request* request);
 
-// The output rows of an answered request, as they lie. They keep its part of the budget of bytes.
+// The output rows of an answered request, where they lie. They keep the request's part of the budget of bytes.
 TensorSlices OutputSlices(const Request& request);
 
-// Who the call is, from its metadata; its id goes back to the caller as trailing metadata `x-request-id`. Once for a
-// call, before it is finished.
+// Identifies the caller from the call's metadata. The id goes back to the caller as trailing metadata `x-request-id`.
+// Call it once for a call, before the call is finished.
 RequestIdentity IdentifyCall(grpc::CallbackServerContext* context);
 
-// A submitted request was answered.
+// Records that a submitted request was answered.
 void RecordAnswer(Front& front, const Request& request, const absl::Status& status, const RequestIdentity& identity);
-// A request was refused before it was submitted; `layer` is null when it named none.
+// Records that a request was refused before it was submitted; `layer` is null when the request named no known layer.
 void RecordRefusal(Front& front, const ServedLayer* layer, const absl::Status& status, const RequestIdentity& identity);
 
-// Tells the caller with the end of its call how long to wait before it tries again, if it should.
+// Adds trailing metadata that tells the caller how long to wait before it tries again, if it should.
 void AddPushback(const absl::Status& status, grpc::CallbackServerContext* context);
 
 }  // namespace switchyard

@@ -10,12 +10,12 @@ namespace switchyard {
 namespace {
 
 constexpr int kNumThreads = 2;
-// System memory up to this size is copied in tens of microseconds, less than another thread takes to begin.
+// System memory up to this size is copied in tens of microseconds, which is less than another thread takes to begin.
 constexpr uint64_t kShortCopyBytes = 256 << 10;
-// What a copy counts at least: requests of few bytes hold more than those.
+// The least that a copy counts, because a request of few bytes holds more than those.
 constexpr int64_t kMinHeldBytes = 4096;
 
-// A GPU's memory is copied when the GPU has time.
+// Copies of GPU memory are never short, because they wait until the GPU has time.
 bool IsShort(const SharedMemoryRegion& region, uint64_t num_bytes) {
   return region.info().kind == MemoryKind::kSystem && num_bytes <= kShortCopyBytes;
 }
@@ -64,7 +64,7 @@ class ClientMemory::Budget {
   int64_t held_bytes_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
-// An input's copy, which counts in the budget as long as it is.
+// The copy of an input. It counts in the budget as long as it exists.
 class ClientMemory::Copy : public std::enable_shared_from_this<Copy> {
  public:
   static absl::StatusOr<std::shared_ptr<Copy>> Reserve(std::shared_ptr<Budget> budget, uint64_t num_bytes) {

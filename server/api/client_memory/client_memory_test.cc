@@ -26,8 +26,8 @@ using testing::Not;
 
 constexpr uint64_t kHuge = std::numeric_limits<uint64_t>::max();
 
-// A POSIX shared memory object of this test. Names are random, since tests that run beside each other may share process
-// ids: sandboxes have their own, and one /dev/shm.
+// A POSIX shared memory object of this test. Names are random, because tests that run at the same time may share
+// process ids: sandboxes have their own ids, but one /dev/shm.
 class ShmObject {
  public:
   explicit ShmObject(size_t num_bytes, const std::string& prefix = "switchyard_test_")
@@ -256,9 +256,10 @@ class ClientMemoryTest : public testing::Test {
     return result.get_future().get();
   }
 
-  // Both threads are past what they were given; they let go of it a little after its result is known.
+  // Waits until both threads are past their earlier tasks. A thread lets go of a task a little after the task's result
+  // is known.
   void FinishTasks() {
-    const auto all_here = std::make_shared<std::latch>(3);  // a thread that waits may leave later than this one
+    const auto all_here = std::make_shared<std::latch>(3);  // shared: a waiting thread may leave later than this one
     for (int i = 0; i < 2; ++i) memory_.threads().Run([all_here] { all_here->arrive_and_wait(); });
     all_here->arrive_and_wait();
   }
@@ -346,7 +347,8 @@ TEST_F(ClientMemoryTest, CudaWithoutADriverSaysSo) {
   ExpectError(status, absl::StatusCode::kFailedPrecondition, "no CUDA driver: /nowhere/libcuda.so");
 }
 
-// Readers and writers of regions that come and go, all at once; each copy is of whole registrations.
+// Reads and writes a region while it is registered and removed over and over; every copy of a region that was found
+// succeeds.
 TEST_F(ClientMemoryTest, RegionsComeAndGoWhileTheyAreUsed) {
   ShmObject object(1 << 20);
   std::atomic<bool> stop{false};

@@ -1,5 +1,5 @@
-// The few calls of the CUDA driver that the front needs for memory that clients share on a GPU. It is found when it is
-// needed, not linked: the front runs on hosts without one.
+// The few calls of the CUDA driver that the front needs for memory that clients share on a GPU. The driver is looked up
+// when it is needed, not linked, because the front also runs on hosts without one.
 //
 // The types are those of the driver's binary interface (cuda.h), which does not change.
 #pragma once
@@ -35,7 +35,7 @@ struct CudaDriver {
   CudaResult (*get_error_name)(CudaResult result, const char** name);
 };
 
-// From the shared library, which stays loaded. FailedPrecondition when it is not there or lacks a call.
+// Loads the calls from the shared library, which stays loaded. FailedPrecondition when it is not there or lacks a call.
 absl::StatusOr<CudaDriver> LoadCudaDriver(const char* library = "libcuda.so.1");
 
 // OK, or Internal with the driver's name for `result`.

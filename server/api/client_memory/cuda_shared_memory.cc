@@ -8,7 +8,8 @@
 namespace switchyard {
 namespace {
 
-// cuIpcOpenMemHandle's only flag, which it asks for: other GPUs reach the memory as well, when they can.
+// The only flag of cuIpcOpenMemHandle, which the call requires. With it, other GPUs can also reach the memory if they
+// are able to.
 constexpr unsigned kLazyPeerAccess = 1;
 
 absl::StatusOr<CudaIpcHandle> ParseHandle(const std::string& raw_handle) {
@@ -34,7 +35,7 @@ class CudaRegion final : public SharedMemoryRegion {
     if (!closed.ok()) spdlog::warn("{}", closed.message());
   }
 
-  // Of the whole region, against the allocation that it is in.
+  // Checks that the whole region lies in its allocation.
   absl::Status CheckAllocation() const {
     CudaPointer base = 0;
     size_t size = 0;

@@ -13,11 +13,11 @@
 
 namespace switchyard {
 
-// The GPUs of this process: the driver, and the primary context of each device that memory was opened on, which takes
-// some hundred MB there and is kept. Regions keep it alive. Thread-safe.
+// The GPUs of this process: the driver, and the primary context of each device that memory was opened on. Such a
+// context takes some hundred MB on the device and is kept. Regions keep this object alive. Thread-safe.
 class CudaDevices : public std::enable_shared_from_this<CudaDevices> {
  public:
-  // FailedPrecondition, saying why, where CUDA does not work.
+  // FailedPrecondition says why CUDA does not work.
   static absl::StatusOr<std::shared_ptr<CudaDevices>> Create(const CudaDriver& driver);
   ~CudaDevices();
 
@@ -31,7 +31,7 @@ class CudaDevices : public std::enable_shared_from_this<CudaDevices> {
   CudaDevices(const CudaDriver& driver, int num_devices) : driver_(driver), num_devices_(num_devices) {}
 
   absl::StatusOr<CudaContext> ContextOf(int64_t device_id);
-  // Runs `call` with a context as the thread's own.
+  // Runs `call` with `context` as the thread's current context.
   absl::Status In(CudaContext context, absl::string_view what, const std::function<CudaResult()>& call) const;
 
   const CudaDriver driver_;

@@ -1,5 +1,5 @@
-// What the front asks of the CUDA driver and what it refuses before, with a driver whose memory is the test's own. The
-// real one is in tests/conformance/cuda_shared_memory_test.py.
+// Tests which calls the front makes to the CUDA driver and what it refuses before. The driver here is a fake whose
+// memory is the test's own. tests/conformance/cuda_shared_memory_test.py uses the real one.
 #include "server/api/client_memory/cuda_shared_memory.h"
 
 #include <gmock/gmock.h>
@@ -16,7 +16,7 @@ using testing::HasSubstr;
 constexpr int kInvalidValue = 1, kNoDevice = 100, kInvalidContext = 201;
 constexpr size_t kAllocation = 4096;
 
-// State of the fake driver: two GPUs, one allocation that can be opened by a handle that begins with 'A'.
+// State of the fake driver: two GPUs, and one allocation that can be opened by any handle that begins with 'A'.
 struct Gpus {
   CudaResult init_result = 0;
   int num_devices = 2;

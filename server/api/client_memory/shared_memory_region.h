@@ -1,8 +1,8 @@
 // One range of memory that a client shares with this server: of a POSIX shared memory object, or of a GPU's memory.
 //
-// The client may change or resize it at any time. So nothing here is ever mapped or computed upon in place: bytes are
-// copied out before a request is checked any further, and copied in when its answer is complete. A copy that the memory
-// has no room for any more is an error of that request.
+// The client may change or resize the memory at any time. So it is never mapped or computed upon in place: bytes are
+// copied out before the rest of a request is checked, and copied in when its answer is complete. When the memory is too
+// short for a copy by then, that request fails.
 //
 // Thread-safe.
 #pragma once
@@ -25,10 +25,10 @@ const char* KindName(MemoryKind kind);
 struct RegionInfo {
   MemoryKind kind = MemoryKind::kSystem;
   uint64_t byte_size = 0;
-  // Of system memory: the object's name, and where in it the region begins.
+  // For system memory: the object's name, and where the region begins in it.
   std::string key;
   uint64_t offset = 0;
-  // Of a GPU's memory.
+  // For a GPU's memory.
   int64_t device_id = 0;
 };
 
@@ -44,8 +44,8 @@ class SharedMemoryRegion {
   // InvalidArgument unless the region contains [offset, offset + num_bytes).
   absl::Status CheckRange(uint64_t offset, uint64_t num_bytes) const;
 
-  // Copies of a range that CheckRange has passed. FailedPrecondition when the memory is not as large any more; other
-  // errors when it cannot be copied. Some of the bytes may have been copied then.
+  // Copy a range that CheckRange has passed. FailedPrecondition when the memory has become too short; other errors when
+  // it cannot be copied. Some of the bytes may have been copied then.
   virtual absl::Status Read(uint64_t offset, std::span<std::byte> to) const = 0;
   virtual absl::Status Write(uint64_t offset, std::span<const std::byte> from) const = 0;
 

@@ -16,8 +16,8 @@ namespace {
 
 constexpr size_t kMaxKeyBytes = 255;
 
-// Objects that NCCL, the C library (semaphores), CUDA's services and OpenMP make for processes like ours and our
-// workers.
+// Prefixes of the objects that NCCL, the C library (semaphores), CUDA's services and OpenMP make for processes such as
+// the front and its workers.
 constexpr const char* kReserved[] = {"nccl-", "sem.", "cuda.shm.", "__KMP_"};
 
 // The object's name without the leading slash.
@@ -37,7 +37,7 @@ bool IsReserved(const std::string& name) {
   return false;
 }
 
-// Whether `fd` is memory of at least offset + byte_size bytes.
+// Whether `fd` is a memory object of at least offset + byte_size bytes.
 bool IsLongEnough(int fd, uint64_t offset, uint64_t byte_size) {
   struct stat info;
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) return false;
@@ -50,8 +50,8 @@ absl::Status Shrunk(size_t num_bytes, uint64_t offset) {
                                                     ", but the object is shorter than when it was registered"));
 }
 
-// Copies with pread and pwrite: they fail, instead of killing the process as accesses to a mapping would, when the
-// object has become too short.
+// Copies with pread and pwrite. When the object has become too short they fail, whereas accesses to a mapping would
+// kill the process.
 class SystemRegion final : public SharedMemoryRegion {
  public:
   SystemRegion(RegionInfo info, UniqueFd fd) : SharedMemoryRegion(std::move(info)), fd_(std::move(fd)) {}
@@ -68,7 +68,8 @@ class SystemRegion final : public SharedMemoryRegion {
   }
 
   absl::Status Write(uint64_t offset, std::span<const std::byte> from) const override {
-    // A write beyond the end would make the object longer. Should it shrink after this look, that is all that happens.
+    // A write beyond the end would make the object longer. If the object shrinks after this check, nothing worse than
+    // that happens.
     if (!IsLongEnough(fd_.get(), info().offset + offset, from.size())) return Shrunk(from.size(), offset);
     size_t done = 0;
     while (done < from.size()) {

@@ -7,10 +7,10 @@
 
 namespace switchyard {
 
-// The range [offset, offset + byte_size) of the object that `key` names: "/name" or "name", as shm_open takes it, at
-// most 255 bytes. Names that libraries of the server's own processes use are refused. InvalidArgument says the same of
-// an object that there is not, that this process may not read and write, that is no memory, or that is too short:
-// nobody learns from it what there is.
+// Opens the range [offset, offset + byte_size) of the object that `key` names: "/name" or "name", as shm_open takes it,
+// at most 255 bytes. Names that libraries of the server's own processes use are refused. InvalidArgument has the same
+// message for an object that does not exist, that this process may not read and write, that is no memory, or that is
+// too short, so that no caller learns from it which objects exist.
 absl::StatusOr<RegionPtr> OpenSystemMemory(const std::string& key, uint64_t offset, uint64_t byte_size);
 
 }  // namespace switchyard

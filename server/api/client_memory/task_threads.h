@@ -1,4 +1,4 @@
-// Threads for work that would hold up those of gRPC or of the links.
+// Threads for work that would hold up gRPC's threads or the links' threads.
 #pragma once
 
 #include <deque>
@@ -10,11 +10,11 @@
 
 namespace switchyard {
 
-// Tasks start in the order in which they were given. Thread-safe.
+// Tasks start in the order in which they were given to Run. Thread-safe.
 class TaskThreads {
  public:
   explicit TaskThreads(int num_threads);
-  // Runs what was given, and joins. No task may give another by then.
+  // Runs the tasks that were given, and joins the threads. No task may call Run any more.
   ~TaskThreads();
 
   void Run(std::function<void()> task);

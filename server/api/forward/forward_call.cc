@@ -18,7 +18,7 @@ static_assert(static_cast<int>(DType::kF64) == v1::DATA_TYPE_FP64 &&
 static_assert(static_cast<int>(DType::kF16) == v1::DATA_TYPE_FP16 &&
               static_cast<int>(DType::kBF16) == v1::DATA_TYPE_BF16);
 
-// num_rows × hidden_dim × element size must be the bytes that came.
+// The rows must have exactly num_rows × hidden_dim × element size bytes.
 absl::Status CheckRows(const DecodedForward& decoded, const ServedLayer& layer, DType dtype, int64_t max_bytes) {
   if (decoded.num_rows < 1) {
     return absl::InvalidArgumentError(absl::StrCat("num_rows: expected at least 1, found ", decoded.num_rows));

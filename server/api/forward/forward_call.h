@@ -1,4 +1,4 @@
-// One Forward request, of a call of its own or of a stream.
+// One Forward request, from a unary call or from a stream.
 #pragma once
 
 #include <functional>
@@ -29,8 +29,8 @@ class ForwardCall final : public LayerCall {
     bool returns_stats = false;  // unless the request says otherwise
   };
 
-  // `decoded` may be an error, which is the answer then. `answer` is called exactly once, on any thread, perhaps before
-  // Start returns; nothing refers to the front any more then.
+  // `decoded` may be an error, which is then the answer. `answer` is called exactly once, on any thread, perhaps before
+  // Start returns; nothing refers to the front any more when it is called.
   ForwardCall(Front* front, Options options, absl::StatusOr<DecodedForward> decoded, AnswerFn answer)
       : LayerCall(front, std::move(options.identity), options.id),
         decoded_(std::move(decoded)),
@@ -44,7 +44,7 @@ class ForwardCall final : public LayerCall {
   void Answer(const absl::Status& status, const std::shared_ptr<Request>& request) override;
   void Refuse(const absl::Status& status) override;
 
-  absl::StatusOr<DecodedForward> decoded_;  // until it is made a request
+  absl::StatusOr<DecodedForward> decoded_;  // until Start makes a request of it
   bool returns_stats_;
   const AnswerFn answer_;
 };

@@ -16,7 +16,7 @@ namespace {
 using google::protobuf::internal::WireFormatLite;
 using google::protobuf::io::CodedInputStream;
 
-// Names are much shorter; they come back in errors, which travel in headers.
+// Real names are much shorter. The limit exists because names come back in errors, which travel in headers.
 constexpr uint32_t kMaxNameBytes = 1024;
 
 bool ReadName(CodedInputStream& input, std::string* name) {
@@ -25,7 +25,7 @@ bool ReadName(CodedInputStream& input, std::string* name) {
          WireFormatLite::VerifyUtf8String(name->data(), static_cast<int>(length), WireFormatLite::PARSE, nullptr);
 }
 
-using Owner = std::shared_ptr<const void>;  // of the bytes that rows view
+using Owner = std::shared_ptr<const void>;  // keeps the bytes that the rows view
 
 bool ReadRows(CodedInputStream& input, const Owner& owner, ChunkedRows* rows) {
   uint32_t length = 0;
@@ -35,8 +35,8 @@ bool ReadRows(CodedInputStream& input, const Owner& owner, ChunkedRows* rows) {
   return true;
 }
 
-// Reads one field of a known tag into `request`; false when the bytes end or contradict the field's type. The last one
-// of a field wins, as everywhere in protobuf.
+// Reads one field of a known tag into `request`; false when the bytes end or contradict the field's type. When a field
+// comes several times the last one counts, as everywhere in protobuf.
 bool ReadField(CodedInputStream& input, uint32_t tag, const Owner& owner, DecodedForward* request) {
   constexpr auto kText = WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
   constexpr auto kNumber = WireFormatLite::WIRETYPE_VARINT;
@@ -97,7 +97,7 @@ bool ReadField(CodedInputStream& input, uint32_t tag, const Owner& owner, Decode
   }
 }
 
-// Reads fields up to the end of the message, which is that of the stream or of its limit.
+// Reads fields up to the end of the message, which is the end of the stream or of its limit.
 absl::Status ReadForward(CodedInputStream& input, const Owner& owner, DecodedForward* request) {
   while (const uint32_t tag = input.ReadTag()) {
     if (!ReadField(input, tag, owner, request)) {
@@ -130,7 +130,7 @@ absl::Status ReadStreamField(CodedInputStream& input, uint32_t tag, const Owner&
                                  WireFormatLite::WIRETYPE_LENGTH_DELIMITED): {
       if (!input.ReadVarintSizeAsInt(&length) || length > input.BytesUntilLimit()) break;
       const CodedInputStream::Limit outer = input.PushLimit(length);
-      // What comes in several parts is one message.
+      // A message may come in several parts, which are merged.
       if (message->is_cancel || !message->forward.ok()) message->forward = DecodedForward();
       message->is_cancel = false;
       SY_RETURN_IF_ERROR(ReadForward(input, owner, &*message->forward));
@@ -155,14 +155,15 @@ absl::Status ReadStreamMessage(const grpc::ByteBuffer& buffer, DecodedStreamMess
   return input.ConsumedEntireMessage() ? absl::OkStatus() : NotAStreamMessage("a field's tag is malformed");
 }
 
-// A message may quote the request's own bytes; strings of protobuf's are UTF-8, or nobody reads them.
+// Escapes a text that is not UTF-8. A message may quote the request's own bytes, but protobuf's readers refuse strings
+// that are not UTF-8.
 std::string AsUtf8(absl::string_view text) {
   const bool is_utf8 = WireFormatLite::VerifyUtf8String(text.data(), static_cast<int>(text.size()),
                                                         WireFormatLite::SERIALIZE, "switchyard.v1.StreamError.message");
   return is_utf8 ? std::string(text) : absl::CEscape(text);
 }
 
-// The message in pieces. Fields of one message may come in any order and in parts: everything else
+// The message in pieces. Protobuf allows fields in any order and a message in several parts. So all other fields come
 // first, then the tag and the rows' bytes.
 TensorSlices ForwardSlices(const v1::ForwardResponse& rest, const TensorSlices& rows) {
   TensorSlices slices = {HeadSlice(rest.SerializeAsString(), v1::ForwardResponse::kRowsFieldNumber, SizeOf(rows))};

@@ -1,6 +1,6 @@
-// Reads ForwardRequest and writes ForwardResponse, alone and as messages of a stream, without copying rows: the few
-// small fields are decoded by protobuf's own coded streams, tensor bytes stay in the slices that gRPC received or are
-// sent as slices.
+// Reads ForwardRequest and writes ForwardResponse, alone and as messages of a stream, without copying rows. Protobuf's
+// own coded streams decode the few small fields. Tensor bytes stay in the slices that gRPC received, or are sent as
+// slices.
 #pragma once
 
 #include <grpcpp/support/byte_buffer.h>
@@ -16,7 +16,7 @@
 
 namespace switchyard {
 
-// A decoded request. Its rows are views over slices that they keep alive.
+// A decoded request. Its rows are views of slices; they keep the slices alive.
 struct DecodedForward {
   std::string model;
   std::string layer;
@@ -24,7 +24,7 @@ struct DecodedForward {
   int64_t num_rows = 0;
   bool return_routing = false;
   bool return_balance_loss = false;
-  int64_t gate_idx = 0;  // unchecked, as all of these
+  int64_t gate_idx = 0;  // unchecked, like all numbers here
   int64_t top_k = 0;
   std::optional<double> capacity_factor;
   int64_t timeout_us = 0;
@@ -36,7 +36,7 @@ struct DecodedForward {
 
 // A decoded ForwardStreamRequest.
 struct DecodedStreamMessage {
-  uint64_t id = 0;  // as far as it could be read
+  uint64_t id = 0;  // 0 when it could not be read
   bool is_cancel = false;
   absl::StatusOr<DecodedForward> forward;  // unless is_cancel
 };
@@ -47,9 +47,9 @@ absl::StatusOr<DecodedForward> DecodeForward(const grpc::ByteBuffer& buffer);
 // Bytes that are not a ForwardStreamRequest, or one without an action, give an error in `forward`.
 DecodedStreamMessage DecodeStreamMessage(const grpc::ByteBuffer& buffer);
 
-// `rows` becomes the response's rows; `rest` holds every other field and no rows.
+// Encodes a response with `rows` as its rows; `rest` holds every other field and no rows.
 grpc::ByteBuffer EncodeForward(const v1::ForwardResponse& rest, const TensorSlices& rows);
-// The same as a ForwardStreamResponse to the request `id`, and an error as such.
+// The first encodes the same in a ForwardStreamResponse to the request `id`, the second an error.
 grpc::ByteBuffer EncodeStreamForward(uint64_t id, const v1::ForwardResponse& rest, const TensorSlices& rows);
 grpc::ByteBuffer EncodeStreamError(uint64_t id, const absl::Status& status, int64_t retry_after_ms);
 

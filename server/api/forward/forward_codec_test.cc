@@ -78,7 +78,7 @@ int FuzzIterations() {
   return wanted == nullptr ? 100'000 : std::atoi(wanted);
 }
 
-// Cut short, with some bytes changed.
+// The bytes cut short, with some of them changed.
 std::string Mutate(std::string bytes, std::mt19937& random) {
   bytes.resize(std::min<size_t>(bytes.size(), random() % 400));
   for (int change = random() % 5; change > 0 && !bytes.empty(); --change) {

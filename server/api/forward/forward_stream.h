@@ -1,4 +1,4 @@
-// ForwardStream: Forward's requests as a stream of calls.
+// The protocol of ForwardStream: a stream of calls whose requests are those of Forward.
 #pragma once
 
 #include <memory>
@@ -10,7 +10,7 @@ namespace switchyard {
 
 class ForwardProtocol final : public StreamProtocol {
  public:
-  // `front` outlives the stream; `identity` is that of all its requests.
+  // `front` must outlive the stream; `identity` applies to all of its requests.
   ForwardProtocol(Front* front, RequestIdentity identity)
       : front_(front), identity_(std::make_shared<const RequestIdentity>(std::move(identity))) {}
 

@@ -41,7 +41,7 @@ class UnaryForward final : public grpc::ServerUnaryReactor {
 
   void OnCancel() override { call_->Cancel(); }
   void OnDone() override { delete this; }
-  // Both are short: gRPC may call them where it is, instead of on a thread of its executor.
+  // OnCancel and OnDone are short, so gRPC may call them inline instead of on a thread of its executor.
   bool InternalInlineable() override { return true; }
 
   grpc::CallbackServerContext* const context_;
@@ -77,7 +77,7 @@ int ExpertsOfRank(const ModelTable& models, int rank) {
   return static_cast<int>(total);
 }
 
-// What carries rows is raw, so that protobuf does not copy them.
+// Methods that carry rows are raw, so that protobuf does not copy the rows.
 class SwitchyardService final
     : public v1::Switchyard::WithRawCallbackMethod_Forward<
           v1::Switchyard::WithRawCallbackMethod_ForwardStream<v1::Switchyard::WithCallbackMethod_ListModels<

@@ -16,7 +16,7 @@ struct ServingFacts {
   std::vector<std::string> devices;  // by rank: "cpu", "cuda:1", or empty for a rank that has not joined
 };
 
-// Adds them to a configuration that has its name.
+// Adds `facts` to a configuration that has its name already.
 void DescribeServing(const ServingFacts& facts, inference::ModelConfig* config);
 
 }  // namespace switchyard

@@ -9,7 +9,7 @@
 namespace switchyard {
 namespace {
 
-// The first `top_k` of each row's choices; those after them are shared experts.
+// The first `top_k` of each row's choices. The choices after them are shared experts.
 template <typename T>
 grpc::Slice FirstChoices(const std::vector<T>& choices, int64_t num_rows, int stride, int top_k) {
   grpc::Slice slice(static_cast<size_t>(num_rows) * top_k * sizeof(T));
@@ -103,7 +103,7 @@ void InferCall::Deliver(const Request& request, const absl::Status& written) {
     result_.head.set_id(id);
   }
   Record(request, result_.status);
-  entry_ = nullptr;  // a model ends with its last answer, not when that has been sent
+  entry_ = nullptr;  // so that a model ends with its last answer, not only when that has been sent
   answer_(result_);
 }
 

@@ -1,4 +1,4 @@
-// One ModelInfer request, of a call of its own or of a stream.
+// One ModelInfer request, from a unary call or from a stream.
 #pragma once
 
 #include <functional>
@@ -12,8 +12,8 @@ namespace switchyard {
 
 struct InferAnswer {
   absl::Status status;
-  inference::ModelInferResponse head;  // of a request that failed, its id alone
-  std::vector<TensorSlices> tensors;   // of head's outputs
+  inference::ModelInferResponse head;  // has only the id when the request failed
+  std::vector<TensorSlices> tensors;   // one for each of head's outputs
 };
 
 // Thread-safe.
@@ -21,9 +21,9 @@ class InferCall final : public LayerCall {
  public:
   using AnswerFn = std::function<void(const InferAnswer&)>;
 
-  // `bytes` are read by Start. `answer` is called exactly once, on any thread, perhaps before Start returns; nothing
-  // refers to the front or the models any more then. `access` is the shared memory that the caller may use; `identity`
-  // as of LayerCall.
+  // Start reads `bytes`. `answer` is called exactly once, on any thread, perhaps before Start returns; nothing refers
+  // to the front or the models any more when it is called. `access` is the shared memory that the caller may use;
+  // `identity` is LayerCall's.
   InferCall(Front* front, const KserveModels* models, MemoryAccess access,
             std::shared_ptr<const RequestIdentity> identity, const grpc::ByteBuffer* bytes, AnswerFn answer)
       : LayerCall(front, std::move(identity)),
@@ -35,15 +35,15 @@ class InferCall final : public LayerCall {
   void Start() override;
 
  private:
-  // Start's parts, one after the other: everything is checked, the rows are read when they are in shared memory, which
-  // may go on in another thread, and the request is submitted.
+  // The parts of Start, one after the other. Prepare checks everything. ReadRows reads rows that are in shared memory,
+  // perhaps on another thread. SubmitOrRefuse submits the request.
   absl::Status Prepare();
   void ReadRows();
   void SubmitOrRefuse(absl::Status status);
 
   void Answer(const absl::Status& status, const std::shared_ptr<Request>& request) override;
   void Refuse(const absl::Status& status) override;
-  // Writes the outputs that go to shared memory, which may go on in another thread, and then calls Deliver.
+  // Writes the outputs that go to shared memory, perhaps on another thread, and then calls Deliver.
   void WriteOutputs(const std::shared_ptr<Request>& request);
   void Deliver(const Request& request, const absl::Status& written);
   void FillAnswer(const Request& request);
@@ -55,9 +55,9 @@ class InferCall final : public LayerCall {
   const grpc::ByteBuffer* const bytes_;
   const AnswerFn answer_;
 
-  // Written by Start and its parts; by Answer and its parts, once, after that.
-  std::shared_ptr<const KserveModels::Entry> entry_;  // until it is answered
-  InferRequest infer_;                                // its request is moved out
+  // Start and its parts write these; after that Answer and its parts do, once.
+  std::shared_ptr<const KserveModels::Entry> entry_;  // until the request is answered
+  InferRequest infer_;                                // its request is moved into Submit
   InferAnswer result_;
 };
 

@@ -18,8 +18,8 @@ using inference::ModelInferRequest;
 using inference::ModelInferResponse;
 using inference::ModelStreamInferResponse;
 
-// Small messages become much larger objects: without limits a request of many empty fields would take many times its
-// own size.
+// Limits, because small messages become much larger objects: without them a request of many empty fields would take
+// many times its own size.
 constexpr size_t kMaxHeadBytes = 64 << 10;
 constexpr size_t kMaxRawContents = 64;
 constexpr size_t kMaxChunks = 1 << 20;
@@ -28,7 +28,8 @@ constexpr uint32_t LengthTag(int field) {
   return WireFormatLite::MakeTag(field, WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
 }
 
-// Reads a length and that many bytes as fields; `read_field(tag)` reads one. False when any of it is malformed.
+// Reads a length and then that many bytes as fields; `read_field(tag)` reads one field. False when any of it is
+// malformed.
 template <typename ReadFieldFn>
 bool ReadMessage(CodedInputStream& input, ReadFieldFn read_field) {
   int length = 0;
@@ -42,7 +43,7 @@ bool ReadMessage(CodedInputStream& input, ReadFieldFn read_field) {
   return true;
 }
 
-// Appends a field as it came.
+// Appends a field unchanged.
 bool CopyField(CodedInputStream& input, uint32_t tag, std::string* to) {
   StringOutputStream stream(to);
   CodedOutputStream output(&stream);
@@ -86,7 +87,7 @@ class InferReader {
     }
   }
 
-  // Checked after every field, so that little more than the limits is ever held.
+  // Call it after every field, so that little more than the limits is ever held.
   absl::Status CheckSize() const {
     if (head_.size() + input_bytes_ > kMaxHeadBytes) {
       return absl::InvalidArgumentError(
@@ -103,7 +104,7 @@ class InferReader {
     return absl::OkStatus();
   }
 
-  // False when the strings among the fields are not UTF-8, or a small message is malformed.
+  // Parses the collected fields. False when strings among them are not UTF-8, or a small message is malformed.
   bool Finish() {
     if (!request_->head.ParseFromString(head_)) return false;
     for (const std::string& input : inputs_) {
@@ -139,7 +140,7 @@ class InferReader {
 
   DecodedInfer* const request_;
   std::string head_;                 // fields that protobuf parses at the end
-  std::vector<std::string> inputs_;  // likewise, of each input
+  std::vector<std::string> inputs_;  // likewise, one for each input
   size_t input_bytes_ = 0;
   size_t num_chunks_ = 0;
 };
@@ -148,8 +149,8 @@ absl::Status NotARequest(absl::string_view why) {
   return absl::InvalidArgumentError(absl::StrCat("the request is not an inference.ModelInferRequest: ", why));
 }
 
-// The message in pieces: each tensor's slice behind one that ends with its tag and length. Fields may come in any
-// order.
+// The message in pieces: before each tensor's slices comes a slice that ends with the tensor's tag and length. This is
+// possible because protobuf allows fields in any order.
 std::vector<grpc::Slice> InferSlices(const ModelInferResponse& head, const std::vector<TensorSlices>& tensors) {
   std::vector<grpc::Slice> slices;
   std::string before = head.SerializeAsString();

@@ -1,5 +1,5 @@
-// Reads ModelInferRequest and writes ModelInferResponse without copying tensors: what is small goes through protobuf,
-// tensor bytes stay in the slices that gRPC received or are sent as slices.
+// Reads ModelInferRequest and writes ModelInferResponse without copying tensors. Small fields go through protobuf.
+// Tensor bytes stay in the slices that gRPC received, or are sent as slices.
 #pragma once
 
 #include <grpcpp/support/byte_buffer.h>
@@ -14,28 +14,28 @@
 
 namespace switchyard {
 
-// One input's InferTensorContents. Elements of the two types that rows have there, as they lie; of the other types only
-// that some came.
+// The InferTensorContents of one input. Rows use two of its types; views of their elements are kept. For the other
+// types only the fact that some came is kept.
 struct TypedContents {
   bool is_set = false;
   Chunks fp32, fp64;
-  int other_field = 0;  // of InferTensorContents; 0 for none
+  int other_field = 0;  // a field of InferTensorContents; 0 for none
 };
 
 struct DecodedInfer {
   inference::ModelInferRequest head;  // without raw_input_contents and without the inputs' contents
   std::vector<TypedContents> typed;   // one for each of head's inputs
-  std::vector<Chunks> raw;            // raw_input_contents
-  std::shared_ptr<const void> owner;  // of the bytes that chunks view
+  std::vector<Chunks> raw;            // one for each entry of raw_input_contents
+  std::shared_ptr<const void> owner;  // keeps the bytes that chunks view
 };
 
-// InvalidArgument for bytes that are not a ModelInferRequest, and for one with more than 64 KiB, or very many pieces,
-// beside its tensors' bytes.
+// InvalidArgument for bytes that are not a ModelInferRequest, for a request with more than 64 KiB beside its tensors'
+// bytes, and for one with very many pieces.
 absl::StatusOr<DecodedInfer> DecodeInfer(const grpc::ByteBuffer& buffer);
 
-// `tensors` become the response's raw_output_contents; `head` holds every other field.
+// Encodes a response with `tensors` as its raw_output_contents; `head` holds every other field.
 grpc::ByteBuffer EncodeInfer(const inference::ModelInferResponse& head, const std::vector<TensorSlices>& tensors);
-// The same as one message of ModelStreamInfer, and an error as such.
+// The first encodes the same as one message of ModelStreamInfer, the second an error.
 grpc::ByteBuffer EncodeStreamInfer(const inference::ModelInferResponse& head, const std::vector<TensorSlices>& tensors);
 grpc::ByteBuffer EncodeStreamError(const inference::ModelInferResponse& head, const absl::Status& status);
 

@@ -126,7 +126,7 @@ TEST(DecodeInfer, FieldsInAnyOrderAndUnknownOnesAreRead) {
   EXPECT_EQ(Join(decoded->raw[0]), "rows");
 }
 
-// Protobuf's writers pack these; readers must take both forms.
+// Protobuf's writers pack these fields, but readers must take both forms.
 TEST(DecodeInfer, UnpackedTypedContentsAreRead) {
   const float one = 1.5F, two = -2;
   std::string contents;
@@ -200,7 +200,7 @@ TEST(DecodeInfer, EveryTruncationAndMutationIsRefusedOrDecodedWithinItsBytes) {
     for (const Chunks& chunks : decoded->raw) num_bytes += Join(chunks).size();
     for (const TypedContents& typed : decoded->typed) num_bytes += Join(typed.fp32).size() + Join(typed.fp64).size();
     EXPECT_LE(num_bytes, bytes.size());
-    // What protobuf reads too, it reads the same.
+    // When protobuf can read the bytes too, both read the same.
     ModelInferRequest parsed;
     if (parsed.ParseFromString(bytes) && decoded->raw.size() == parsed.raw_input_contents_size()) {
       for (size_t r = 0; r < decoded->raw.size(); ++r) EXPECT_EQ(Join(decoded->raw[r]), parsed.raw_input_contents(r));
@@ -233,7 +233,7 @@ inference::ModelInferResponse ExampleHead() {
 TEST(EncodeInfer, ProtobufReadsItBack) {
   const std::string rows(100'000, 'r');
   for (const auto& tensors : {std::vector<std::string>{rows, "ids"}, {""}, {}}) {
-    std::vector<TensorSlices> slices;  // each in two
+    std::vector<TensorSlices> slices;  // each tensor in two slices
     for (const std::string& tensor : tensors) {
       const size_t half = tensor.size() / 2;
       slices.push_back({grpc::Slice(tensor.substr(0, half)), grpc::Slice(tensor.substr(half))});

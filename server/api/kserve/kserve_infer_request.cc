@@ -44,7 +44,7 @@ absl::Status CheckClasses(const Parameters& parameters) {
   return absl::InvalidArgumentError("parameter classification: these outputs have no classes");
 }
 
-// An output that is asked for again is sent once.
+// An output that is requested twice is sent once.
 absl::Status AddOutput(InferOutput output, std::optional<TensorPlace> place, std::vector<WantedOutput>* outputs) {
   const auto it = std::find_if(outputs->begin(), outputs->end(),
                                [output](const WantedOutput& wanted) { return wanted.output == output; });
@@ -74,7 +74,7 @@ absl::Status ReadOutputs(const inference::ModelInferRequest& head, const MemoryA
   return absl::OkStatus();
 }
 
-// Both are of a request that has its rows and its gate.
+// Both need a request that has its rows and its gate.
 
 int64_t OutputBytes(const InferRequest& infer, InferOutput output) {
   if (output == InferOutput::kRows) return infer.num_bytes;
@@ -116,7 +116,7 @@ absl::Status CheckShape(const Input& input, int64_t hidden_dim) {
       absl::StrCat("shape: expected [rows, ", hidden_dim, "] with at least 1 row, found ", ShapeText(input)));
 }
 
-// The typed contents that hold rows of this type. FP16 and BF16 have none.
+// The typed contents for rows of this type. FP16 and BF16 have none.
 absl::StatusOr<Chunks> TakeTyped(TypedContents& contents, DType dtype) {
   const bool is_f32 = dtype == DType::kF32, is_f64 = dtype == DType::kF64;
   if (!is_f32 && !is_f64) {
@@ -157,7 +157,7 @@ absl::Status CheckBytes(const Request& request, int64_t num_bytes, int64_t max_b
                                                  std::string(KserveDType(request.ask.dtype)), ", found ", num_bytes));
 }
 
-// Rows in the message, or of `place` in a region: those are read later.
+// Takes the rows from the message. Rows at `place` in a region are read later.
 absl::Status TakeRows(DecodedInfer& decoded, const std::optional<TensorPlace>& place, InferRequest* infer) {
   Request& request = *infer->request;
   if (place.has_value()) {

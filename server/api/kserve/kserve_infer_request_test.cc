@@ -203,7 +203,7 @@ TEST_F(InferRequestTest, SharedMemoryIsRefusedWithoutItsName) {
 
 // ---- Shared memory that the caller may use
 
-// 1000 bytes without an object; nothing copies them here.
+// A region of 1000 bytes without an object; these tests copy nothing.
 class FakeRegion final : public SharedMemoryRegion {
  public:
   FakeRegion() : SharedMemoryRegion({.byte_size = 1000}) {}

@@ -1,4 +1,4 @@
-// The KServe API's words for tensors in shared memory: the parameters of inputs and outputs, and the calls that
+// The KServe API's requests about shared memory: the parameters that place inputs and outputs there, and the calls that
 // register memory.
 #pragma once
 
@@ -12,21 +12,21 @@
 
 namespace switchyard {
 
-// What a caller may use. `memory` is null when the server does not allow any; then everything is Unimplemented and
-// names the flag.
+// The shared memory that a caller may use. `memory` is null when the server allows none; then every function returns
+// Unimplemented, with the name of the flag.
 struct MemoryAccess {
   ClientMemory* memory = nullptr;
   std::string owner;  // server/api/calls/memory_owner.h
 };
 
-// Where a tensor is by its parameters shared_memory_region, _byte_size and _offset; nullopt when it is in no region.
-// Errors name the parameter, but no region.
+// The place of a tensor, from its parameters shared_memory_region, _byte_size and _offset; nullopt when it is in no
+// region. Errors name the parameter, but not the region.
 absl::StatusOr<std::optional<TensorPlace>> FindPlace(const InferParameters& parameters, const MemoryAccess& access);
 
-// Says of an output of `num_bytes` where it was put.
+// Adds the parameters that say where an output of `num_bytes` was put.
 void DescribePlace(const TensorPlace& place, uint64_t num_bytes, InferParameters* parameters);
 
-// The calls.
+// The calls that list, register and unregister memory.
 absl::Status ListMemory(const MemoryAccess& access, const inference::SystemSharedMemoryStatusRequest& request,
                         inference::SystemSharedMemoryStatusResponse* response);
 absl::Status ListMemory(const MemoryAccess& access, const inference::CudaSharedMemoryStatusRequest& request,

@@ -9,7 +9,7 @@
 namespace switchyard {
 namespace {
 
-// More would not fit the metadata that carries a status.
+// The metadata that carries a status has no room for more names.
 constexpr size_t kMaxNamesListed = 20;
 
 constexpr char kPlatform[] = "switchyard";
@@ -68,7 +68,7 @@ void AddConfig(const Tensor& tensor, Repeated* tensors) {
   added.add_dims(tensor.width);
 }
 
-// Of the models whose names begin with `prefix`.
+// Lists the models whose names begin with `prefix`.
 std::string ListNames(const ModelTable& table, std::string_view prefix) {
   std::string list;
   size_t count = 0;
@@ -96,14 +96,14 @@ std::string QuotedText(std::string_view text) { return absl::StrCat("'", CutText
 
 namespace {
 
-// Why a name is not that of a model that is served.
+// Says why no model of this name is served.
 absl::Status NotServed(const ModelTable& table, const std::string& name) {
   std::string there;
   if (const auto target = table.Resolve(name)) {
     const KnownModel& model = table.models()[target->model_idx];
     const bool is_known = !target->layer.has_value() || model.layers.empty() || model.FindLayer(*target->layer) >= 0;
     if (is_known && (target->layer.has_value() || model.loaded == nullptr)) return ModelTable::Unserved(model, name);
-    there = ListNames(table, absl::StrCat(model.name, "."));  // of a model that is known, only its layers
+    there = ListNames(table, absl::StrCat(model.name, "."));  // for a known model, only its layers
   }
   return absl::NotFoundError(absl::StrCat("Request for unknown model: ", QuotedText(name),
                                           " is not found; there are: ", there.empty() ? ListNames(table, "") : there));

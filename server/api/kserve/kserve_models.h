@@ -24,27 +24,27 @@ inline constexpr char kRowsName[] = "output";
 inline constexpr char kExpertIdsName[] = "expert_ids";
 inline constexpr char kExpertWeightsName[] = "expert_weights";
 
-// "FP32" and the like, and the inverse; InvalidArgument lists the types of rows there are.
+// The KServe name of a type, such as "FP32", and the inverse. InvalidArgument lists the types that rows may have.
 std::string_view KserveDType(DType dtype);
 absl::StatusOr<DType> ParseKserveDType(const std::string& name);
 
-// `text` in quotes, cut when long: whatever a caller sent can be shown in an error.
+// `text` in quotes, cut when it is long. So errors can show anything that a caller sent.
 std::string QuotedText(std::string_view text);
 
-// Thread-safe. Whoever holds an entry keeps its model.
+// Thread-safe. An entry keeps its model alive.
 class KserveModels {
  public:
   using Entry = LayerEntry;
   using TableFn = std::function<std::shared_ptr<const ModelTable>()>;
 
-  // `table` gives the table of the moment.
+  // `table` returns the table that is valid at the time.
   explicit KserveModels(TableFn table) : table_(std::move(table)) {}
 
-  // Those that are served, model after model.
+  // The layers that are served, model after model.
   std::vector<std::shared_ptr<const Entry>> entries() const { return table_()->layers(); }
 
-  // `version` is empty or "1". NotFound names the models that there are, Unavailable says why one that is known is not
-  // served; InvalidArgument for a version that is not a number.
+  // `version` is empty or "1". NotFound names the models that exist. Unavailable says why a known model is not served.
+  // InvalidArgument for a version that is not a number.
   absl::StatusOr<std::shared_ptr<const Entry>> Find(const std::string& name, const std::string& version) const;
 
  private:

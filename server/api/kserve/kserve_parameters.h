@@ -1,4 +1,4 @@
-// Parameters of requests and tensors, which are of several kinds, as values of one.
+// Reads the parameters of requests and tensors. Their values are of several kinds; each function reads one kind.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +12,11 @@ namespace switchyard {
 
 using InferParameters = google::protobuf::Map<std::string, inference::InferParameter>;
 
-// Each leaves `value` alone when there is no such parameter. InvalidArgument for one of another kind.
+// Each function leaves `value` unchanged when the parameter is not there. InvalidArgument for a value of another kind.
 
-// An unsigned integer beyond the signed ones is the largest of these.
+// An unsigned integer that does not fit an int64 becomes the largest int64.
 absl::Status ReadInteger(const InferParameters& parameters, const char* name, int64_t* value);
-// Integers are numbers too.
+// Integers count as numbers too.
 absl::Status ReadNumber(const InferParameters& parameters, const char* name, std::optional<double>* value);
 absl::Status ReadBool(const InferParameters& parameters, const char* name, bool* value);
 absl::Status ReadString(const InferParameters& parameters, const char* name, std::string* value);

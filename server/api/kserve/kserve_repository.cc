@@ -9,7 +9,7 @@ constexpr char kUnloadDependents[] = "unload_dependents";
 
 using Change = KnownModel::Change;
 
-// Of something that is not served.
+// Describes a model or layer that is not served.
 void SetUnserved(const KnownModel& model, inference::RepositoryIndexResponse::ModelIndex* index) {
   switch (model.change) {
     case Change::kLoading:

@@ -25,7 +25,7 @@
 namespace switchyard {
 namespace {
 
-// Parts of the protocol beyond its core that are here, by the names that Triton gives them.
+// The protocol extensions that this server has, by the names that Triton gives them.
 constexpr const char* kExtensions[] = {"model_configuration",
                                        "parameters",
                                        "statistics",
@@ -41,7 +41,7 @@ grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const 
   return reactor;
 }
 
-// CUDA takes its time to start: other calls need not wait for it.
+// Registers on another thread, because CUDA takes its time to start and other calls need not wait for it.
 template <typename Request>
 grpc::ServerUnaryReactor* RegisterAndFinish(grpc::CallbackServerContext* context, MemoryAccess access,
                                             const Request* request) {
@@ -89,7 +89,7 @@ class UnaryInfer final : public grpc::ServerUnaryReactor {
 
   void OnCancel() override { call_->Cancel(); }
   void OnDone() override { delete this; }
-  // Both are short: gRPC may call them where it is, instead of on a thread of its executor.
+  // OnCancel and OnDone are short, so gRPC may call them inline instead of on a thread of its executor.
   bool InternalInlineable() override { return true; }
 
   grpc::CallbackServerContext* const context_;
@@ -97,7 +97,7 @@ class UnaryInfer final : public grpc::ServerUnaryReactor {
   const std::shared_ptr<InferCall> call_;
 };
 
-// Base with methods mixed in, one around the other.
+// Base with the methods mixed in, each around the next.
 template <class Base, template <class> class... Methods>
 struct WithMethods {
   using Type = Base;
@@ -107,7 +107,7 @@ struct WithMethods<Base, First, Rest...> {
   using Type = First<typename WithMethods<Base, Rest...>::Type>;
 };
 
-// All methods are asynchronous. The two that carry tensors are raw, so that protobuf does not copy those.
+// All methods are asynchronous. The two that carry tensors are raw, so that protobuf does not copy the tensors.
 using InferenceService = inference::GRPCInferenceService;
 using KserveServiceBase = WithMethods<
     InferenceService::Service, InferenceService::WithRawCallbackMethod_ModelInfer,
@@ -173,7 +173,8 @@ class KserveService final : public KserveServiceBase {
   Reactor* CudaSharedMemoryUnregister(Context* context, const inference::CudaSharedMemoryUnregisterRequest* request,
                                       inference::CudaSharedMemoryUnregisterResponse* response) override;
 
-  // What this server does not have: UNIMPLEMENTED, and the message says so.
+  // Load and unload models while the server runs. They answer when the change is made. AccessControl says who may call
+  // them.
   Reactor* RepositoryModelLoad(Context* context, const inference::RepositoryModelLoadRequest* request,
                                inference::RepositoryModelLoadResponse* response) override;
   Reactor* RepositoryModelUnload(Context* context, const inference::RepositoryModelUnloadRequest* request,
@@ -206,7 +207,7 @@ KserveService::Reactor* KserveService::ModelReady(Context* context, const infere
                                                   inference::ModelReadyResponse* response) {
   const auto entry = models_->Find(request->name(), request->version());
   response->set_ready(entry.ok() && front_->ready());
-  // A model that is not there, or not served, is not ready; anything else that is wrong is the caller's mistake.
+  // A model that does not exist or is not served is not ready. Any other error is the caller's mistake.
   const bool is_mistake = absl::IsInvalidArgument(entry.status());
   return FinishNow(context, is_mistake ? entry.status() : absl::OkStatus());
 }

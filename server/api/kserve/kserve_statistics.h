@@ -1,4 +1,4 @@
-// What a layer's statistics are in the KServe API's terms.
+// Presents a layer's statistics in the KServe API's terms.
 #pragma once
 
 #include <string>
@@ -8,8 +8,8 @@
 
 namespace switchyard {
 
-// `name` is the model's. Requests are inferences and steps are executions. batch_stats are those of steps, whose
-// batch_size is their rows, rounded up to a power of two.
+// `name` is the model's name. Requests count as inferences and steps as executions. batch_stats are statistics of
+// steps; their batch_size is the steps' rows, rounded up to a power of two.
 inference::ModelStatistics StatisticsOf(const std::string& name, const LayerStatistics::Snapshot& counts);
 
 }  // namespace switchyard

@@ -1,4 +1,4 @@
-// ModelStreamInfer: ModelInfer's requests as a stream of calls.
+// The protocol of ModelStreamInfer: a stream of calls whose requests are those of ModelInfer.
 #pragma once
 
 #include <memory>
@@ -12,7 +12,8 @@ namespace switchyard {
 
 class InferProtocol final : public StreamProtocol {
  public:
-  // Both outlive the stream; `access` is the shared memory that the caller may use, `identity` that of all requests.
+  // `front` and `models` must outlive the stream. `access` is the shared memory that the caller may use; `identity`
+  // applies to all requests.
   InferProtocol(Front* front, const KserveModels* models, MemoryAccess access, RequestIdentity identity)
       : front_(front),
         models_(models),

@@ -1,4 +1,4 @@
-// The TraceSetting call of Triton's API; what the settings mean is said in server/observe/trace_settings.h.
+// The TraceSetting call of Triton's API; server/observe/trace_settings.h says what the settings mean.
 #pragma once
 
 #include <string>
@@ -12,7 +12,7 @@ namespace switchyard {
 // Takes effect at once. Without settings nothing changes. Errors are those of TraceSettings::Update.
 absl::Status ChangeTraceSettings(const inference::TraceSettingRequest& request, Tracer* tracer);
 
-// Those that count for the model, or for all when `model` is empty.
+// The settings that apply to the model, or those for all models when `model` is empty.
 inference::TraceSettingResponse CurrentTraceSettings(const std::string& model, const Tracer& tracer);
 
 }  // namespace switchyard
