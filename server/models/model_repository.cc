@@ -128,7 +128,7 @@ class ModelRepository::Residence : public std::enable_shared_from_this<Residence
   }
 
  private:
-  // Whatever thread used it last.
+  // Runs on the thread that used the model last.
   void Retire(const ServedModel& model) {
     MutexLock lock(&host_mu_);
     if (host_ == nullptr) return;
@@ -203,7 +203,7 @@ std::set<ModelId> ModelRepository::LoadedModels() const {
 }
 
 void ModelRepository::EditTable(const std::function<void(std::vector<KnownModel>&)>& edit) {
-  std::shared_ptr<const ModelTable> old, now;  // outside the lock, because the end of a table may end models
+  std::shared_ptr<const ModelTable> old, now;  // destroyed outside the lock, because models may be destroyed with them
   {
     MutexLock lock(&mu_);
     std::vector<KnownModel> models = table_->models();
