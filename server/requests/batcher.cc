@@ -162,8 +162,8 @@ LayerQueue* Batcher::ChooseLayer(SteadyTime now, bool idle) {
     LayerQueue& layer = *owned;
     const bool is_ready = IsReady(layer, now, idle);
     is_any_ready |= is_ready;
-    // One layer may have rows for a step ahead, but that step goes to the layer whose turn it is; otherwise a busy
-    // layer would keep small ones out.
+    // A step is prepared ahead because some layer fills it well, but it goes to the layer whose turn it is; otherwise a
+    // busy layer would keep small ones out.
     if (!is_ready && !HasWaitedForCompany(layer, now)) continue;
     if (first == nullptr || std::pair(layer.top(), layer.turn) < std::pair(first->top(), first->turn)) first = &layer;
   }
