@@ -1,4 +1,4 @@
-// switchyard_server: the front. Flags in, one READY line out, SIGTERM drains.
+// switchyard_server: the front. It reads flags, prints one READY line when it serves, and drains on SIGTERM.
 #include <google/protobuf/stubs/logging.h>
 #include <grpcpp/grpcpp.h>
 #include <signal.h>
@@ -28,7 +28,7 @@
 namespace switchyard {
 namespace {
 
-// Waits up to `timeout_ms` for one of the signals to stop.
+// Waits up to `timeout_ms` for one of the stop signals; returns whether one came.
 bool StopRequested(const sigset_t& signals, int timeout_ms) {
   const timespec timeout = {timeout_ms / 1000, (timeout_ms % 1000) * 1'000'000L};
   return sigtimedwait(&signals, nullptr, &timeout) > 0;
@@ -40,10 +40,10 @@ absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const Front& front, const 
       {options.host, options.http_port}, [&metrics] { return metrics.Collect(); }, [&front] { return front.ready(); });
 }
 
-// How often readiness is looked at for those who watch it.
+// How often readiness is checked for clients that watch the health service.
 constexpr int kHealthIntervalMs = 100;
 
-// Waits for the signal to stop, and drains.
+// Waits for a stop signal, then drains. Updates the health service meanwhile.
 void ServeUntilStopped(Front& front, HealthReporter& health, const sigset_t& stop_signals) {
   do {
     health.Update(front.ready(), front.models()->layers());
@@ -52,7 +52,7 @@ void ServeUntilStopped(Front& front, HealthReporter& health, const sigset_t& sto
   front.Drain();
 }
 
-// What --check_config can say without opening a model or a port.
+// The checks of --check_config, which opens no model and no port.
 absl::Status CheckConfig(const ServerOptions& options) {
   SY_RETURN_IF_ERROR(ValidateOptions(options));
   SY_RETURN_IF_ERROR(AccessControl::Open(options).status());
@@ -60,7 +60,7 @@ absl::Status CheckConfig(const ServerOptions& options) {
   return ReadTlsFiles(options.worker_tls()).status();
 }
 
-// Null unless clients may share memory.
+// Returns null unless clients may share memory.
 std::unique_ptr<ClientMemory> CreateClientMemory(const ServerOptions& options) {
   if (!options.allow_client_shm) return nullptr;
   if (!IsLoopback(options.host)) {
@@ -93,12 +93,12 @@ absl::Status Serve(const ServerOptions& options, const sigset_t& stop_signals) {
     std::fflush(stdout);
     ServeUntilStopped(*front, health, stop_signals);
   }
-  front->repository().Stop();  // what its callers wait for
+  front->repository().Stop();  // ends the changes that RPCs wait for
   server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
   return absl::IsCancelled(serving) ? absl::OkStatus() : serving;
 }
 
-// A connection is a descriptor: with the usual soft limit of 1024, connections that say nothing would keep others out.
+// Each connection takes a file descriptor. With the usual soft limit of 1024, idle connections would keep others out.
 void RaiseDescriptorLimit() {
   rlimit limit;
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
@@ -112,7 +112,8 @@ absl::Status RunServer(const ServerOptions& options) {
   const sigset_t stop_signals = KeepSignalsForThisThread({SIGTERM, SIGINT});  // before any thread starts
   signal(SIGPIPE, SIG_IGN);
   RaiseDescriptorLimit();
-  // What is wrong with a message, its sender is told; protobuf would also write it to stderr, in a format of its own.
+  // The sender of a malformed message is told what is wrong with it. Protobuf would also write that to stderr, in a
+  // format of its own.
   google::protobuf::SetLogHandler(nullptr);
   return Serve(options, stop_signals);
 }

@@ -19,14 +19,16 @@ namespace {
 
 constexpr std::chrono::milliseconds kWorkerExitGrace{5000};
 
-// More copy hardly faster than memory allows.
+// More threads hardly copy faster, because memory bandwidth limits them.
 constexpr int kMaxCopyThreads = 4;
 
-// Answers of one connection are sent by one thread at a time however many there are, and other cores have work, too.
+// More threads help little: only one thread at a time sends the answers of a connection, and the other work needs
+// cores.
 constexpr int kMaxAnswerThreads = 4;
 constexpr int kCoresPerAnswerThread = 4;
 
-// Outputs of a link beyond those of the steps: answers of so many steps can be on their way without having been copied.
+// Outputs of a link in addition to those of the steps in flight: the answers of this many steps can be sent without
+// being copied.
 constexpr int kSpareOutputs = 8;
 
 int NumCores() { return std::max(1u, std::thread::hardware_concurrency()); }
@@ -37,7 +39,8 @@ int NumRanks(const ServerOptions& options) {
 
 std::string RandomToken() {
   char bytes[16] = {};
-  // Never fails for so few bytes once the kernel is up; a zero token would still only be known to our own workers.
+  // getrandom never fails for so few bytes once the kernel is up. If it did, the token would be zeros, but still only
+  // our own workers would be told it.
   if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes)) spdlog::warn("no random bytes for the workers' token");
   return absl::BytesToHexString(absl::string_view(bytes, sizeof(bytes)));
 }
@@ -48,7 +51,7 @@ absl::StatusOr<std::string> WorkerToken(const ServerOptions& options) {
   return ReadToken({"--worker_token_file", options.worker_token_file});
 }
 
-// The worker program: as given, else beside this program, else where the build puts it.
+// The path of the worker program: the one given, else beside this program, else where the build puts it.
 std::string WorkerBinary(const ServerOptions& options) {
   if (!options.worker_binary.empty()) return options.worker_binary;
   std::error_code ignored;
@@ -58,8 +61,9 @@ std::string WorkerBinary(const ServerOptions& options) {
   return folder.parent_path() / "worker" / "switchyard_worker";
 }
 
-// How libgomp's threads wait between the many short parallel loops of a step: spinning for some 50 µs bridges the gaps
-// without taking the cores from the front for long; where threads outnumber cores any spinning only gets in the way.
+// Environment variables that say how libgomp's threads wait between the many short parallel loops of a step. Spinning
+// for about 50 µs bridges the gaps without taking the cores from the front for long. If threads outnumber cores, they
+// do not spin, because spinning would only keep other threads from running.
 std::vector<std::string> ThreadWaiting(int num_threads) {
   if (getenv("OMP_WAIT_POLICY") != nullptr || getenv("GOMP_SPINCOUNT") != nullptr) return {};
   if (num_threads > NumCores()) return {"OMP_WAIT_POLICY=passive"};
@@ -132,7 +136,7 @@ void Front::AddMetrics(const ServedModel& model) {
 
 GroupModel Front::MakeGroupModel(const std::shared_ptr<ServedModel>& model) const {
   GroupModel made = {model->id, model->name, MakeShares(*model, num_ranks_), nullptr};
-  // The group does not share in the model, which ends when no request does.
+  // The group holds only a weak reference, so that the model ends when no request uses it any more.
   made.choose_compute_dtype = [shared = std::weak_ptr<ServedModel>(model), chosen = std::make_shared<std::string>()](
                                   const std::vector<std::string>& available) -> absl::StatusOr<std::string> {
     if (const std::shared_ptr<ServedModel> still = shared.lock()) {
@@ -232,7 +236,7 @@ absl::Status Front::StartWorkers(const std::string& token) {
     supervisor.arguments.push_back(absl::StrCat("--http_port=", options_.worker_http_port));
     supervisor.arguments.push_back(absl::StrCat("--http_host=", options_.host));
   }
-  // An empty value would take the next argument instead.
+  // The flag is left out when it is empty, because the worker would take the next argument for its value.
   if (!options_.custom_expert.empty()) {
     supervisor.arguments.push_back(absl::StrCat("--custom_expert=", options_.custom_expert));
   }
@@ -299,7 +303,8 @@ absl::Status Front::WarmUp(const std::shared_ptr<ServedModel>& model,
 
 absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_bytes) {
   SY_RETURN_IF_ERROR(admission_->Admit(request->ask.client, request->ask.num_rows, num_bytes));
-  // Checked after admission, so that Drain, which looks the other way round, cannot miss a request.
+  // The draining flag is checked after admission. Drain sets the flag first and then waits for the admitted requests,
+  // so it cannot miss one.
   if (draining_.load() || !served_.load()) {
     admission_->Release(request->ask.client, request->ask.num_rows, num_bytes);
     return absl::UnavailableError(draining_.load() ? "the server is draining; another replica may take the request"

@@ -1,7 +1,7 @@
-// The front: what every RPC needs, put together in one place.
+// The front: builds and owns the parts that the RPCs use.
 //
 //   auto front = *Front::Create(options);     opens and checks the models, listens on the worker port, starts workers
-//   front->WaitUntilServing();                loading, first group
+//   front->WaitUntilServing();                waits until the models are loaded and the first group has formed
 //   … RPCs call Submit() …
 //   front->repository().Load(…)               at any time
 //   front->Drain();                           refuses new requests, answers those in flight, ends the workers
@@ -33,19 +33,20 @@ class Front final : private ModelHost {
   static absl::StatusOr<std::unique_ptr<Front>> Create(const ServerOptions& options);
   ~Front() override;
 
-  // Waits until the first group serves, and warms it up. An error when a worker cannot load, or when `should_stop` says
-  // so.
+  // Waits until the first group serves, and warms it up. Returns an error when a worker cannot load, a warm-up step
+  // fails, or `should_stop` returns true.
   absl::Status WaitUntilServing(const std::function<bool()>& should_stop);
 
-  // Checks the drain state and the budgets, and enqueues. On success `request->ask.done` will be called exactly once,
-  // with the budget released before; otherwise it is never called. `num_bytes` is the size of its rows. A request with
-  // a timeout ends with DEADLINE_EXCEEDED when that has passed, wherever it is.
+  // Checks the drain state and the budgets, and enqueues the request. On success `request->ask.done` will be called
+  // exactly once, after the budget of rows has been released; otherwise it is never called. `num_bytes` is the size of
+  // its rows. A request with a timeout ends with DEADLINE_EXCEEDED when the timeout has passed, in whatever stage it
+  // is.
   absl::Status Submit(const std::shared_ptr<Request>& request, int64_t num_bytes);
-  // The caller of a submitted request is gone, or its deadline has passed.
+  // Ends a submitted request, because its caller is gone or its deadline has passed.
   void Cancel(const std::shared_ptr<Request>& request);
 
-  // Refuses new requests and changes of models, waits for those in flight up to the drain timeout, and ends the
-  // workers. Once.
+  // Refuses new requests and changes of models, waits up to the drain timeout for the requests in flight, and ends the
+  // workers. Call it once.
   void Drain();
 
   const ServerOptions& options() const { return options_; }
@@ -77,11 +78,11 @@ class Front final : private ModelHost {
   void Release(const ServedModel& model) override;
   void Unload(const ServedModel& model, std::function<void()> done) override;
 
-  // On the group's thread: a rank cannot have the model any more.
+  // Called on the group's thread when a rank can no longer load the model.
   void Abandon(ModelId id, const absl::Status& why);
 
   absl::StatusOr<std::vector<std::shared_ptr<ServedModel>>> OpenModels();
-  // Lays the links out for the models, and limits their steps to what the links have room for.
+  // Chooses the links' layout for the models, and limits the models' steps to the rows that fit in the links.
   absl::Status LayOutLinks(const std::vector<std::shared_ptr<ServedModel>>& models);
   void CreateRepository(const std::vector<std::shared_ptr<ServedModel>>& models);
   void AddMetrics(const ServedModel& model);
@@ -89,7 +90,7 @@ class Front final : private ModelHost {
   SchedulerOptions MakeSchedulerOptions() const;
   GroupOptions MakeGroupOptions(const std::string& token);
   absl::Status CreateGroup(const std::string& token);
-  // Why the start is given up, if it is.
+  // The error with which the start is given up; OK while it goes on.
   absl::Status StartFailure(const std::function<bool()>& should_stop);
   absl::Status WarmUpLayers(const std::vector<std::shared_ptr<ServedLayer>>& layers,
                             const std::function<absl::Status()>& should_stop);
@@ -101,13 +102,14 @@ class Front final : private ModelHost {
   const std::unique_ptr<Metrics> metrics_ = std::make_unique<Metrics>();
   RequestLog request_log_;
   std::unique_ptr<Tracer> tracer_;
-  const std::shared_ptr<Admission> admission_;  // shared with what gRPC may still be sending
+  const std::shared_ptr<Admission> admission_;  // shared with answers that gRPC may still be sending
   LinkLayout link_layout_;
   std::atomic<bool> draining_{false};
   std::atomic<bool> served_{false};
   Mutex mu_;
   std::optional<absl::Status> load_failure_ ABSL_GUARDED_BY(mu_);
-  // In the order in which they are built; they end in reverse, each before what it uses.
+  // Declared in the order in which they are built. They are destroyed in reverse order, so each ends before the parts
+  // that it uses.
   std::unique_ptr<LoadDisplay> load_display_;
   std::unique_ptr<WorkerGroup> workers_;
   std::unique_ptr<ModelRepository> repository_;

@@ -1,4 +1,5 @@
-// All that /metrics of the front shows: its own metrics, Triton's names for them, GPUs and the process.
+// Collects everything that the front's /metrics page shows: its own metrics, the same under Triton's names, and metrics
+// of the GPUs and the process.
 #pragma once
 
 #include <prometheus/metric_family.h>

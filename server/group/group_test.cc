@@ -1,4 +1,4 @@
-// The group's thread with a real scheduler behind it and workers that the test plays.
+// Tests the group's thread with a real scheduler behind it; the tests play the workers.
 #include "server/group/group.h"
 
 #include <gtest/gtest.h>
@@ -11,10 +11,10 @@
 namespace switchyard {
 namespace {
 
-// Answers what the front sends the way a worker does, from a thread that is not the group's.
+// Answers the front's messages as a worker does, from a thread that is not the group's.
 class PlayedWorker final : public WorkerChannel, public std::enable_shared_from_this<PlayedWorker> {
  public:
-  // `cannot_load` is a model that it fails to load.
+  // `cannot_load` is the id of a model that the worker fails to load.
   explicit PlayedWorker(Group* group, int64_t cannot_load = -1) : group_(group), cannot_load_(cannot_load) {}
   ~PlayedWorker() override { Stop(); }
 
@@ -150,7 +150,7 @@ GroupOptions Options(int num_ranks) {
   return options;
 }
 
-// A group with its scheduler and one slot for every rank, as WorkerGroup puts them together.
+// A group with its scheduler and links with one slot, put together as in WorkerGroup.
 struct TestGroup {
   explicit TestGroup(const GroupOptions& options) {
     std::vector<LinkBuffers*> links;

@@ -19,7 +19,7 @@ int StderrColumns() {
   return known ? size.ws_col : kUsualColumns;
 }
 
-// One write, so that no other line comes in between. A terminal that is gone shows nothing.
+// Uses one write, so that no other line comes in between. Ignores errors, such as a terminal that is gone.
 void DrawOnStderr(std::string_view text) {
   if (write(STDERR_FILENO, text.data(), text.size()) < 0) return;
 }
@@ -75,12 +75,12 @@ void LoadDisplay::UpdateSessions(const std::vector<ModelLoad>& models) {
     for (size_t i = 0; i < model.ranks.size(); ++i) {
       if (model.ranks[i].state != RankLoad::State::kLoaded) session.takes_part[i] = true;
     }
-    // Over, and told.
+    // A session ends when every rank has the model and that has been shown.
     const bool ends = std::all_of(model.ranks.begin(), model.ranks.end(), is_in(RankLoad::State::kLoaded));
     if (!ends || !session.is_told) sessions.emplace(model.id, std::move(session));
   }
   sessions_ = std::move(sessions);
-  // A model that was being shown and is given up.
+  // The loading of the model that was being shown was given up.
   if (current_.has_value() && !sessions_.contains(current_->id)) {
     current_.reset();
     if (line_is_open_) output_.draw("\n");
@@ -106,7 +106,8 @@ std::string LoadDisplay::LabelOf(const ModelLoad& model, const Session& session)
 }
 
 void LoadDisplay::Show(const std::string& label, const Sum& sum, const Progress& progress, SteadyTime now) {
-  // Before the first report nothing is known; and bytes all done are not all there are while a rank has not reported.
+  // Show nothing before the first report. Also show nothing when all reported bytes are done but a rank has not
+  // reported yet, because the total is still incomplete then.
   if (!sum.is_loaded && progress.is_done()) return;
   if (output_.draw != nullptr) return Draw(label, sum, progress);
   if (!sum.is_loaded && now - current_->last_line < kLogPeriod) return;

@@ -1,10 +1,10 @@
-// Shows how loading goes, over all ranks and one model after the other: on a terminal as a bar that is drawn over and
-// over in one line and ended by a newline when the model is loaded, elsewhere as a line of the log every few seconds.
+// Shows the progress of loading, summed over all ranks, one model after the other. On a terminal it redraws a bar in
+// one line, and ends the line when the model is loaded. Elsewhere it logs a line every few seconds.
 //
 //   jargon  [#####################-------------------]  52 %  1.0 GiB of 2.0 GiB, 812.3 MiB/s, 2 s left
 //
-// Log lines and the bar share the terminal. A bar is one write, without a newline; a log line erases the line it begins
-// on (base/logging.h), whichever process writes it, and the next Update draws the bar anew below.
+// Log lines and the bar share the terminal. A bar is one write without a newline. A log line of any process first
+// erases the terminal line on which it begins (base/logging.h), and the next Update draws the bar again below it.
 #pragma once
 
 #include <functional>
@@ -20,39 +20,39 @@
 
 namespace switchyard {
 
-// Where a LoadDisplay shows itself. Exactly one of the two is set.
+// The output of a LoadDisplay. Exactly one of `draw` and `log` is set.
 struct LoadOutput {
-  std::function<void(std::string_view text)> draw;  // to the terminal, as it is
+  std::function<void(std::string_view text)> draw;  // writes to the terminal, unchanged
   std::function<void(const std::string& line)> log;
   std::function<int()> num_columns = [] { return 80; };  // of the terminal
 };
 
-// Draws on stderr when it is a terminal, the log is text and shows this much; else logs.
+// Draws on stderr if that is a terminal and the log is text and shows info messages; otherwise logs.
 LoadOutput StderrLoadOutput(const std::string& log_format);
 
 // Thread-compatible. Time is passed in.
 class LoadDisplay {
  public:
   explicit LoadDisplay(LoadOutput output);
-  // Ends a line that is being drawn.
+  // Ends the line of a bar that is not complete.
   ~LoadDisplay();
   LoadDisplay(const LoadDisplay&) = delete;
   LoadDisplay& operator=(const LoadDisplay&) = delete;
 
-  // Call when anything changed, and a few times a second while a rank loads. What is shown is the first model that is
-  // not loaded everywhere. Ranks that kept their weights while others load anew (recovery) do not count.
+  // Call when anything changed, and a few times a second while a rank loads. Shows the first model that is not loaded
+  // on every rank. Ranks that kept their weights while others load anew (recovery) do not count.
   void Update(const std::vector<ModelLoad>& models, SteadyTime now);
 
  private:
   struct Sum {
     int64_t bytes_done = 0;
     int64_t bytes_total = 0;
-    bool is_loaded = true;  // by every rank that takes part
+    bool is_loaded = true;  // on every rank that takes part
   };
-  // A model from when a rank begins to load it until all have it.
+  // The loading of one model: from when a rank begins to load it until all ranks have it.
   struct Session {
     std::vector<bool> takes_part;  // by rank
-    bool is_told = false;          // that it is loaded
+    bool is_told = false;          // the model was shown as loaded
   };
   // The model that is shown.
   struct Current {

@@ -15,7 +15,7 @@ using testing::IsEmpty;
 
 constexpr int64_t kMiB = 1 << 20;
 
-// A rank with the models "a", "b" and so on; without any it is absent, or has not reported.
+// The state of the models "a", "b" and so on on one rank. Empty for a rank that is absent or has not reported.
 using Rank = std::vector<RankLoad>;
 
 Rank With(RankLoad::State state, const std::vector<std::pair<int64_t, int64_t>>& mib_by_model) {
@@ -44,7 +44,7 @@ class LoadDisplayTest : public testing::Test {
     }
     display_ = std::make_unique<LoadDisplay>(output);
   }
-  // What the display shows for these ranks, `later` after the call before.
+  // Returns what the display shows for these ranks; `later` is the time since the previous call.
   std::vector<std::string> Update(std::chrono::milliseconds later, const std::vector<Rank>& ranks) {
     std::vector<ModelLoad> models = {{ModelId{1}, "a", {}}, {ModelId{2}, "b", {}}};
     for (const Rank& rank : ranks) {
@@ -62,7 +62,7 @@ class LoadDisplayTest : public testing::Test {
 
   FakeClock clock_;
   std::vector<std::string> shown_;
-  std::unique_ptr<LoadDisplay> display_;  // may draw when it ends
+  std::unique_ptr<LoadDisplay> display_;  // declared last, because its destructor may draw
 };
 
 TEST_F(LoadDisplayTest, BarOfAllRanksInOneLinePerModel) {

@@ -7,7 +7,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// A worker as the front sees it: remembers what it was sent.
+// A worker as the front sees it: it remembers the messages that it was sent.
 class FakeWorker final : public WorkerChannel {
  public:
   void Send(worker::FrontMessage message) override { sent.push_back(std::move(message)); }
@@ -221,7 +221,8 @@ TEST_F(MembershipTest, AFrontThatDidNotRunForAWhileGivesNoWorkerUp) {
   SayLoaded(a);
   SayLoaded(b);
   membership_->Tick(clock_.Now());
-  // Stopped for longer than the workers may be silent, and than a formation may take. Their answers are still unread.
+  // The front was stopped for longer than a worker may be silent and a formation may take. The workers' answers are
+  // still unread.
   clock_.Advance(std::chrono::seconds(60));
   membership_->Tick(clock_.Now());
   EXPECT_TRUE(given_up_.empty());
@@ -292,7 +293,7 @@ TEST_F(MembershipTest, SurvivorsAreToldAtOnceThatTheirGroupIsOver) {
   membership_->Leave(second.get(), "gone", clock_.Now());
   ASSERT_EQ(first->CountOf(worker::FrontMessage::kEndGroup), 1);
   EXPECT_EQ(first->sent.back().end_group().epoch(), 1);
-  // While there is no group there is none to end.
+  // A worker that leaves while there is no group ends no group.
   const auto third = JoinWorker();
   membership_->Leave(third.get(), "gone too", clock_.Now());
   EXPECT_EQ(first->CountOf(worker::FrontMessage::kEndGroup), 1);
@@ -338,7 +339,7 @@ TEST_F(MembershipTest, AWorkerThatCannotLoadWhatIsNeededIsGivenUp) {
   EXPECT_FALSE(load_failures_[1].ok()) << "it failed, whatever its code says";
 }
 
-// ---- Models that come and go
+// ---- Models that are added and removed
 
 class MembershipModelsTest : public MembershipTest {
  protected:
@@ -429,7 +430,7 @@ TEST_F(MembershipModelsTest, AModelThatLeavesWhileItIsLoadedLetsTheGroupForm) {
   const auto c = JoinWorker();
   membership_->RemoveModel(ModelId{1});
   EXPECT_EQ(c->sent.back().unload_model().model_id(), 1);
-  SayLoaded(c, 1);  // sent before it knew
+  SayLoaded(c, 1);  // sent before it learned of the removal
   SayUnloaded(c, 1);
   SayUnloaded(a_, 1);
   EXPECT_EQ(gone_, std::vector<int64_t>{1});
@@ -470,7 +471,7 @@ TEST_F(MembershipModelsTest, AModelThatCannotBeHadAnyMoreGivesWayToItsSuccessor)
   EXPECT_EQ(loaded_, std::vector<int64_t>{2});
 }
 
-// Also one that every rank has already, while it is warmed up.
+// The successor may also be a model that every rank has already and that is being warmed up.
 TEST_F(MembershipModelsTest, AModelGivesWayToASuccessorThatIsNeededToo) {
   Add(2, false, "m1");
   SayLoaded(a_, 2);
@@ -492,7 +493,7 @@ TEST_F(MembershipModelsTest, AReleasedModelThatCannotBeHadAnyMoreIsAbandoned) {
   SayFailed(JoinWorker(), 1);
   EXPECT_EQ(load_failures_.size(), 1u) << "whoever asks for it waits for a worker that has it";
   membership_->ReleaseModel(ModelId{1});
-  membership_->ReleaseModel(ModelId{9});  // nobody knows it any more
+  membership_->ReleaseModel(ModelId{9});  // the membership does not know this model
   const auto c = JoinWorker();
   EXPECT_EQ(c->sent[0].welcome().models_size(), 1) << "what was asked of it is still to be answered";
   EXPECT_EQ(membership_->ranks()[1].state, RankState::kLoading);

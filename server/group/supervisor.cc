@@ -25,7 +25,7 @@ constexpr int kLinkFd = 3;
 constexpr std::chrono::milliseconds kFirstBackoff{100};
 constexpr std::chrono::milliseconds kLongestBackoff{10'000};
 
-// The child's file and signal setup: one inherited socket at kLinkFd, and none of our blocked signals.
+// The child's setup of files and signals: it inherits one socket, as kLinkFd, and starts without blocked signals.
 class SpawnSetup {
  public:
   explicit SpawnSetup(int link_socket) {
@@ -156,7 +156,7 @@ void Supervisor::Loop() {
   }
 }
 
-// Starts every worker that is not running and whose time has come.
+// Starts every worker that is not running and whose restart time has come.
 void Supervisor::StartDue() {
   for (int i = 0; i < options_.num_workers; ++i) {
     {
@@ -173,7 +173,7 @@ void Supervisor::StartDue() {
 
 absl::Status Supervisor::Spawn(int index) {
   SY_ASSIGN_OR_RETURN(SocketPair sockets, MakeSocketPair());
-  // dup2 onto itself would keep the close-on-exec flag, so the socket must not have the number it is to get.
+  // dup2 of kLinkFd onto itself would keep the close-on-exec flag, so the socket must not have that number already.
   if (sockets.worker.get() == kLinkFd) sockets.worker.reset(fcntl(kLinkFd, F_DUPFD_CLOEXEC, kLinkFd + 1));
   SpawnSetup setup(sockets.worker.get());
   std::vector<std::string> arguments = {options_.binary, absl::StrCat("--local_index=", index),

@@ -1,10 +1,11 @@
 // Starts the local workers, watches them, and starts a new one when one ends.
 //
-// A worker inherits one socket, its end of the shared-memory link, and a secret in its environment. Its end is noticed
-// through a pidfd, at once and without races over reused process ids. A worker that keeps ending is
-// restarted ever more slowly, up to every 10 s, until one does its work.
+// A worker inherits one socket, its end of the shared-memory link, and a secret in its environment. When it ends, a
+// pidfd tells the supervisor at once, without races over reused process ids. A worker that keeps ending is restarted
+// after ever longer pauses, of up to 10 s, until it is reported healthy.
 //
-// Threads: one of its own, which starts and reaps the processes (a worker dies with the thread that started it).
+// The supervisor has one thread, which starts and reaps the processes, because a worker dies with the thread that
+// started it.
 #pragma once
 
 #include <functional>
@@ -23,32 +24,33 @@ struct SupervisorOptions {
   int num_workers = 1;
   std::string binary;
   std::vector<std::string> arguments;    // of every worker, after its --local_index and --link_fd
-  std::vector<std::string> environment;  // "NAME=value", added to ours
+  std::vector<std::string> environment;  // "NAME=value", in addition to this process's environment
 };
 
 class Supervisor {
  public:
-  // From the supervisor's thread: a worker was started, with our end of its link; a worker ended.
+  // Called on the supervisor's thread. SpawnedFn gets the front's end of the new worker's link; ExitedFn gets a
+  // description of how the worker ended.
   using SpawnedFn = std::function<void(int index, UniqueFd link_socket)>;
   using ExitedFn = std::function<void(int index, const std::string& how)>;
 
   static absl::StatusOr<std::unique_ptr<Supervisor>> Start(const SupervisorOptions& options, SpawnedFn on_spawned,
                                                            ExitedFn on_exited);
-  // Kills the workers that Shutdown has not ended.
+  // Kills the workers that are still running.
   ~Supervisor();
 
-  // All of the following are thread-safe.
+  // The following functions are thread-safe.
 
-  // Kills worker `index` if it still is process `pid`; it is then restarted like any that ended.
+  // Kills worker `index` if it still is process `pid`. It is then restarted like any worker that ended.
   void Kill(int index, int pid);
-  // The worker does its work: should it end, its next start is immediate.
+  // Notes that the worker does its work: if it ends, it is restarted at once.
   void NoteHealthy(int index);
-  // From now on no worker is restarted.
+  // After this no worker is restarted.
   void StopRestarting();
-  // Waits for all workers to end, and kills those that have not within `grace`. Implies StopRestarting.
+  // Waits for all workers to end, and kills those that are still running after `grace`. Implies StopRestarting.
   void Shutdown(std::chrono::milliseconds grace);
 
-  std::vector<int> pids() const;  // 0 for one that is not running
+  std::vector<int> pids() const;  // by worker; 0 for a worker that is not running
 
  private:
   struct Worker {

@@ -12,7 +12,7 @@
 namespace switchyard {
 namespace {
 
-// Shell scripts stand in for workers: real processes with real ends.
+// Shell scripts stand in for workers, so that real processes start and end.
 class SupervisorTest : public testing::Test {
  protected:
   std::string WriteScript(const std::string& body) {
@@ -69,7 +69,7 @@ TEST_F(SupervisorTest, AKilledWorkerIsRestarted) {
   const auto supervisor = *Start(WriteScript("exec sleep 1000\n"), 2);
   WaitForSpawns(2);
   const std::vector<int> pids = supervisor->pids();
-  supervisor->Kill(1, pids[1] + 100000);  // not that process: nothing happens
+  supervisor->Kill(1, pids[1] + 100000);  // another process id: nothing happens
   supervisor->Kill(1, pids[1]);
   EXPECT_EQ(WaitForExit(1), "1: worker killed by signal 9");
   WaitForSpawns(3);
@@ -86,7 +86,7 @@ TEST_F(SupervisorTest, AWorkerInheritsItsSocketAndTheEnvironment) {
 }
 
 TEST_F(SupervisorTest, ShutdownWaitsForWorkersThatEndByThemselves) {
-  // Ends when its link does, as a worker does.
+  // The script ends when its link is closed, as a worker does.
   const auto supervisor = *Start(WriteScript("cat <&3 >/dev/null\nexit 0\n"), 1);
   WaitForSpawns(1);
   supervisor->StopRestarting();

@@ -1,7 +1,7 @@
 // The front's end of the link to one rank.
 //
 // The memory of a rank's link belongs to the front and outlives the worker: when a worker dies, the rows of the steps
-// in flight are still here and are replayed to its replacement. What comes and goes with a worker is the connection.
+// in flight are still here and are replayed to its replacement. Only the connection comes and goes with a worker.
 #pragma once
 
 #include <cstring>
@@ -18,8 +18,8 @@
 
 namespace switchyard {
 
-// One rank's memory: slots with input rows and encoded plans, and outputs. Each is used by one step at a time, so it
-// needs no lock; who may touch it follows the step.
+// One rank's memory: slots with input rows and encoded plans, and outputs. Each slot and each output is used by one
+// step at a time, so they need no lock: access to them passes from thread to thread together with the step.
 class LinkBuffers {
  public:
   static absl::StatusOr<std::unique_ptr<LinkBuffers>> Create(const LinkLayout& layout) {
@@ -33,7 +33,7 @@ class LinkBuffers {
 
   const LinkLayout& layout() const { return layout_; }
   int memory_fd() const { return memory_->fd(); }
-  // Answers on their way may need it longer than this object lives.
+  // Shared, because answers that are being sent may need the memory longer than this object lives.
   std::shared_ptr<const void> memory() const { return memory_; }
 
  private:
@@ -44,13 +44,13 @@ class LinkBuffers {
   const std::shared_ptr<const SharedMemory> memory_;
 };
 
-// A step as one rank gets it; its rows and its encoded plan are in the slot.
+// A step as it is sent to one rank; its rows and its encoded plan are in the slot.
 struct StepSubmission {
   StepMessage message;
-  size_t row_bytes = 0;  // of the layer in its compute type
+  size_t row_bytes = 0;  // size of a row of the layer in its compute type
 };
 
-// Thread-safety: one thread submits.
+// Only one thread submits at a time.
 class LinkConnection {
  public:
   virtual ~LinkConnection() = default;
@@ -58,10 +58,10 @@ class LinkConnection {
   virtual absl::Status Submit(const StepSubmission& step) = 0;
 };
 
-// Output rows that came with a result, in order: views of memory that stays where it is during the call.
+// Output rows that came with a result, in order. They are views of memory that stays valid during the call.
 using RowChunks = std::vector<std::span<const std::byte>>;
 
-// Told of every result that arrives, on the connection's own thread. `rows` is null when the rank has written its
+// Called for every result that arrives, on the connection's own thread. `rows` is null when the rank has written its
 // output rows to the link's memory.
 using ResultFn = std::function<void(int rank, const ResultMessage& result, const RowChunks* rows)>;
 

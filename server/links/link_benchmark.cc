@@ -1,6 +1,6 @@
-// A step of one row over a shared-memory link and back, to a process that returns the row as it is: from submission to
-// the reader's word of the result. The next step is submitted where the result came, as the front does; after a pause
-// both sides may have gone to sleep. Medians and 99th percentiles in µs; Time is the mean.
+// Measures a step of one row over a shared-memory link to a process that returns the row as it is: the time from
+// submission until the reading thread reports the result. That thread submits the next step, as it does in the front.
+// After a pause both sides may have gone to sleep. Reports medians and 99th percentiles in µs; Time is the mean.
 #include <benchmark/benchmark.h>
 #include <poll.h>
 #include <sys/wait.h>
@@ -22,10 +22,10 @@ namespace switchyard {
 namespace {
 
 constexpr int64_t kRowBytes = 4096;
-constexpr int kSteps = 2000;  // of an iteration
+constexpr int kSteps = 2000;  // in one iteration
 constexpr std::chrono::microseconds kSpin(1000);
 
-// The worker's end, until the link closes: Worker::Serve without its control stream, and no computation.
+// Plays the worker until the link closes: as Worker::Serve, but without its control stream and without computation.
 void ServeSteps(UniqueFd socket) {
   const auto setup = ReceiveSetup(socket.get());
   if (!setup.ok()) return;
@@ -44,13 +44,13 @@ void ServeSteps(UniqueFd socket) {
   }
 }
 
-// A link to a process of its own, and a chain of steps over it.
+// A link to a child process, and a chain of steps over it.
 class Chain {
  public:
   explicit Chain(std::chrono::microseconds pause)
       : pause_(pause), buffers_(*LinkBuffers::Create(LinkLayout::For(1, kRowBytes, kRowBytes, kRowBytes))) {
     SocketPair sockets = *MakeSocketPair();
-    worker_ = fork();  // before there are threads
+    worker_ = fork();  // before this object starts threads
     if (worker_ == 0) {
       sockets.front = UniqueFd();
       ServeSteps(std::move(sockets.worker));
@@ -65,7 +65,7 @@ class Chain {
     waitpid(worker_, nullptr, 0);
   }
 
-  // The times of kSteps steps.
+  // Runs kSteps steps, and returns their times.
   std::vector<std::chrono::nanoseconds> Run() {
     times_.clear();
     Notification done;

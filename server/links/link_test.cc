@@ -1,4 +1,4 @@
-// The links against the worker's end of the protocol, which the tests play.
+// Tests the links; the tests play the worker's end of the protocol.
 #include "server/links/link.h"
 
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-// The shared-memory link to a local worker: steps go out on its socket, a thread reads the results.
+// The shared-memory link to a local worker: steps are sent on its socket, and a thread reads the results.
 #pragma once
 
 #include <chrono>
@@ -11,14 +11,14 @@ namespace switchyard {
 
 class ShmLink {
  public:
-  // Tells the worker where the memory is, and starts reading results. `on_result` is called from the reading thread,
-  // which watches out for the next for `spin` before it sleeps (moe/link/spin_wait.h).
+  // Sends the memory's descriptor and layout to the worker, and starts reading results. `on_result` is called from the
+  // reading thread, which spins for up to `spin` for the next result before it sleeps (moe/link/spin_wait.h).
   static absl::StatusOr<std::unique_ptr<ShmLink>> Start(int rank, UniqueFd socket, const LinkBuffers& buffers,
                                                         std::chrono::microseconds spin, ResultFn on_result);
   // Closes the socket and joins the reader.
   ~ShmLink();
 
-  // Usable beyond the link's end; it then only fails.
+  // The connection may outlive the link; its Submit then fails.
   const std::shared_ptr<LinkConnection>& connection() const { return connection_; }
 
  private:

@@ -1,4 +1,4 @@
-// The stream to one worker, as the group and the links see it: messages out, and an end.
+// The stream to one worker, as the group and the links see it: they send messages and close it.
 #pragma once
 
 #include "base/status.h"

@@ -11,16 +11,16 @@
 namespace switchyard {
 namespace {
 
-// What fp16 becomes on workers that do not have it.
+// The type that replaces fp16 on workers that do not have it.
 constexpr DType kWidened = DType::kF32;
 
-// What links have room for when any model may come: rows of 8192 bf16 elements, 16 experts for each, 256 of them on a
-// rank. Wider ones go in smaller steps. Memory that no step uses is never touched.
+// If other models may be loaded later, links have room for steps with rows of 8192 bf16 elements, 16 experts per row
+// and 256 experts on a rank. Models with wider rows get smaller steps. Memory that no step uses is never touched.
 constexpr size_t kUsualRowBytes = 16 << 10;
 constexpr int kUsualChoices = 16;
 constexpr int kUsualSlots = 256;
 
-// Smaller steps than this would make a model too slow to be of use.
+// The least number of rows that a step must be able to have: with smaller steps a model would be too slow to be useful.
 constexpr int64_t kSmallestStep = 16;
 
 int GateThreads(const ServerOptions& options) {
@@ -42,12 +42,12 @@ absl::StatusOr<std::vector<std::unique_ptr<Gate>>> MakeGates(WeightSource& sourc
 
 int64_t HomeRows(int64_t num_rows, int num_ranks) { return (num_rows + num_ranks - 1) / num_ranks; }
 
-// Of a row in its compute type, or the widest that may still become it.
+// The size of a row in its compute type or, while that is open, in the widest type that it may become.
 size_t RowBytes(const ServedModel& model, const ServedLayer& layer) {
   return layer.spec.hidden_dim * SizeOf(model.is_dtype_settled ? layer.on_group.compute_dtype.load() : kWidened);
 }
 
-// Of any rank's plan of a step.
+// The largest size, over all ranks, of a rank's encoded plan of a step with `num_rows` rows.
 size_t PlanBytes(const ServedLayer& layer, int num_ranks, int64_t num_rows) {
   size_t largest = 0;
   for (int rank = 0; rank < num_ranks; ++rank) {
@@ -72,19 +72,19 @@ absl::StatusOr<std::shared_ptr<ServedModel>> ModelOpener::Open(const ModelOption
   }
   SY_ASSIGN_OR_RETURN(const ComputeDType compute, ChooseComputeDType(options_, model->spec.dtype));
   model->is_dtype_settled = compute.is_settled;
-  // A context of its own: another model's gates may be at work while this one's are packed.
+  // Each model has its own context, because gates of another model may run while this model's gates are packed.
   SY_ASSIGN_OR_RETURN(std::shared_ptr<LinearContext> context, LinearContext::Create(GateThreads(options_)));
   const int num_layers = static_cast<int>(model->spec.layers.size());
   const int32_t first_id = num_layers_.fetch_add(num_layers);
   for (int i = 0; i < num_layers; ++i) {
     const LayerSpec& spec = model->spec.layers[i];
     SY_ASSIGN_OR_RETURN(auto gates, MakeGates(*source, i, context));
-    model->layers.push_back(std::unique_ptr<ServedLayer>(
-        new ServedLayer{LayerId{first_id + i},
-                        model->name,
-                        spec,
-                        std::move(gates),
-                        {FirstPlacement(Placement::Even(spec.num_experts, num_ranks_, spec.num_shared)), compute.dtype}}));
+    model->layers.push_back(std::unique_ptr<ServedLayer>(new ServedLayer{
+        LayerId{first_id + i},
+        model->name,
+        spec,
+        std::move(gates),
+        {FirstPlacement(Placement::Even(spec.num_experts, num_ranks_, spec.num_shared)), compute.dtype}}));
   }
   spdlog::info("model {}: {} with {} MoE layers, {} weights, computing in {}", model->name, model->spec.family,
                num_layers, DTypeName(model->spec.dtype),

@@ -40,7 +40,7 @@ bool HasLayer(const ServedModel& model, const std::string& layer) {
 std::vector<ModelOption> CheckpointsIn(const std::string& folder) {
   std::vector<ModelOption> found;
   std::error_code error;
-  // A range-for would throw where reading fails later.
+  // A range-for would throw if reading the folder failed after the first entry.
   for (fs::directory_iterator entry(folder, error); entry != fs::directory_iterator(); entry.increment(error)) {
     const std::string name = entry->path().filename();
     std::error_code ignored;
@@ -61,7 +61,8 @@ class ModelRepository::Residence : public std::enable_shared_from_this<Residence
  public:
   explicit Residence(ModelHost* host) : host_(host) {}
 
-  // The model is with the host, or will be at once; the host is told when nobody uses it any more.
+  // Registers a model that the host has, or is about to get. When no request or table uses the model any more, the host
+  // is told to unload it.
   void Watch(const std::shared_ptr<ServedModel>& model) {
     {
       MutexLock lock(&mu_);
@@ -91,11 +92,12 @@ class ModelRepository::Residence : public std::enable_shared_from_this<Residence
       if (!result->has_value()) return Stopped();
       if (!(*result)->ok()) return **result;
     }
-    // Not with host_mu_, for this may take long: the host outlives the change's thread.
+    // host_mu_ is not held because this may take long. That is safe because the host outlives the thread of the
+    // changes.
     return host->WarmUp(model, [this] { return stopping() ? Stopped() : absl::OkStatus(); });
   }
 
-  // Waits until nothing is left but `kept`.
+  // Waits until the host has no models except those in `kept`.
   absl::Status WaitForRetirements(const std::set<ModelId>& kept) {
     MutexLock lock(&mu_);
     while (!stopping_ && !std::includes(kept.begin(), kept.end(), resident_.begin(), resident_.end())) {
@@ -119,14 +121,14 @@ class ModelRepository::Residence : public std::enable_shared_from_this<Residence
     return stopping_;
   }
 
-  // The host is ending: it is told nothing from now on.
+  // The host is ending: it is not called after this.
   void Detach() {
     MutexLock lock(&host_mu_);
     host_ = nullptr;
   }
 
  private:
-  // Whatever thread used it last.
+  // Runs on the thread that used the model last.
   void Retire(const ServedModel& model) {
     MutexLock lock(&host_mu_);
     if (host_ == nullptr) return;
@@ -185,7 +187,7 @@ void ModelRepository::Unload(const std::string& name, DoneFn done) {
 void ModelRepository::AddChange(DoneFn done, std::function<absl::Status()> change) {
   if (residence_->stopping()) return done(Stopped());
   changes_.Add([this, done = std::move(done), change = std::move(change)] {
-    // What the change before replaced still takes memory until it has answered.
+    // A model that the previous change replaced takes memory until its last request is answered.
     const absl::Status free = residence_->WaitForRetirements(LoadedModels());
     done(free.ok() ? change() : free);
   });
@@ -201,7 +203,7 @@ std::set<ModelId> ModelRepository::LoadedModels() const {
 }
 
 void ModelRepository::EditTable(const std::function<void(std::vector<KnownModel>&)>& edit) {
-  std::shared_ptr<const ModelTable> old, now;  // end outside the lock, and models with them
+  std::shared_ptr<const ModelTable> old, now;  // destroyed outside the lock, because models may be destroyed with them
   {
     MutexLock lock(&mu_);
     std::vector<KnownModel> models = table_->models();
@@ -252,7 +254,7 @@ void ModelRepository::ListFolder() {
     const auto is_among = [](const auto& all, const std::string& name) {
       return std::any_of(all.begin(), all.end(), [&](const auto& each) { return each.name == name; });
     };
-    // Those that are gone are forgotten, unless they are still served.
+    // Checkpoints that are no longer in the folder are forgotten, unless they are still loaded.
     std::erase_if(models, [&](const KnownModel& model) {
       return model.is_from_folder && model.loaded == nullptr && !is_among(found, model.name);
     });
@@ -281,7 +283,7 @@ absl::Status ModelRepository::LoadNow(const std::string& name) {
     Edit(target.model_idx, [&](KnownModel& model) { model.layers[model.FindLayer(*target.layer)].is_served = true; });
     return absl::OkStatus();
   }
-  known.loaded = nullptr;  // who waits for its end must not keep it
+  known.loaded = nullptr;  // because the change waits for the old model's end, it must not keep it alive
   return Reload(known, target);
 }
 
@@ -321,14 +323,14 @@ absl::StatusOr<std::shared_ptr<ServedModel>> ModelRepository::Bring(const KnownM
   if (brought.ok()) return model;
   Release(model);
   model.reset();
-  // Whoever tries again finds the memory free.
+  // Waits until the memory is free, so that a caller who tries again finds room.
   const absl::Status undone = residence_->WaitForRetirements(LoadedModels());
   return undone.ok() ? brought : undone;
 }
 
 absl::Status ModelRepository::UnloadNow(const std::string& name) {
   SY_ASSIGN_OR_RETURN(const ModelTable::Target target, FindTarget(name));
-  bool is_last = true;  // that is served
+  bool is_last = true;  // no layer of the checkpoint is served any more
   Edit(target.model_idx, [&](KnownModel& model) {
     for (KnownModel::Layer& layer : model.layers) {
       if (!target.layer.has_value() || layer.name == *target.layer) layer.is_served = false;

@@ -2,12 +2,13 @@
 //
 // Only checkpoints that the front knows by name can be loaded: those of --model, and the folders of --model_repository
 // that hold a config.json, which are listed anew before every change. A change names a checkpoint, or one layer of it
-// (NAME.LAYER): unloading a layer ends its serving, and frees the checkpoint when it was the last one; loading one
-// serves it again, and loads the checkpoint when it is not there. Loading what is served opens the checkpoint anew.
+// (NAME.LAYER). Unloading a layer ends its serving, and frees the checkpoint if no other layer of it is served. Loading
+// a layer serves it again, and loads the checkpoint if it is not loaded. Loading a layer or a checkpoint that is served
+// opens the checkpoint anew.
 //
-// Changes are made one at a time, in order, on a thread of their own. A new model takes an old one's place in one
-// moment, when every worker has it. The old one answers what was submitted to it and is then freed; the change after
-// waits for that. A change that fails leaves what was served as it was.
+// Changes are made one at a time, in order, on a thread of their own. A new model replaces an old one atomically, once
+// every worker has it. The old model answers the requests that were submitted to it and is then freed; the next change
+// waits for that. After a change that fails, the same models and layers are served as before.
 #pragma once
 
 #include <functional>
@@ -25,88 +26,89 @@
 
 namespace switchyard {
 
-// Opens a checkpoint for serving; errors say what is wrong with it.
+// Opens a checkpoint for serving. Errors say why it cannot be opened.
 using OpenModelFn = std::function<absl::StatusOr<std::shared_ptr<ServedModel>>(const ModelOption& option)>;
 
-// Where models are loaded to. Callbacks may come from any thread, also before the call returns, and not at all once the
-// host is ending.
+// Loads models to the workers and frees them there. The host may call the callbacks from any thread, also before the
+// method returns; once it is ending it calls none.
 class ModelHost {
  public:
   virtual ~ModelHost() = default;
 
-  // Brings the model to every worker. After a failure nothing of it will be left: `Unload` still tells when. Keeps no
-  // share of the model once `done` was called.
+  // Brings the model to every worker. After a failure the workers free their parts of it; the caller still calls
+  // `Unload`, which reports when they are gone. The host keeps no reference to the model after it has called `done`.
   virtual void Load(const std::shared_ptr<ServedModel>& model, std::function<void(absl::Status)> done) = 0;
-  // Runs a model's first steps, before it is served. Returns what `should_stop`, asked all along, says if not OK, or a
-  // step's failure.
+  // Runs a model's first steps, before it is served. Calls `should_stop` again and again, and ends with its error when
+  // it returns one. Also returns the error of a step that fails.
   virtual absl::Status WarmUp(const std::shared_ptr<ServedModel>& /*model*/,
                               const std::function<absl::Status()>& /*should_stop*/) {
     return absl::OkStatus();
   }
-  // Nobody can ask for the model any more; what was asked of it is answered where workers can have it. Comes before its
-  // Unload.
+  // No new request can reach the model any more. Requests that it has already are still answered, as long as the
+  // workers can have the model. Called before its Unload.
   virtual void Release(const ServedModel& /*model*/) {}
-  // Frees what the workers have of a model that nobody uses any more.
+  // Frees the workers' parts of a model that no request uses any more.
   virtual void Unload(const ServedModel& model, std::function<void()> done) = 0;
 };
 
 // Thread-safe.
 class ModelRepository {
  public:
-  // `served` are loaded already, or are about to be; `folder`, of --model_repository, may be empty. `host` outlives the
-  // repository, and models may outlive both.
+  // `served` are the models that are already loaded or are being loaded. `folder` is the value of --model_repository
+  // and may be empty. `host` outlives the repository, and models may outlive both.
   ModelRepository(const std::vector<std::shared_ptr<ServedModel>>& served, std::string folder, OpenModelFn open,
                   ModelHost* host);
-  // Stops.
+  // Calls Stop.
   ~ModelRepository();
 
   std::shared_ptr<const ModelTable> table() const;
 
-  // Each returns at once; `done` is called exactly once, on a thread of the repository's, when the change is made or
-  // has failed. NOT_FOUND for a name that is not known.
+  // Each returns at once. `done` is called exactly once, when the change is made or has failed: on the repository's
+  // thread, or within the call after Stop. NOT_FOUND for a name that is not known.
   using DoneFn = std::function<void(absl::Status)>;
   void Load(const std::string& name, DoneFn done);
   void Unload(const std::string& name, DoneFn done);
 
-  // Takes a model out of the table that the workers do not have any more; the change that replaces it is under way, or
-  // one has taken it out already and what was asked of it is not answered. Null when nobody uses it.
+  // Takes a model that the workers have lost out of the table, and returns it so that its requests can be failed.
+  // Either a change that replaces the model is under way, or a change has taken it out already and some of its requests
+  // are not answered yet. Returns null when the model is not in use any more.
   std::shared_ptr<ServedModel> Abandon(ModelId id);
 
-  // Ends the change that is being made, where it waits for workers or requests, and those that wait for it, with
-  // UNAVAILABLE; refuses new ones.
+  // Ends the current change, where it waits for workers or requests, and the changes queued behind it with UNAVAILABLE;
+  // refuses new ones.
   void Stop();
 
  private:
-  // What the host has: models from being given to it until nothing is left of them, which may be after the repository
-  // has ended.
+  // Tracks the models that the host has: from the moment a model is given to the host until the workers have freed all
+  // of it, which may be after the repository has ended.
   class Residence;
 
-  // The changes' thread's, unless it says otherwise.
+  // Only the thread of the changes calls the following functions, unless their comment says otherwise.
   void AddChange(DoneFn done, std::function<absl::Status()> change);
   absl::Status LoadNow(const std::string& name);
   absl::Status Reload(const KnownModel& known, const ModelTable::Target& target);
-  // The model is opened, at every worker, and has the target's layer; it is not served yet.
+  // Opens the model, checks that it has the target's layer, and loads it on every worker. It is not served yet.
   absl::StatusOr<std::shared_ptr<ServedModel>> Bring(const KnownModel& known, const ModelTable::Target& target);
   absl::Status UnloadNow(const std::string& name);
 
   void ListFolder();
   absl::StatusOr<ModelTable::Target> FindTarget(const std::string& name);
   std::set<ModelId> LoadedModels() const;
-  // From any thread; calls `edit` with the table's lock.
+  // Thread-safe. Calls `edit` with the table's lock held.
   void EditTable(const std::function<void(std::vector<KnownModel>&)>& edit);
   void Edit(size_t model_idx, const std::function<void(KnownModel&)>& edit);
-  // Of a model that is not in the table any more, or will not be; from any thread, without the table's lock.
+  // Releases a model that is not in the table any more, or never will be. Thread-safe; call without the table's lock.
   void Release(const std::shared_ptr<ServedModel>& model);
 
   const std::string folder_;
   const OpenModelFn open_;
-  const std::shared_ptr<Residence> residence_;  // shared with models, which may end later
+  const std::shared_ptr<Residence> residence_;  // shared with models, which may outlive the repository
 
   mutable Mutex mu_;
   std::shared_ptr<const ModelTable> table_ ABSL_GUARDED_BY(mu_);
-  std::map<ModelId, std::weak_ptr<ServedModel>> released_ ABSL_GUARDED_BY(mu_);  // some of which have ended
+  std::map<ModelId, std::weak_ptr<ServedModel>> released_ ABSL_GUARDED_BY(mu_);  // some have ended already
 
-  TaskQueue changes_;  // ends first
+  TaskQueue changes_;  // destroyed first
 };
 
 }  // namespace switchyard

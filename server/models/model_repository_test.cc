@@ -19,7 +19,7 @@ using testing::HasSubstr;
 
 const ModelOption kTwo = {"two", "synthetic:dim=8,hidden=8,experts=4,topk=2,layers=2"};
 
-// Workers without processes: loads at once, unless it is held back, and fails when told so.
+// A host without worker processes: loads models at once, unless Wait() was called, and fails when a test says so.
 class FakeHost final : public ModelHost {
  public:
   void Load(const std::shared_ptr<ServedModel>& model, std::function<void(absl::Status)> done) override {
@@ -104,7 +104,7 @@ class ModelRepositoryTest : public testing::Test {
   // `slash` ends the folder's path.
   void Start(const std::vector<ModelOption>& served, const std::string& slash = "") {
     std::vector<std::shared_ptr<ServedModel>> models;
-    // Folders hold no checkpoints; what they would hold is made up.
+    // The folders hold no real checkpoints; the open function makes up their contents.
     for (const ModelOption& option : served) {
       models.push_back(OpenModel({option.name, kTwo.location}));
       models.back()->location = option.location;
@@ -358,7 +358,7 @@ TEST_F(ModelRepositoryTest, StoppingEndsWhatWaits) {
   EXPECT_TRUE(absl::IsUnavailable(Load("two")));
   EXPECT_EQ(ServedNames().size(), 2u);
   repository_ = nullptr;
-  host_.EndLoad();  // comes late
+  host_.EndLoad();  // ends after the repository has stopped
 }
 
 TEST_F(ModelRepositoryTest, ManyThreadsMayChangeAndLook) {

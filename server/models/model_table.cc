@@ -15,7 +15,7 @@ constexpr size_t kMaxNamesListed = 20;
 
 std::string CutText(std::string_view text) {
   if (text.size() <= kMaxTextBytes) return std::string(text);
-  // Not within a character: what is not UTF-8 could not be sent as an error_message.
+  // Do not cut within a character, because text that is not UTF-8 could not be sent as an error_message.
   size_t end = kMaxTextBytes;
   while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;
   return absl::StrCat(std::string(text.substr(0, end)), "…");

@@ -1,8 +1,8 @@
-// What may be served and what is: every checkpoint that the front knows by name, and of those that are loaded the
-// layers that callers reach. KServe clients know each layer as a model of its own, NAME.LAYER.
+// Every checkpoint that the front knows by name, and for each loaded one the layers that callers can reach. KServe
+// clients know each layer as a model of its own, NAME.LAYER.
 //
-// A table is constant. A change makes another table, which takes the old one's place (ModelRepository); whoever looks
-// something up keeps what it has found.
+// A table is constant. A change creates another table, which replaces the old one (ModelRepository); callers keep the
+// models and layers that they looked up in the old one.
 #pragma once
 
 #include <map>
@@ -27,13 +27,13 @@ struct KnownModel {
 
   std::string name;
   std::string location;
-  std::shared_ptr<ServedModel> loaded;  // null while it is not
-  std::vector<Layer> layers;            // of `loaded`, or as they were when it was; empty when it never was
-  Change change = Change::kNone;        // under way
+  std::shared_ptr<ServedModel> loaded;  // null while the checkpoint is not loaded
+  std::vector<Layer> layers;            // of the loaded model, or of the last one; empty if none was ever loaded
+  Change change = Change::kNone;        // the change under way
   std::string reason;                   // why it is not loaded, or why the last change of a loaded one failed
-  bool is_from_folder = false;          // of --model_repository: known as long as it is there, or loaded
+  bool is_from_folder = false;          // a folder of --model_repository: known while it is there or loaded
 
-  // Takes `model` for the loaded one, and serves the layers for which `is_served` holds.
+  // Sets `loaded` to `model`, and serves the layers for which `is_served` returns true.
   template <typename Fn>
   void Serve(std::shared_ptr<ServedModel> model, Fn is_served) {
     loaded = std::move(model);
@@ -41,7 +41,7 @@ struct KnownModel {
     for (const auto& layer : loaded->layers) layers.push_back({layer->spec.name, is_served(layer->spec.name)});
     reason.clear();
   }
-  // The index of the layer called so, or -1.
+  // The index of the layer with this name, or -1.
   int FindLayer(std::string_view layer) const;
   bool serves(std::string_view layer) const {
     const int found = FindLayer(layer);
@@ -56,12 +56,12 @@ struct LayerEntry {
   std::shared_ptr<ServedLayer> layer;
 };
 
-// For errors, whose messages must fit the metadata that carries a status: `text`, cut when long, and the first of
-// `names`.
+// Shorten parts of error messages, because the metadata that carries a status is limited: CutText cuts a long `text`,
+// ShortList lists the first of `names`.
 std::string CutText(std::string_view text);
 std::string ShortList(const std::vector<std::string>& names);
 
-// The same of what has names.
+// ShortList of the names of `all`.
 template <typename Named>
 std::string ShortListOf(const std::vector<Named>& all) {
   std::vector<std::string> names;
@@ -74,25 +74,26 @@ class ModelTable {
   explicit ModelTable(std::vector<KnownModel> models = {});
 
   const std::vector<KnownModel>& models() const { return models_; }
-  // Those that are served, model after model.
+  // The served layers, grouped by model.
   const std::vector<std::shared_ptr<const LayerEntry>>& layers() const { return layers_; }
 
-  // NotFound lists models, or layers of the model, that there are; Unavailable says why one that is known is not
-  // served.
+  // A NotFound error lists the existing models, or the existing layers of the model; an Unavailable error says why a
+  // known model or layer is not served.
   absl::StatusOr<std::shared_ptr<ServedLayer>> Find(const std::string& model, const std::string& layer) const;
 
-  // By the name NAME.LAYER. Null unless it is served.
+  // Finds a layer by its name NAME.LAYER. Null unless it is served.
   std::shared_ptr<const LayerEntry> FindEntry(std::string_view name) const;
 
-  // What a change names: a known checkpoint, or one layer of it.
+  // The target of a change: a known checkpoint, or one layer of it.
   struct Target {
     size_t model_idx = 0;
     std::optional<std::string> layer;
   };
-  // Of NAME or NAME.LAYER; a layer need not exist. A checkpoint's own name comes before a layer's.
+  // The target that NAME or NAME.LAYER stands for; the layer need not exist. If `name` fits both a checkpoint and a
+  // layer of another checkpoint, the checkpoint is meant.
   std::optional<Target> Resolve(std::string_view name) const;
 
-  // Why a layer, or a whole model, that is known is not served.
+  // Says why a known model, or a layer of it, is not served.
   static absl::Status Unserved(const KnownModel& model, std::string_view shown_name);
 
  private:

@@ -1,8 +1,9 @@
 // A checkpoint that a front has opened: its layers, gates and placement.
 //
-// Opened once and then constant, but for the gates, which only the dispatcher thread uses, and for a compute type that
-// waits for the first worker. A checkpoint that is loaded anew is another ServedModel. Whoever uses one shares it:
-// requests through their layers, so that it ends, and tells so, when the last request for it has been answered.
+// A ServedModel is opened once and then constant, except for the gates, which only the dispatcher thread uses, and a
+// compute type that is still open, which the first worker settles. A checkpoint that is loaded anew becomes another
+// ServedModel. Users share ownership of the model; requests do so through their layers. The model thus ends, and calls
+// `on_retired`, when the last request for it has been answered.
 #pragma once
 
 #include <atomic>
@@ -22,7 +23,8 @@
 
 namespace switchyard {
 
-// A placement with the number that tells it from the layer's earlier and later ones. Constant, so freely shared.
+// A placement with its version, which distinguishes it from the layer's earlier and later placements. Constant, so it
+// can be shared freely.
 struct VersionedPlacement {
   int64_t version = 1;
   Placement placement;
@@ -32,11 +34,13 @@ inline std::shared_ptr<const VersionedPlacement> FirstPlacement(Placement placem
   return std::make_shared<const VersionedPlacement>(VersionedPlacement{1, std::move(placement)});
 }
 
-// What a worker group knows of a layer: where its experts are, and what a step of it may be.
+// The data of a layer that belong to the worker group: the placement of its experts, and the type and size of its
+// steps.
 struct LayerOnGroup {
-  // Steps are planned with this placement, and each keeps the one that it was planned with.
+  // New steps are planned with this placement. Each step keeps the placement with which it was planned.
   std::shared_ptr<const VersionedPlacement> placement;
-  // The type of the rows in the links and of the weights on the workers. It does not change once a worker has been told.
+  // The type of the rows in the links and of the weights on the workers. It does not change once a worker has been
+  // told.
   std::atomic<DType> compute_dtype = DType::kF32;
   // The most rows of one step: as many as the links have room for, and no more than --max_batch_rows.
   int64_t max_batch_rows = std::numeric_limits<int64_t>::max();
@@ -49,7 +53,7 @@ struct ServedLayer {
   LayerId id;  // unique for the life of the front
   std::string model;
   LayerSpec spec;
-  std::vector<std::unique_ptr<Gate>> gates;  // those of spec, in order
+  std::vector<std::unique_ptr<Gate>> gates;  // one for each gate of spec, in the same order
   LayerOnGroup on_group;
 };
 
@@ -67,17 +71,17 @@ struct ServedModel {
   std::string name;
   std::string location;
   ModelSpec spec;
-  uint64_t file_identity = 0;                        // of its files when they were opened; 0 where workers read others
-  std::vector<std::unique_ptr<ServedLayer>> layers;  // those of spec, in order; LayerIds follow each other
-  // Whether the compute type is known. An fp16 checkpoint's is fp16 where the workers have it, which the first of them
-  // tells. The group's.
+  uint64_t file_identity = 0;  // of its files when they were opened; 0 where workers may read other files
+  std::vector<std::unique_ptr<ServedLayer>> layers;  // one for each of spec, in order, with consecutive LayerIds
+  // Whether the compute type is known. An fp16 checkpoint is computed in fp16 if the workers have it, which the first
+  // worker tells. Belongs to the group.
   bool is_dtype_settled = true;
 
-  // Called when nobody uses the model any more, on the thread of whoever was the last.
+  // Called when the last user lets go of the model, on that user's thread.
   std::function<void(const ServedModel&)> on_retired;
 };
 
-// The layer with its share in the model.
+// The layer, with shared ownership of the whole model.
 inline std::shared_ptr<ServedLayer> ShareLayer(const std::shared_ptr<ServedModel>& model, size_t layer_idx) {
   return {model, model->layers[layer_idx].get()};
 }

@@ -22,7 +22,7 @@ inline std::shared_ptr<ServedModel> OpenModel(const ModelOption& option) {
   return *opener.Open(option);
 }
 
-// All of whose layers are served.
+// A checkpoint whose layers are all served.
 inline KnownModel Served(const ModelOption& option) {
   KnownModel known = {.name = option.name, .location = option.location};
   known.Serve(OpenModel(option), [](const std::string&) { return true; });

@@ -13,7 +13,8 @@ absl::Status CheckEverFits(const char* unit, const char* flag, int64_t wanted, i
       absl::StrCat(wanted, " ", unit, " in one request never fit ", flag, "=", budget, ": send fewer at a time"));
 }
 
-// Whether `wanted` more fit beside the `held` of everybody, of which the client's own is `own`.
+// Checks whether `wanted` more units fit. All clients together hold `held` units; the client itself holds `own` of
+// them.
 absl::Status CheckBudget(const char* unit, const char* flag, int64_t wanted, int64_t own, int64_t held,
                          int64_t budget) {
   const int64_t free = budget - held - wanted;

@@ -1,12 +1,12 @@
-// Bounds what the front holds: rows from arrival to answer, bytes until the answer has been sent or dropped, so that
-// callers who do not read what they asked for soon get no more.
+// Limits the rows and bytes that the front holds. Rows are held from arrival to answer, bytes until the answer has been
+// sent or dropped, so callers who do not read their answers soon cannot send any more.
 //
-// Beyond the budget a request is refused at once, in microseconds, so that overload costs its senders a retry and
-// nobody else anything. No client takes the whole budget: it may hold up to kClientFactor times what is left free, so
-// one alone gets 8/9 of it, two that ask for all 8/17 each, and others always find some free. A client that holds
-// nothing is bound by the budget alone.
+// A request that exceeds the budget is refused at once, in microseconds, so that overload costs its senders a retry and
+// other clients nothing. No client can take the whole budget: a client may hold up to kClientFactor times the part that
+// is left free. One client alone thus gets 8/9 of the budget, two clients that ask for everything get 8/17 each, and
+// other clients always find some of it free. For a client that holds nothing only the budget itself counts.
 //
-// Thread-safe. There is nothing left of a client that holds nothing.
+// Thread-safe. No state is kept of a client that holds nothing.
 #pragma once
 
 #include <chrono>
@@ -23,13 +23,14 @@ class Admission {
  public:
   Admission(int64_t max_rows, int64_t max_bytes) : max_rows_(max_rows), max_bytes_(max_bytes) {}
 
-  // ResourceExhausted, naming the budget: with pushback when the request does not fit beside those admitted, or its
-  // client holds too much of it; without when it is larger than the whole budget.
+  // Fails with ResourceExhausted, naming the budget: with pushback when the request does not fit beside the admitted
+  // ones, or its client holds too much of the budget; without pushback when it is larger than the whole budget.
   absl::Status Admit(const std::string& client, int64_t num_rows, int64_t num_bytes);
-  // Each once for a request that was admitted, in any order: it is answered, and its answer's bytes are gone.
+  // Call each once for an admitted request, in any order: ReleaseRows when it is answered, ReleaseBytes when its answer
+  // has been sent or dropped.
   void ReleaseRows(const std::string& client, int64_t num_rows);
   void ReleaseBytes(const std::string& client, int64_t num_bytes);
-  // Both.
+  // Releases both.
   void Release(const std::string& client, int64_t num_rows, int64_t num_bytes);
 
   struct Held {
@@ -39,7 +40,7 @@ class Admission {
   };
   Held held() const;
 
-  // Waits until every request is answered; false when `timeout` passed first.
+  // Waits until every request is answered. Returns false when `timeout` passes first.
   bool WaitUntilEmpty(std::chrono::milliseconds timeout) const;
 
   static constexpr int64_t kClientFactor = 8;

@@ -93,7 +93,7 @@ TEST(Admission, GreedyClientsShareWhateverCameFirst) {
   std::map<std::string, int64_t> rows;
   const auto admit = [&](const std::string& client) { rows[client] += admission.Admit(client, 1, 1).ok(); };
   for (int i = 0; i < 17000; ++i) admit("first");
-  // Whenever a request of the first one is answered, both ask for the room.
+  // Whenever a request of the first client is answered, both clients ask for the free room.
   for (int i = 0; i < 20000; ++i) {
     admission.Release("first", 1, 1);
     --rows["first"];

@@ -5,7 +5,8 @@
 namespace switchyard {
 namespace {
 
-// While the group is busy, a step is prepared ahead only when it is at least this part of a full one.
+// While the group is busy, a step is prepared ahead only when it has at least 1 / kEarlyFraction of the rows of a full
+// step.
 constexpr int64_t kEarlyFraction = 4;
 
 // LayerQueue::queues in the order of service.
@@ -15,9 +16,9 @@ int QueueIndex(Priority priority) {
   return priority == Priority::kHigh ? kHighest : static_cast<int>(priority);  // kAged comes between
 }
 
-// The last moment at which a request may leave and still be answered in time. Of what its caller gives it a quarter at
-// least is kept for the way there and back, which under overload takes its time too, and half at least is the queue's,
-// however long steps take.
+// The last moment at which a request may leave the queue and still be answered in time: two step times before its
+// deadline. At least a quarter of the time from arrival to deadline is kept for the way to the caller and back, which
+// takes longer under overload. At least half of that time is left for the queue, however long steps take.
 SteadyTime LatestStart(const Request& request, std::chrono::nanoseconds step_time) {
   if (request.ask.deadline == SteadyTime::max() || step_time.count() == 0) return request.ask.deadline;
   const auto given = request.ask.deadline - request.ask.arrival;
@@ -68,7 +69,7 @@ LayerQueue& Batcher::QueueOf(const ServedLayer& served) {
   std::unique_ptr<LayerQueue>& layer = layers_[served.id.value];
   if (layer == nullptr) {
     layer = std::make_unique<LayerQueue>(std::min(options_.max_batch_rows, served.on_group.max_batch_rows));
-    layer->turn = ++num_turns_;  // behind those that wait already
+    layer->turn = ++num_turns_;  // behind the layers that wait already
   }
   return *layer;
 }
@@ -161,7 +162,8 @@ LayerQueue* Batcher::ChooseLayer(SteadyTime now, bool idle) {
     LayerQueue& layer = *owned;
     const bool is_ready = IsReady(layer, now, idle);
     is_any_ready |= is_ready;
-    // When a step is prepared ahead, it goes to the layer whose turn it is, or a busy layer would keep small ones out.
+    // A step is prepared ahead because some layer fills it well, but it goes to the layer whose turn it is; otherwise a
+    // busy layer would keep small ones out.
     if (!is_ready && !HasWaitedForCompany(layer, now)) continue;
     if (first == nullptr || std::pair(layer.top(), layer.turn) < std::pair(first->top(), first->turn)) first = &layer;
   }
@@ -181,7 +183,7 @@ Batch Batcher::Cut(LayerQueue& layer) {
   Batch batch;
   ++num_batches_;
   int64_t room = layer.max_batch_rows;
-  int64_t rows_left = layer.num_rows;  // the queue goes with its last row
+  int64_t rows_left = layer.num_rows;  // a copy, because `layer` is destroyed with its last row
   while (rows_left > 0) {
     const int64_t before = batch.num_rows;
     const int64_t cost = TakeTurn(layer, room, &batch);
@@ -196,7 +198,7 @@ int64_t Batcher::TakeTurn(LayerQueue& layer, int64_t room, Batch* batch) {
   FairQueue& queue = layer.Next();
   const auto [queued, credit] = queue.Next();
   const int64_t row_cost = queued->request->ask.row_cost;
-  // A step has room for one row of any request (see Request::row_cost).
+  // The first row of a step always fits, even if it costs more than `room` (see RequestAsk::row_cost).
   const int64_t most = batch->pieces.empty() ? std::max<int64_t>(room / row_cost, 1) : room / row_cost;
   const int64_t count = std::min({queued->num_rows_left(), most, (credit + row_cost - 1) / row_cost});
   if (count <= 0) return 0;
@@ -222,7 +224,7 @@ void Batcher::AppendRows(QueuedRequest& queued, int64_t count, Batch* batch) {
   CountRows(queued, -count);
   const bool was_whole = queued.next_row == 0;
   queued.next_row += count;
-  if (was_whole) SetExpiry(&queued);  // its queue timeout is met
+  if (was_whole) SetExpiry(&queued);  // its first rows left, so its queue timeout no longer applies
 }
 
 std::optional<SteadyTime> Batcher::NextReadyTime() const {

@@ -1,19 +1,21 @@
-// Queues of rows waiting for a step, one per layer, and the rule by which they leave.
+// Queues of rows waiting for a step, one per layer, and the rule by which the rows leave.
 //
-// Work-conserving: when nothing is in flight, whatever is queued leaves at once, unless max_queue_delay asks it to wait
-// for company. While steps are in flight, rows leave early only when some layer's fill a good part of a step; otherwise
-// the queues grow until the group is free, which costs nothing as the group could not start them any sooner. Large
-// requests are cut, small ones joined.
+// Work-conserving: when no step is in flight, the queued rows leave at once, unless max_queue_delay makes them wait for
+// more rows. While steps are in flight, rows leave early only when the rows of some layer fill a good part of a step.
+// Otherwise the queues grow until the group is free, which costs nothing, because the group could not start the rows
+// any sooner. Large requests are cut, small ones joined.
 //
-// Who goes first: the layer in which a request of the highest level waits; among such layers they take turns. Within
-// the layer requests of higher levels, and within a level clients in turn (see FairQueue). What room is left in the
-// step goes to the lower levels. A request of a lower level that has waited for priority_aging shares the highest
-// level's place: of the two, each gets half of the rows while both wait, so neither keeps the other out.
+// A step serves the layer whose most urgent request has the highest level; layers of equal level take turns. Within the
+// layer, requests of higher levels go first, and within a level clients take turns (see FairQueue). Room that is left
+// in the step goes to the lower levels. A request of a lower level that has waited for priority_aging shares the place
+// of the highest level: while aged requests and requests of the highest level wait, each kind gets half of the rows, so
+// neither keeps the other out.
 //
 // Requests that expire, by their queue timeout or deadline, leave by TakeExpired and never in a batch.
 //
-// A layer has a queue here while rows of it wait. Adding and removing a request take constant time, or logarithmic for
-// one that can expire; taking a batch takes time for its pieces and for each layer with rows.
+// A layer has a queue here while rows of it wait. Adding and removing a request take constant time, or logarithmic time
+// if the request can expire. Taking a batch takes time proportional to its pieces and to the number of layers with
+// rows.
 //
 // Thread-compatible: the scheduler guards it.
 #pragma once
@@ -41,33 +43,35 @@ struct BatcherOptions {
 struct LayerQueue {
   explicit LayerQueue(int64_t max_batch_rows);
 
-  // Index in the order of service of the first that has requests.
+  // The index of the first queue that has requests, in the order of service. Aged requests count as the highest level.
   int top() const;
   FairQueue& Next();
 
   const int64_t max_batch_rows;
-  // The highest level, those of lower ones that have aged, and the lower ones that have not.
+  // In this order: the highest level, the aged requests of lower levels, and each lower level without its aged
+  // requests.
   std::array<FairQueue, kNumPriorities + 1> queues;
-  int64_t aged_lead = 0;  // cost that left from the aged ones more than from the highest level, while both wait
+  int64_t aged_lead = 0;  // while both wait: cost of aged rows that left, less that of rows of the highest level
   QueuedRequest::List by_arrival;
   int64_t num_rows = 0;
-  int64_t turn = 0;  // the layer with the lowest goes first
+  int64_t turn = 0;  // the layer with the lowest turn goes first
 };
 
 class Batcher {
  public:
   explicit Batcher(const BatcherOptions& options) : options_(options) {}
 
-  // Steps take about `step_time`; 0 when that is not known. What would leave later than twice that, and a quarter of
-  // its caller's time, before its deadline expires instead: it would be computed for nobody, and under overload, when
-  // all that leaves has waited for long, so would everything.
+  // `step_time` is the time that a step usually takes; 0 when it is not known. If it is known, a request expires before
+  // its deadline: by two step times, but by at least a quarter and at most half of the time from its arrival to its
+  // deadline. A request that left later would be computed in vain, because its answer would come too late; under
+  // overload, when all requests wait long before they leave, that would happen to every one.
   void Add(std::shared_ptr<Request> request, std::chrono::nanoseconds step_time = std::chrono::nanoseconds(0));
 
-  // Takes the rows of a request that are still queued out of its queue; returns how many there were.
+  // Removes the rows of a request that are still queued, and returns their number.
   int64_t Remove(const Request& request);
 
-  // The next batch that is ready at `now`; `idle` when no step is in flight. Requests that have expired by then leave
-  // the queue before, and are kept for TakeExpired.
+  // Takes the next batch that is ready at `now`; `idle` is true when no step is in flight. Requests that have expired
+  // by `now` are removed from the queue first, and kept for TakeExpired.
   std::optional<Batch> Take(SteadyTime now, bool idle);
   bool has_expired() const { return !expired_.empty(); }
 
@@ -76,23 +80,26 @@ class Batcher {
   // Takes out every request.
   std::vector<std::shared_ptr<Request>> TakeAll();
 
-  // When waiting rows become ready by age alone, if there are any. Later arrivals and results may come first.
+  // The time at which the first waiting rows become ready by age alone; nullopt when no rows wait. Arrivals and results
+  // may make rows ready earlier.
   std::optional<SteadyTime> NextReadyTime() const;
-  // When the next request in the queue expires; SteadyTime::max() when none can.
+  // The time at which the next queued request expires; SteadyTime::max() when none can expire.
   SteadyTime NextExpiry() const;
 
   int64_t num_rows() const { return num_rows_; }
-  // By Priority, the highest first.
+  // Queued rows of each Priority, the highest first.
   const std::array<int64_t, kNumPriorities>& rows_by_priority() const { return rows_by_priority_; }
 
  private:
   bool IsReady(const LayerQueue& layer, SteadyTime now, bool idle) const;
-  // None comes to a warm-up.
+  // The time until which the layer's oldest request waits for more rows to join it. A warm-up does not wait, because no
+  // other rows come to join it.
   SteadyTime CompanyIsWaitedForUntil(const LayerQueue& layer) const;
   bool HasWaitedForCompany(const LayerQueue& layer, SteadyTime now) const;
   LayerQueue* ChooseLayer(SteadyTime now, bool idle);
   Batch Cut(LayerQueue& layer);
-  // Adds rows of whose turn it is to the batch, for at most `room`. What they cost; 0 when the next row does not fit.
+  // Adds rows of the request whose turn it is to the batch, with a cost of at most `room`. Returns their cost, or 0
+  // when the next row does not fit. The first row of a batch always fits.
   int64_t TakeTurn(LayerQueue& layer, int64_t room, Batch* batch);
   void AppendRows(QueuedRequest& queued, int64_t count, Batch* batch);
 
@@ -101,13 +108,13 @@ class Batcher {
   void SetExpiry(QueuedRequest* queued);
   void Expire(SteadyTime now);
   void CountRows(const QueuedRequest& queued, int64_t change);
-  // Ends it here, with its layer's queue if that is empty now.
+  // Removes a request from every queue and list, and removes its layer's queue if that is empty then.
   std::shared_ptr<Request> Drop(QueuedRequest* queued);
 
   const BatcherOptions options_;
   absl::flat_hash_map<const Request*, std::unique_ptr<QueuedRequest>> queued_;
   absl::flat_hash_map<int32_t, std::unique_ptr<LayerQueue>> layers_;  // by LayerId
-  QueuedRequest::List aging_;                                         // of the lower levels, by arrival
+  QueuedRequest::List aging_;  // requests of lower levels that have not aged yet, by arrival
   absl::btree_set<std::pair<SteadyTime, QueuedRequest*>> expiries_;
   std::vector<std::shared_ptr<Request>> expired_;
   int64_t num_rows_ = 0;

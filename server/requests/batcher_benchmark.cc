@@ -1,4 +1,5 @@
-// Time of a request in the batcher's queues: coming, leaving in a batch, and being taken out, however much is queued.
+// Measures the time that a request takes in the batcher's queues, with few and with many requests queued: to be added,
+// to leave in a batch and to be removed.
 #include <benchmark/benchmark.h>
 
 #include <string>
@@ -12,7 +13,7 @@ namespace {
 constexpr int kNumClients = 100;
 constexpr int kNumLayers = 24;
 
-// Arguments: requests that stay queued.
+// The argument is the number of queued requests.
 void Depths(benchmark::internal::Benchmark* benchmark) {
   benchmark->ArgName("queued")->Arg(100)->Arg(10'000)->Arg(100'000);
 }
@@ -44,7 +45,7 @@ struct Queues {
   Batcher batcher{{}};
 };
 
-// A request comes and is cancelled.
+// A request is added and cancelled.
 void BM_AddRemove(benchmark::State& state) {
   Queues queues(state.range(0));
   const auto request = queues.MakeRequest(5, 8);
@@ -55,7 +56,7 @@ void BM_AddRemove(benchmark::State& state) {
 }
 BENCHMARK(BM_AddRemove)->Apply(Depths);
 
-// A batch of 512 requests leaves, and as many come: the time is of one request.
+// A batch of 512 requests leaves, and as many are added. `per_request` is the time of one request.
 void BM_AddTake(benchmark::State& state) {
   Queues queues(state.range(0));
   int64_t num_requests = 0;
@@ -72,7 +73,7 @@ void BM_AddTake(benchmark::State& state) {
 }
 BENCHMARK(BM_AddTake)->Apply(Depths);
 
-// Everything is cancelled, in the order in which it came: the time is of one request.
+// All requests are added, and then cancelled in the same order. `per_request` is the time of one request.
 void BM_CancelAll(benchmark::State& state) {
   Queues queues(0);
   std::vector<std::shared_ptr<Request>> requests;

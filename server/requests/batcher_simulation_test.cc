@@ -1,4 +1,4 @@
-// Random traffic against the batcher under a clock of its own: what it promises is checked at every batch.
+// Sends random traffic to the batcher under a fake clock, and checks the batcher's guarantees at every batch.
 //
 // A failure prints the seed of its round; BATCHER_SIMULATION_SEED=N runs that round alone.
 #include <gtest/gtest.h>
@@ -31,7 +31,7 @@ std::vector<std::shared_ptr<ServedLayer>> MakeLayers() {
   return layers;
 }
 
-// Runs `round` with many seeds, or with that of the environment.
+// Runs `round` with many seeds, or only with the seed in the environment.
 template <typename Fn>
 void ForManySeeds(Fn round) {
   const char* only = std::getenv("BATCHER_SIMULATION_SEED");
@@ -49,7 +49,7 @@ int64_t Draw(std::mt19937& random, std::initializer_list<int64_t> choices) {
 
 // ---- Everything at once
 
-// A batcher, a group that takes steps, and clients that send, give up and run out of time.
+// Simulates a batcher, a group that takes steps, and clients that send requests, cancel them and run out of time.
 class Simulation {
  public:
   explicit Simulation(std::mt19937& random)
@@ -60,7 +60,7 @@ class Simulation {
         largest_(Draw(random, {1, 10, 300})),
         arrivals_percent_(Draw(random, {10, 30, 80})) {}
 
-  // Things happen in random order; then the group works off what is left.
+  // Events happen in random order; then the group takes the remaining requests.
   void Run() {
     for (int i = 0; i < 500 && !testing::Test::HasFailure(); ++i) {
       clock_.Advance(microseconds(random_() % 60));
@@ -80,7 +80,7 @@ class Simulation {
   }
 
  private:
-  // A request that has rows in the queue, as it should be.
+  // A request that should have rows in the queue.
   struct Live {
     int64_t rows_left() const { return request->ask.num_rows - next_row; }
 
@@ -125,7 +125,7 @@ class Simulation {
     CheckTotals();
   }
 
-  // Exactly those should have expired.
+  // Checks that exactly the requests in `expired` have expired.
   void Ended(const std::vector<std::shared_ptr<Request>>& expired) {
     for (const auto& request : expired) {
       const auto it = live_.find(numbers_[request.get()]);
@@ -136,7 +136,7 @@ class Simulation {
     for (const auto& [number, live] : live_) EXPECT_GT(ExpiryOf(live), clock_.Now()) << "it should have ended";
   }
 
-  // Takes a batch, if there is one; false when there is none.
+  // Takes a batch and checks it. Returns false when no batch is ready.
   bool Step() {
     const bool idle = !in_flight_;
     const auto batch = batcher_.Take(clock_.Now(), idle);
@@ -159,7 +159,8 @@ class Simulation {
     return rows;
   }
 
-  // Work-conserving: rows stay only for company, or while the group is busy and they are too few to prepare ahead.
+  // Work-conserving: rows may stay only while they wait for more rows, or while the group is busy and they are too few
+  // to prepare a step ahead.
   void CheckNothingIsReady(bool idle) {
     const bool waits = options_.max_queue_delay.count() > 0;
     for (const auto& layer : layers_) {
@@ -170,7 +171,7 @@ class Simulation {
     }
   }
 
-  // 0 for the highest level and for whoever has aged.
+  // 0 for the highest level and for requests that have aged.
   int LevelOf(const Request& request) const {
     const bool has_aged = clock_.Now() - request.ask.arrival >= options_.priority_aging;
     return has_aged ? 0 : static_cast<int>(request.ask.priority) - 1;
@@ -184,7 +185,8 @@ class Simulation {
     return top;
   }
 
-  // No layer has more urgent rows, unless they wait for company, and layers with rows as urgent get their turns.
+  // No other layer has more urgent rows, unless they wait for more rows. Layers with equally urgent rows get their
+  // turns.
   void CheckLayer(const Batch& batch) {
     passed_over_[batch.layer] = 0;
     if (options_.max_queue_delay.count() > 0) return;
@@ -196,8 +198,8 @@ class Simulation {
     }
   }
 
-  // The rows are the next ones of living requests of one layer, none left while a more urgent one stayed, and the step
-  // is as full as it can be and no fuller.
+  // The rows are the next rows of live requests of one layer, no row left while a more urgent one stayed, and the step
+  // is as full as possible but not too full.
   void CheckRows(const Batch& batch) {
     int lowest = 0;
     int64_t cost = 0;
@@ -250,8 +252,8 @@ class Simulation {
   bool in_flight_ = false;
   int64_t num_arrived_ = 0;
   std::map<int64_t, Live> live_;                             // by number of arrival
-  std::unordered_map<const Request*, int64_t> numbers_;      // of arrival
-  std::unordered_map<const ServedLayer*, int> passed_over_;  // how often in a row, by layers with rows as urgent
+  std::unordered_map<const Request*, int64_t> numbers_;      // numbers of arrival
+  std::unordered_map<const ServedLayer*, int> passed_over_;  // how often in a row equally urgent layers went first
 };
 
 TEST(BatcherSimulation, WhateverHappens) {
@@ -260,7 +262,7 @@ TEST(BatcherSimulation, WhateverHappens) {
 
 // ---- Shares
 
-// Clients that always have requests waiting, of whatever size and cost.
+// Clients that always have requests waiting, of any size and cost.
 class Floods {
  public:
   Floods(std::mt19937& random, BatcherOptions options) : random_(random), options_(options), batcher_(options) {}
@@ -279,7 +281,7 @@ class Floods {
     return request;
   }
 
-  // Rows of at least two steps for each client.
+  // Adds requests until each client has rows of at least two steps waiting.
   void Refill(int num_clients, Priority priority, int64_t largest_cost, int layer = 0) {
     for (int i = 0; i < num_clients; ++i) {
       const std::string client = std::to_string(layer) + "-" + std::to_string(i);
@@ -295,7 +297,7 @@ class Floods {
     return *std::move(batch);
   }
 
-  // How many batches leave until the request's last row has.
+  // The number of batches up to the one in which the request's last row leaves.
   int BatchesUntilGone(const Request& request, const std::function<void()>& refill) {
     for (int batches = 1;; ++batches) {
       refill();
@@ -315,7 +317,7 @@ class Floods {
   std::map<std::string, int64_t> rows_waiting_;
 };
 
-// At any time, clients that have rows waiting all the while have got the same, but for a turn and a row or two.
+// At any time, clients that always have rows waiting have got equal shares, except for a turn and a row or two.
 TEST(BatcherSimulation, ClientsShareEveryStep) {
   ForManySeeds([](std::mt19937& random) {
     const int64_t max_batch_rows = Draw(random, {32, 100, 512});
@@ -328,7 +330,7 @@ TEST(BatcherSimulation, ClientsShareEveryStep) {
       for (const Piece& piece : floods.Take().pieces) {
         shares[piece.request->ask.client] += piece.num_rows * piece.request->ask.row_cost;
       }
-      if (static_cast<int>(shares.size()) < num_clients) continue;  // not everybody has had a turn
+      if (static_cast<int>(shares.size()) < num_clients) continue;  // some clients have had no turn yet
       const auto [least, most] = std::minmax_element(
           shares.begin(), shares.end(), [](const auto& one, const auto& other) { return one.second < other.second; });
       ASSERT_LE(most->second - least->second, max_batch_rows / 32 + 2 * largest_cost);
@@ -336,7 +338,8 @@ TEST(BatcherSimulation, ClientsShareEveryStep) {
   });
 }
 
-// However much others have queued, a client's single row leaves after a turn of each of them: 32 make a step.
+// However much other clients have queued, a client's single row leaves after one turn of each of them. 32 turns make up
+// a step.
 TEST(BatcherSimulation, NobodyIsHeldBackByAFlood) {
   ForManySeeds([](std::mt19937& random) {
     const int num_clients = 1 + random() % 100;

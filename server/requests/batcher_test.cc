@@ -37,7 +37,7 @@ class BatcherTest : public testing::Test {
   FakeClock clock_;
 };
 
-// Rows of each client in a batch.
+// The number of rows of each client in a batch.
 std::map<std::string, int64_t> RowsByClient(const Batch& batch) {
   std::map<std::string, int64_t> rows;
   for (const Piece& piece : batch.pieces) rows[piece.request->ask.client] += piece.num_rows;
@@ -277,7 +277,7 @@ TEST_F(BatcherTest, ARequestHasOnePieceInABatch) {
   for (const Piece& piece : batch->pieces) EXPECT_EQ(piece.num_rows, 32);
 }
 
-// ---- Ends
+// ---- Timeouts, deadlines and cancellation
 
 TEST_F(BatcherTest, AQueueTimeoutEndsWhatHasNotLeft) {
   Batcher batcher({10, microseconds(0)});

@@ -6,7 +6,7 @@
 namespace switchyard {
 namespace {
 
-// Turns that make up a step: more are fairer, and cut requests more often.
+// The number of turns in a full step. More turns are fairer, but cut requests more often.
 constexpr int64_t kTurnsPerStep = 32;
 
 }  // namespace
@@ -42,7 +42,8 @@ void FairQueue::Remove(QueuedRequest* queued) {
 }
 
 FairQueue::Turn FairQueue::Next() {
-  // Whoever owes passes its turn. Each pass was paid for by rows of that cost, so passes are few in the long run.
+  // A client in debt passes its turn. Each pass pays off a quantum of rows that the client has taken in advance, so in
+  // the long run there are few passes.
   while (turns_.front()->credit <= 0) EndTurn(turns_.front());
   ClientQueue* client = turns_.front();
   return {client->requests.front(), client->credit};

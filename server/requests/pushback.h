@@ -1,5 +1,5 @@
-// Refusals for want of room at the moment, as opposed to requests that will never fit: their callers are told after how
-// long to try again.
+// Marks refusals of requests for which there is no room at the moment, as opposed to requests that will never fit.
+// Their callers are told after how long to try again.
 #pragma once
 
 #include <cstdint>
@@ -15,13 +15,13 @@ namespace internal {
 inline constexpr char kPushbackPayload[] = "switchyard/pushback";
 }
 
-// The same refusal, marked as one of the moment. A payload carries the mark; Annotate drops it.
+// Returns the refusal, marked as temporary. A payload carries the mark; Annotate drops it.
 inline absl::Status WithPushback(absl::Status refusal) {
   refusal.SetPayload(internal::kPushbackPayload, absl::Cord());
   return refusal;
 }
 
-// How long the caller should wait; 0 for what is not marked.
+// How many milliseconds the caller should wait; 0 if the status is not marked.
 inline int64_t PushbackMs(const absl::Status& status) {
   return status.GetPayload(internal::kPushbackPayload).has_value() ? kPushbackMs : 0;
 }

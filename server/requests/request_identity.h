@@ -1,9 +1,9 @@
-// Who a request is: for the log and for traces its id, the distributed trace that it is part of, and who sent it; for
-// the queue its client, and how long the caller waits.
+// The identity of a request. The log and the traces show its id, its distributed trace and its sender. The queue uses
+// its client, and the deadline of its caller.
 //
-// The id comes from the caller's metadata: `x-request-id`; else the trace id of a W3C `traceparent`; else one is made
-// up, unique among this process's and, most likely, everybody's. What a caller sends ends up in log lines, so it is cut
-// and cleaned first.
+// The id comes from the caller's metadata: `x-request-id`, or else the trace id of a W3C `traceparent`. Without either
+// the front makes up an id, which is unique among the ids of this process and most likely among those of all processes.
+// Ids from callers end up in log lines, so they are cut and cleaned first.
 #pragma once
 
 #include <optional>
@@ -14,31 +14,31 @@
 
 namespace switchyard {
 
-// The trace and the caller's span in it, of https://www.w3.org/TR/trace-context.
+// The trace and the caller's span in it, as in https://www.w3.org/TR/trace-context.
 struct TraceParent {
   std::string trace_id;  // 32 lower-case hexadecimal digits, not all 0
-  std::string span_id;   // 16 of them
+  std::string span_id;   // 16 lower-case hexadecimal digits, not all 0
 };
 
 struct RequestIdentity {
   std::string id;                    // not empty, graphic ASCII
-  std::optional<TraceParent> trace;  // when the caller is in one
-  std::string peer;                  // its address, "ipv4:127.0.0.1:4711"
-  // What its metadata x-client-id says, up to 64 bytes; else the identity that its certificate shows; else its
-  // connection.
+  std::optional<TraceParent> trace;  // the caller's trace, if the caller has one
+  std::string peer;                  // the sender's address, such as "ipv4:127.0.0.1:4711"
+  // The value of its metadata x-client-id, up to 64 bytes; else the identity in its certificate; else its connection.
   std::string client;
-  SteadyTime deadline = SteadyTime::max();  // the call's
+  SteadyTime deadline = SteadyTime::max();  // the deadline of the call
 };
 
 inline constexpr size_t kMaxRequestIdBytes = 128;
 
-// "version-traceid-spanid-flags". None unless it is well-formed; of later versions than 00, more may follow.
+// Parses "version-traceid-spanid-flags". Returns nullopt if that is not well-formed. In versions after 00 more fields
+// may follow.
 std::optional<TraceParent> ParseTraceParent(std::string_view header);
 
 // The first kMaxRequestIdBytes of `text`, with '_' for every byte that is not graphic ASCII, a quote or a backslash.
 std::string CleanId(std::string_view text);
 
-// The identity of a request whose metadata has these; empty for what is not there.
+// Makes the identity of a request from its metadata and its peer; metadata that the request does not have are empty.
 RequestIdentity Identify(std::string_view request_id, std::string_view traceparent, std::string peer);
 
 }  // namespace switchyard

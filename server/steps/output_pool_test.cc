@@ -59,7 +59,7 @@ TEST(OutputPool, StepsAndReadersOnManyThreads) {
         const int output = pool->Take();
         EXPECT_EQ(owners[output]++, 0);
         if (auto loan = pool->Lend(output); loan != nullptr) {
-          --owners[output];  // a reader reads; then the loan ends
+          --owners[output];  // the reader is done; the loan ends after this
         } else {
           --owners[output];
           pool->Return(output);

@@ -29,7 +29,7 @@ absl::Status RequestRouter::Route(Request& request) {
   ScoreStats stats;
   stats.Reset(request.ask.num_rows, spec.num_experts);
   SY_RETURN_IF_ERROR(GateAll(request, &stats));
-  // Of the choices as the gate makes them, before any is dropped.
+  // The balance loss counts the gate's choices before any is dropped.
   if (request.ask.return_balance_loss) {
     request.outcome.balance_loss =
         BalanceLoss(request.outcome.routing, 0, request.ask.num_rows, stats.score_sum, spec.num_experts);

@@ -22,7 +22,7 @@ constexpr int kTopK = 2;
 constexpr int64_t kMaxBatchRows = 16;
 constexpr int kSpares = 4;
 
-// Expert e multiplies by e + 1. The row's first element says which experts it goes to.
+// Expert e multiplies rows by e + 1. A row's first element determines its experts.
 int FirstExpert(float value) { return static_cast<int>(value) % kExperts; }
 int SecondExpert(float value) { return (FirstExpert(value) + 1 + static_cast<int>(value) % (kExperts - 1)) % kExperts; }
 float Factor(float value) { return 0.75f * (FirstExpert(value) + 1) + 0.25f * (SecondExpert(value) + 1); }
@@ -70,8 +70,8 @@ class ModuloGate final : public Gate {
   GateHold* const second_;
 };
 
-// Workers without processes: once every rank has a step, its plans are followed to the letter and every rank answers,
-// on a thread of the group's own.
+// A group without worker processes. Once every rank has its part of a step, the group's thread follows the plans to the
+// letter, and answers for every rank.
 class FakeGroup {
  public:
   enum class Mode { kServe, kSwallow, kFail };
@@ -82,7 +82,8 @@ class FakeGroup {
   }
   ~FakeGroup() { Retire(); }
 
-  // Runs no further step. Real workers have left an epoch before the next one forms, for they took part in forming it.
+  // Runs no further step. Real workers likewise have left an epoch before the next one forms, because they take part in
+  // forming it.
   void Retire() {
     {
       MutexLock lock(&mu_);
@@ -175,7 +176,7 @@ class FakeGroup {
     return absl::OkStatus();
   }
 
-  // Follows one received row back to its home, and adds its part there.
+  // Follows one received row back to its home rank, and adds the expert's part of the output there.
   void AddPair(const StepMessage& step, const std::vector<RankPlanView>& plans, int destination, int32_t recv_row,
                float factor) {
     int source = 0;
@@ -315,7 +316,7 @@ class SchedulerTest : public testing::Test {
 
   std::unique_ptr<Call> SendRow(float value) { return SendRows(value, 1); }
 
-  // One row of `value`s, and ones below.
+  // The first row consists of `value`s, the rows below it of ones.
   std::unique_ptr<Call> SendRows(float value, int64_t num_rows) {
     auto call = std::make_unique<Call>();
     call->request->ask.top_k = kTopK;
@@ -341,7 +342,7 @@ class SchedulerTest : public testing::Test {
     scheduler_->Enqueue(call->request);
   }
 
-  // How many of the parts lie in the links' memory.
+  // The number of the answer's parts that lie in the links' memory.
   int NumLent(const Call& call) const {
     int count = 0;
     for (const OutputPart& part : call.request->outcome.output) {
@@ -385,7 +386,7 @@ TEST_F(SchedulerTest, AnswersEveryRequestWhateverItIsBatchedWith) {
   }
 }
 
-// What is left of a row's two choices when each expert takes `capacity` rows: first choices in row order, then second
+// The factor that is left for each row when each expert takes `capacity` rows: first choices in row order, then second
 // choices.
 std::vector<float> FactorsWithin(int capacity, const std::vector<float>& values) {
   std::vector<float> factors(values.size() / kDim, 0.0f);
@@ -499,7 +500,7 @@ TEST_F(SchedulerTest, RequestsOfALayerThatNoGroupComputesAnyMoreFail) {
     EXPECT_EQ((*call)->status, absl::UnavailableError("lost"));
   }
   scheduler_->DropLayers({LayerId{0}, LayerId{9}});
-  const auto later = Send(2);  // a number is not used again, but for the test
+  const auto later = Send(2);  // only this test uses a LayerId again
   later->answered.WaitForNotification();
   EXPECT_TRUE(later->status.ok()) << later->status;
   EXPECT_EQ(next->num_submitted(), 1);
@@ -591,7 +592,7 @@ TEST_F(SchedulerTest, RequestsExpireWhileTheDispatcherIsBusy) {
 }
 
 TEST_F(SchedulerTest, TheDispatcherTakesNothingExpiredHoweverLateTheTimerIs) {
-  FakeClock clock;  // which wakes no thread
+  FakeClock clock;  // wakes no thread when it advances
   clock_ = &clock;
   Start(1);
   const auto expires =
@@ -605,7 +606,7 @@ TEST_F(SchedulerTest, TheDispatcherTakesNothingExpiredHoweverLateTheTimerIs) {
   EXPECT_EQ(stays->request->outcome.stats.num_steps, 1);
   EXPECT_EQ(group->num_submitted(), 1);
   group->Retire();
-  scheduler_.reset();  // before its clock
+  scheduler_.reset();  // before its clock ends
 }
 
 TEST_F(SchedulerTest, WhatCannotBeAnsweredInTimeIsNotComputed) {
@@ -616,7 +617,7 @@ TEST_F(SchedulerTest, WhatCannotBeAnsweredInTimeIsNotComputed) {
   std::unique_ptr<Call> held;
   std::thread sender([&] { held = SendRow(kHeldRow); });
   gate_hold_.entered.WaitForNotification();
-  clock.Advance(milliseconds(100));  // so long do steps take
+  clock.Advance(milliseconds(100));  // the time that steps take
   gate_hold_.release.Notify();
   sender.join();
   held->ExpectRightAnswer();
@@ -633,7 +634,7 @@ TEST_F(SchedulerTest, WhatCannotBeAnsweredInTimeIsNotComputed) {
   EXPECT_EQ(second->num_submitted(), 1);
   first->Retire();
   second->Retire();
-  scheduler_.reset();  // before its clock
+  scheduler_.reset();  // before its clock ends
 }
 
 TEST_F(SchedulerTest, ARequestCancelledInFlightHarmsNobody) {
@@ -678,7 +679,7 @@ TEST_F(SchedulerTest, ReadersThatKeepTheirAnswersHoldUpNobody) {
     kept.push_back(Send(4 + i % 9));
     kept.back()->answered.WaitForNotification();
     num_lent += NumLent(*kept.back()) > 0;
-    if (i == 2 * kSpares) {  // answers given under an older epoch stay as they are, too
+    if (i == 2 * kSpares) {  // answers of an older epoch must not change either
       scheduler_->GroupLost(Epoch{1});
       group->Retire();
       group = Form(2, FakeGroup::Mode::kServe);
@@ -724,7 +725,7 @@ TEST_F(SchedulerTest, AnAnswerOutlivesWhatItCameFrom) {
   call->ExpectRightAnswer();
 }
 
-// Losses at random moments under load from several threads: every request is answered, and rightly.
+// Groups are lost at random moments under load. Every request must be answered correctly.
 TEST_F(SchedulerTest, SurvivesLossesUnderLoad) {
   Start(3);
   std::vector<std::unique_ptr<Call>> calls;
@@ -741,18 +742,18 @@ TEST_F(SchedulerTest, SurvivesLossesUnderLoad) {
   groups.push_back(Form(31, FakeGroup::Mode::kServe));
   for (auto& call : calls) {
     call->answered.WaitForNotification();
-    if (absl::IsInternal(call->status)) continue;  // replayed too often, which this many losses allow
+    if (absl::IsInternal(call->status)) continue;  // replayed too often, which can happen with this many losses
     call->ExpectRightAnswer();
   }
   groups.clear();
 }
 
-// A caller's thread may dispatch the step that its own request completes, but not strangers' steps for as long as they
-// come.
+// A caller's thread may dispatch the step that its own request completes, but must not go on with steps of other
+// callers.
 TEST_F(SchedulerTest, AThreadDispatchesOneStepAndLeavesTheNextToTheDispatcher) {
   max_inline_rows_ = kMaxBatchRows;
   Start(1);
-  const auto swallowing = Form(1, FakeGroup::Mode::kSwallow);  // so that no result brings another thread along
+  const auto swallowing = Form(1, FakeGroup::Mode::kSwallow);  // so that no result makes another thread dispatch
   std::unique_ptr<Call> held;
   Notification returned;
   std::thread sender([&] {
@@ -760,12 +761,12 @@ TEST_F(SchedulerTest, AThreadDispatchesOneStepAndLeavesTheNextToTheDispatcher) {
     returned.Notify();
   });
   gate_hold_.entered.WaitForNotification();
-  // While the sender's step is gated a stranger fills a step, which can leave as soon as the sender's is submitted.
+  // While the sender's step is gated, another caller fills a step, which can leave once the sender's is submitted.
   second_hold_value_ = 7;
   const auto stranger = SendRows(7, kMaxBatchRows);
   gate_hold_.release.Notify();
-  second_hold_.entered.WaitForNotification();  // the stranger's step is being gated
-  returned.WaitForNotification();              // by another thread than the sender's
+  second_hold_.entered.WaitForNotification();  // the other caller's step is being gated
+  returned.WaitForNotification();              // not by the sender's thread, because that one has returned
   second_hold_.release.Notify();
   sender.join();
   swallowing->WaitForSubmissions(2);
@@ -784,7 +785,7 @@ TEST_F(SchedulerTest, RowsOfAnotherSizeThanThePlanSaysBreakTheGroup) {
   const RowChunks short_rows = {row};
   scheduler_->OnResult(0, {Epoch{1}, StepId{1}, {}, absl::OkStatus()}, &short_rows);
   WaitUntilBroken(1);
-  // "Done" without any rows, over a link that has no memory for them, is no answer either.
+  // A successful result without any rows, over a link that carries rows with its results, is no answer either.
   const auto again = Form(2, FakeGroup::Mode::kSwallow);
   again->WaitForSubmissions(1);
   const RowChunks no_rows;

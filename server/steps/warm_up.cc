@@ -14,7 +14,7 @@ namespace {
 
 constexpr absl::Duration kPollPeriod = absl::Milliseconds(50);
 
-// How a request ended, for the thread that waits. The request holds it too, and may outlive the wait.
+// Tells the waiting thread how a request ended. The request shares it, because it may outlive the wait.
 class Outcome {
  public:
   void Set(absl::Status status) {
@@ -34,8 +34,9 @@ class Outcome {
   std::optional<absl::Status> status_ ABSL_GUARDED_BY(mu_);
 };
 
-// Random rows, uniform with variance 1: what a norm in front of the layer makes of hidden states. They are one pool,
-// over and over, for random numbers take longer than steps; its prime length makes the rows differ.
+// Random rows, uniform with variance 1, like hidden states after the norm in front of the layer. They repeat one pool
+// of random numbers, because making random numbers takes longer than steps. The pool's length is prime so that rows
+// differ.
 HostBuffer RandomRows(int64_t num_elements, DType dtype) {
   constexpr size_t kPoolSize = 65'521;
   std::vector<float> values(kPoolSize);

@@ -1,8 +1,8 @@
-// Steps that are run before a layer's first request, so that no request pays for what happens once: kernels that are
-// compiled or loaded, pages that are touched first.
+// Runs steps before a layer's first request, so that no request pays for one-time costs, such as compiling or loading
+// kernels and touching pages for the first time.
 //
-// Every layer runs a step of one row, then every layer one of all rows that a step may have, with random rows, which
-// reach all experts. They count in no metric and no statistic.
+// First every layer runs a step of one row, then every layer runs a step with as many rows as a step may have. The rows
+// are random, so that they reach all experts. These steps count in no metric and no statistic.
 #pragma once
 
 #include <chrono>
@@ -16,20 +16,21 @@
 namespace switchyard {
 
 struct WarmUpOptions {
-  int64_t full_rows = 1;  // of a full step
-  // When this is over no further step is started. The one under way is waited for.
+  int64_t full_rows = 1;  // rows of a full step
+  // After this time no further step is started. The step under way is still waited for.
   std::chrono::milliseconds time_limit{5000};
 };
 
-// What steps are run through.
+// The functions through which the warm-up runs its steps.
 struct WarmUpPort {
   std::function<void(std::shared_ptr<Request>)> enqueue;        // as Scheduler::Enqueue
   std::function<void(const std::shared_ptr<Request>&)> cancel;  // as Scheduler::Cancel
-  // Asked all along; what it says, if not OK, ends the warm-up.
+  // Called again and again; an error ends the warm-up.
   std::function<absl::Status()> should_stop;
 };
 
-// The layers can be served. Returns what should_stop says, or a step's failure, which names the layer.
+// The group must be able to serve the layers. Returns the error of `should_stop`, or the error of a step that failed,
+// which names the layer.
 absl::Status WarmUp(const WarmUpOptions& options, const std::vector<std::shared_ptr<ServedLayer>>& layers,
                     const WarmUpPort& port);
 

@@ -28,7 +28,7 @@ class WarmUpTest : public ::testing::Test {
     }
   }
 
-  // A port that remembers what comes, and answers with `answer`; never, when it is nullopt.
+  // A port that remembers the requests, and answers them with `answer`, or never if that is nullopt.
   WarmUpPort Port(std::optional<absl::Status> answer) {
     return {.enqueue =
                 [this, answer](std::shared_ptr<Request> request) {

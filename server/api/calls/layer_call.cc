@@ -15,7 +15,7 @@ absl::Status LayerCall::TrySubmit(absl::StatusOr<std::shared_ptr<Request>> made)
   SY_ASSIGN_OR_RETURN(const std::shared_ptr<Request> request, std::move(made));
   request->ask.client = identity_->client;
   request->ask.deadline = identity_->deadline;
-  // Weak, for the request holds the function; whoever calls it holds the request.
+  // Weak, because the request holds the function. The caller of the function holds the request.
   request->ask.done = [self = shared_from_this(), submitted = std::weak_ptr<Request>(request)](
                           const absl::Status& status) { self->OnDone(submitted.lock(), status); };
   SY_RETURN_IF_ERROR(front_->Submit(request, static_cast<int64_t>(request->progress.rows.size_bytes())));

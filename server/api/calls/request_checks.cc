@@ -99,7 +99,7 @@ TensorSlices OutputSlices(const Request& request) {
   using Owners = std::pair<std::shared_ptr<const void>, std::shared_ptr<const void>>;
   TensorSlices slices;
   for (const OutputPart& part : request.outcome.output) {
-    // gRPC's bytes are not const even where it only reads.
+    // gRPC takes bytes as non-const, even though it only reads these.
     slices.emplace_back(
         const_cast<std::byte*>(part.bytes.data()), part.bytes.size(),
         [](void* owners) { delete static_cast<Owners*>(owners); }, new Owners(part.owner, request.outcome.held_bytes));
