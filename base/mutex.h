@@ -1,10 +1,10 @@
 // absl::Mutex that ThreadSanitizer understands.
 //
 // The system's abseil is built without ThreadSanitizer, so the sanitizer cannot see that its mutex orders anything. In
-// a tsan build these wrappers say so themselves; in every other build they are absl::Mutex and absl::CondVar with no
+// a tsan build these wrappers tell the sanitizer; in every other build they are absl::Mutex and absl::CondVar with no
 // cost. Conditions are explicit `while (!condition) cv.Wait(&mu)` loops.
 //
-// Thread-safety: that of absl::Mutex and absl::CondVar.
+// Thread-safe, as absl::Mutex and absl::CondVar are.
 #pragma once
 
 #include "absl/base/thread_annotations.h"
