@@ -24,7 +24,7 @@ void Deadlines::Add(const Key& key, std::function<void()> expire) {
 }
 
 bool Deadlines::Remove(const Key& key) {
-  std::function<void()> removed;  // what it holds ends outside the lock
+  std::function<void()> removed;  // destroyed, with everything it captured, after the lock is released
   MutexLock lock(&mu_);
   const auto it = pending_.find(key);
   if (it == pending_.end()) return false;

@@ -1,12 +1,12 @@
-// Calls functions when their time has come: the time limits of many requests, on one thread.
+// Calls each function at its deadline. One thread serves the time limits of many requests.
 //
 //   Deadlines::Key key = deadlines.NewKey(Clock::Real().Now() + limit);
 //   deadlines.Add(key, [request] { Expire(request); });
 //   …
 //   deadlines.Remove(key);  // it was answered in time
 //
-// Made for limits that are seldom reached: adding one wakes the thread only when it is earlier than what the thread
-// waits for, and removing one never does.
+// Made for limits that are seldom reached: Add wakes the thread only if the new deadline is earlier than the one that
+// the thread waits for, and Remove never wakes it.
 //
 // Thread-safe.
 #pragma once
@@ -25,7 +25,7 @@ namespace switchyard {
 
 class Deadlines {
  public:
-  // A time, and a number that tells those of one time apart.
+  // A deadline, and a number that distinguishes keys with the same deadline.
   struct Key {
     SteadyTime when;
     uint64_t number = 0;
@@ -37,14 +37,16 @@ class Deadlines {
 
   Key NewKey(SteadyTime when) { return {when, next_number_.fetch_add(1, std::memory_order_relaxed)}; }
 
-  // `expire` is called once on this object's thread, soon after `key.when`, unless it is removed before. Others wait
-  // meanwhile. It may add and remove.
+  // Calls `expire` once, on this object's thread, soon after `key.when`, unless the key is removed before. Other
+  // functions wait while it runs. `expire` may call Add and Remove.
   void Add(const Key& key, std::function<void()> expire);
 
-  // Returns whether it was there: otherwise its function ran, or runs now, or there was none.
+  // Returns whether the function was still pending. Otherwise it has run, is running, was removed before, or was never
+  // added.
   bool Remove(const Key& key);
 
-  // Waits for the function that runs; no other will. The rest still works, to no effect.
+  // Waits for the running function to return; no function runs afterwards. The other methods may still be called,
+  // without effect.
   void Stop();
 
  private:
@@ -55,7 +57,7 @@ class Deadlines {
   Mutex mu_;
   CondVar earlier_;
   std::map<Key, std::function<void()>> pending_ ABSL_GUARDED_BY(mu_);
-  SteadyTime wakes_at_ ABSL_GUARDED_BY(mu_) = SteadyTime::max();  // the thread, by itself
+  SteadyTime wakes_at_ ABSL_GUARDED_BY(mu_) = SteadyTime::max();  // when the thread wakes by itself
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
 
   std::thread thread_;

@@ -4,8 +4,8 @@
 
 namespace switchyard {
 
-// For the beginning of main. The system's abseil looks for deadlocks at every lock, gRPC's included, in a graph under a
-// lock of its own that all threads share; that is for tests, where it stays on.
+// Call this at the beginning of main. The system's abseil looks for deadlocks at every lock, gRPC's included, in a
+// graph that has a lock of its own, which all threads share. Therefore only tests keep the detection on.
 inline void StopLookingForDeadlocks() { absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore); }
 
 }  // namespace switchyard

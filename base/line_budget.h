@@ -1,5 +1,5 @@
-// How many lines of one kind may be logged: so many in any one second, so that what goes wrong often does not drown the
-// log. Who is refused is counted.
+// Limits how many lines of one kind are logged per second, so that a frequent error does not drown the log. Refused
+// lines are counted.
 //
 // Thread-safe.
 #pragma once
@@ -16,7 +16,8 @@ class LineBudget {
  public:
   explicit LineBudget(int lines_per_second) : lines_per_second_(lines_per_second) {}
 
-  // None when the line must not be written; else how many were refused since the last that was.
+  // Returns nullopt when the line must not be written, else the number of lines refused since the last one that was
+  // written.
   std::optional<int64_t> Take(SteadyTime now) {
     MutexLock lock(&mu_);
     if (!second_began_.has_value() || now - *second_began_ >= std::chrono::seconds(1)) {
@@ -37,7 +38,7 @@ class LineBudget {
   const int lines_per_second_;
   Mutex mu_;
   std::optional<SteadyTime> second_began_ ABSL_GUARDED_BY(mu_);
-  int lines_ ABSL_GUARDED_BY(mu_) = 0;  // written in that second
+  int lines_ ABSL_GUARDED_BY(mu_) = 0;  // written since second_began_
   int64_t refused_ ABSL_GUARDED_BY(mu_) = 0;
 };
 

@@ -15,7 +15,7 @@
 namespace switchyard {
 namespace {
 
-// What the formatter is made of; set with the logger.
+// The formatter's settings, set together with the logger.
 struct Format {
   bool is_json = false;
   std::string process;
@@ -34,7 +34,8 @@ std::string QuotedJson(std::string_view text) {
   return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-// A value in a line of text: in quotes, with escapes, when it has anything but graphic characters.
+// A value as lines of text show it: quoted and escaped when it is empty or has any character but ASCII letters, digits
+// and punctuation other than a quote.
 std::string ShownInText(std::string_view text) {
   const bool is_plain = !text.empty() && std::all_of(text.begin(), text.end(),
                                                      [](unsigned char c) { return c > ' ' && c < 0x7f && c != '"'; });

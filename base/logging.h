@@ -1,9 +1,9 @@
-// Logging setup shared by the binaries: spdlog to stderr, as text or as one JSON object per line. On a terminal, lines
-// of text erase the line that they are written on, where another process may be drawing a progress bar. Everywhere else
-// includes <spdlog/spdlog.h> through this header and uses spdlog::info and friends.
+// Logging setup shared by the binaries: spdlog to stderr, as text or as one JSON object per line. On a terminal, a line
+// of text first erases the line that it is written on, because another process may be drawing a progress bar there. All
+// other code includes <spdlog/spdlog.h> through this header and uses spdlog::info and friends.
 //
-// Lines that a thread logs while a LogFields lives on it carry its fields: behind the message in text, as members of
-// their own in JSON.
+// While a thread has a live LogFields, the lines that it logs carry those fields: after the message in text, as
+// separate members in JSON.
 #pragma once
 
 #include <spdlog/spdlog.h>
@@ -42,21 +42,22 @@ inline constexpr std::string_view kEraseLine = "\r\033[K";
 // Replaces the default logger. InvalidArgument for an unknown level or format. Call before other threads log.
 absl::Status SetUpLogging(const LoggingOptions& options);
 
-// How lines of text tell the time: local, as "2026-01-31 12:00:00.000000", or ISO 8601 in UTC. Lines of JSON always
-// have the latter. Thread-safe.
+// The time format of text lines: local time, as "2026-01-31 12:00:00.000000", or ISO 8601 in UTC. Lines of JSON always
+// have ISO 8601, in local time with the offset from UTC. Thread-safe.
 enum class LogTimes { kLocal, kIso8601 };
 LogTimes CurrentLogTimes();
 // FAILED_PRECONDITION when lines are JSON and kLocal is asked for.
 absl::Status SetLogTimes(LogTimes times);
 
-// A name, of our own, and a value, whatever it is.
+// A field of a log line. The name comes from our own code and is written as it is; the value may be anything and is
+// escaped.
 struct LogField {
   std::string_view name;
   std::variant<std::string_view, int64_t> value;
 };
 
-// Fields of every line that this thread logs until it ends, beside those of LogFields around it. What the views show
-// outlives it.
+// Adds its fields to every line that this thread logs during its lifetime, beside those of enclosing LogFields. The
+// text that the views refer to must outlive it.
 class LogFields {
  public:
   explicit LogFields(std::vector<LogField> fields);

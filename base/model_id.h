@@ -1,5 +1,5 @@
-// Number of a model that a front has opened. A checkpoint that is loaded anew is another model with another number;
-// numbers are never used again. Front and workers name models to each other by it.
+// Number of a model that a front has opened. Front and workers name models to each other by it. A checkpoint that is
+// loaded again is another model with another number; numbers are never reused.
 #pragma once
 
 #include <cstdint>

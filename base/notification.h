@@ -1,7 +1,7 @@
-// A one-shot event: Notification's interface on the project's own Mutex, so that ThreadSanitizer sees that what
-// happened before Notify() is visible after the wait.
+// A one-shot event with the interface of absl::Notification, on the project's own Mutex, so that ThreadSanitizer sees
+// that everything before Notify() is visible after the wait.
 //
-// Thread-safe. Notify() is called once; whoever waited for it may destroy the object at once.
+// Thread-safe. Notify() is called once; a thread that waited for it may destroy the object at once.
 #pragma once
 
 #include "base/mutex.h"
@@ -11,7 +11,7 @@ namespace switchyard {
 class Notification {
  public:
   Notification() = default;
-  // Waits for a Notify() that has not quite returned.
+  // Waits for a Notify() that still holds the lock.
   ~Notification() { MutexLock lock(&mu_); }
 
   void Notify() {

@@ -15,7 +15,7 @@ constexpr int kLongestBar = 40;
 
 double SecondsBetween(SteadyTime begin, SteadyTime end) { return std::chrono::duration<double>(end - begin).count(); }
 
-// The column after which `text` is cut lies between letters, not inside one of several bytes.
+// The first `num_bytes` bytes of `text`, or fewer where the cut would split a character of several bytes.
 std::string CutAt(std::string text, size_t num_bytes) {
   if (text.size() <= num_bytes) return text;
   while (num_bytes > 0 && (text[num_bytes] & 0xC0) == 0x80) --num_bytes;
@@ -41,7 +41,7 @@ Progress ProgressMeter::Update(SteadyTime now, int64_t bytes_done, int64_t bytes
   }
   if (samples_.empty()) samples_.push_back(begin_);
   samples_.push_back({now, bytes_done});
-  // The oldest stays just outside the window, so that the rate is over all of it.
+  // Keeps one sample just outside the window, so that the rate covers the whole window.
   while (samples_.size() > 2 && now - samples_[1].time >= kRateWindow) samples_.pop_front();
 
   Progress progress = {bytes_done, bytes_total, SecondsBetween(begin_.time, now), 0, std::nullopt};
@@ -58,7 +58,7 @@ std::string BytesText(double num_bytes) {
   if (num_bytes < 1024) return absl::StrFormat("%.0f B", num_bytes);
   for (const char* unit : {"KiB", "MiB"}) {
     num_bytes /= 1024;
-    // What would round to 1024.0 is 1.0 of the next unit.
+    // A value that would print as 1024.0 is shown as 1.0 of the next unit.
     if (num_bytes < 1023.95) return absl::StrFormat("%.1f %s", num_bytes, unit);
   }
   return absl::StrFormat("%.1f GiB", num_bytes / 1024);
@@ -86,7 +86,7 @@ std::string ProgressText(const Progress& progress) {
 
 std::string ProgressBar(std::string_view label, const Progress& progress, int num_columns) {
   const std::string begin(label);
-  // Only what is done is 100 %.
+  // Rounded down, so that only a finished transfer shows 100 %.
   const int percent = static_cast<int>(Fraction(progress) * 100);
   const std::string end = absl::StrCat(absl::StrFormat("%3d %%  ", percent), ProgressText(progress));
   const int most = std::max(num_columns - 1, 0);

@@ -26,7 +26,7 @@
 
 namespace switchyard {
 
-// The same code with `context` put before the message, for errors that gain meaning on their way up.
+// The same code with `context` put before the message. Callers add context to an error on its way up; OK stays OK.
 inline absl::Status Annotate(const absl::Status& status, absl::string_view context) {
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrCat(context, ": ", status.message()));

@@ -1,4 +1,4 @@
-// The signals that ask a process to stop, for one thread that waits for them, with sigtimedwait or a signalfd.
+// Lets one thread wait, with sigtimedwait or a signalfd, for the signals that ask a process to stop.
 #pragma once
 
 #include <signal.h>
@@ -7,9 +7,10 @@
 
 namespace switchyard {
 
-// Blocks the signals in the calling thread, main's, and so in those that it will start. Threads that libraries started
-// before main, as OpenBLAS does, do not block them; one that is chosen for such a signal passes it on, where without
-// this it would end the process. Returns the set of them. Call once.
+// Blocks `signals` in the calling thread, which is main's, and so in all threads that it will start. Threads that
+// libraries such as OpenBLAS started before main do not block them. When the system chooses one of those for a signal,
+// a handler passes the signal on to the calling thread; without the handler the signal would end the process. Returns
+// the set of signals. Call once.
 sigset_t KeepSignalsForThisThread(std::initializer_list<int> signals);
 
 }  // namespace switchyard

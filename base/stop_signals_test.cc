@@ -17,7 +17,7 @@ TEST(StopSignals, ReachTheThreadThatWaitsPastThoseThatDoNotBlockThem) {
   });
   started.arrive_and_wait();
   const sigset_t signals = KeepSignalsForThisThread({SIGTERM});
-  // Nobody waits for it yet, so it is given to the thread that does not block it.
+  // No thread waits for the signal yet, so the system gives it to the thread that does not block it.
   ASSERT_EQ(kill(getpid(), SIGTERM), 0);
   const timespec timeout = {.tv_sec = 30, .tv_nsec = 0};
   EXPECT_EQ(sigtimedwait(&signals, nullptr, &timeout), SIGTERM);

@@ -14,7 +14,7 @@ TaskQueue::~TaskQueue() {
 }
 
 void TaskQueue::Add(std::function<void()> task) {
-  std::thread ended;  // or about to, having nothing to do
+  std::thread ended;  // has ended, or is about to because it found no task
   {
     MutexLock lock(&mu_);
     tasks_.push_back(std::move(task));

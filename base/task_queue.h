@@ -1,7 +1,7 @@
 // Runs tasks one after the other, in the order in which they were added, on a thread of its own that lives only while
-// there are tasks: what a task leaves behind in its thread (OpenMP's workers, for one) goes with it.
+// there are tasks. State that a task leaves behind in the thread, such as OpenMP's workers, goes with the thread.
 //
-// Thread-safe, but for the destructor. Tasks may add tasks.
+// Thread-safe, except for the destructor. Tasks may add tasks.
 #pragma once
 
 #include <deque>
@@ -15,7 +15,7 @@ namespace switchyard {
 class TaskQueue {
  public:
   TaskQueue() = default;
-  // Waits for every task.
+  // Waits until every task has run.
   ~TaskQueue();
   TaskQueue(const TaskQueue&) = delete;
   TaskQueue& operator=(const TaskQueue&) = delete;

@@ -10,7 +10,7 @@ namespace switchyard {
 namespace {
 
 TEST(TaskQueue, RunsEverythingInOrder) {
-  std::vector<int> order;  // the tasks', one after the other
+  std::vector<int> order;  // only tasks write it, one after the other
   {
     TaskQueue queue;
     for (int i = 0; i < 100; ++i) queue.Add([&order, i] { order.push_back(i); });
@@ -29,7 +29,7 @@ TEST(TaskQueue, StartsAgainAfterItHadNothingToDo) {
 }
 
 TEST(TaskQueue, ManyThreadsMayAddAndTasksToo) {
-  int count = 0;  // the tasks'
+  int count = 0;  // only tasks write it
   {
     TaskQueue queue;
     std::vector<std::thread> threads;

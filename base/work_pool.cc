@@ -45,7 +45,7 @@ void WorkPool::Run(int64_t num_tasks, Body body) {
   TakeTasks(num_tasks, body, 0);
   {
     MutexLock lock(&mu_);
-    body_ = nullptr;  // who has not joined by now need not
+    body_ = nullptr;  // helpers that have not joined yet will not join
   }
   AwaitHelpers();
 }

@@ -1,13 +1,13 @@
-// Helper threads for loops that must be short: unlike an OpenMP team, nobody waits for a thread that has not come.
+// Helper threads for short loops. Unlike an OpenMP team, a loop does not wait for a thread that has not joined it.
 //
-// A loop's tasks are taken one by one, by the caller and by every helper that is awake in time. The caller returns when
-// all tasks are done, so a helper whose core is busy with something else costs the loop nothing; a team's barrier would
+// The caller and every helper that is awake in time take a loop's tasks one by one. The caller returns when all tasks
+// are done, so a helper whose core is busy with something else costs the loop nothing; an OpenMP team's barrier would
 // wait a scheduler's time slice for it. Helpers look out for the next loop for a few tens of µs, then sleep.
 //
 //   WorkPool pool(8);
 //   pool.Run(rows, [&](int64_t row_idx, int worker) { Compute(row_idx, &scratch[worker]); });
 //
-// Thread-safety: one thread at a time calls Run.
+// Thread-safety: only one thread at a time may call Run.
 #pragma once
 
 #include <atomic>
@@ -33,8 +33,8 @@ class WorkPool {
 
   int num_threads() const { return num_threads_; }
 
-  // Calls body for every task in [0, num_tasks), in no order, and returns when all calls have. What they wrote is
-  // visible then. A single task runs on the caller and disturbs no helper.
+  // Calls body for every task in [0, num_tasks), in no particular order, and returns when all calls have returned.
+  // Everything that they wrote is then visible. A single task runs on the caller and disturbs no helper.
   void Run(int64_t num_tasks, Body body);
 
  private:
@@ -46,9 +46,9 @@ class WorkPool {
   void WakeSome() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const int num_threads_;
-  const int num_spins_;  // looks at a flag before going to sleep
+  const int num_spins_;  // checks of a flag before a thread sleeps
 
-  std::vector<std::thread> helpers_;  // of the thread that calls Run
+  std::vector<std::thread> helpers_;  // used only by the thread that calls Run
   std::atomic<uint64_t> num_loops_{0};
   std::atomic<int64_t> next_task_{0};
   std::atomic<int> num_helping_{0};  // changes under mu_
@@ -56,7 +56,7 @@ class WorkPool {
 
   Mutex mu_;
   CondVar loop_began_, helpers_done_;
-  const Body* body_ ABSL_GUARDED_BY(mu_) = nullptr;  // of the loop that helpers may join
+  const Body* body_ ABSL_GUARDED_BY(mu_) = nullptr;  // of the loop that helpers may join; null without one
   int64_t num_tasks_ ABSL_GUARDED_BY(mu_) = 0;
   int num_sleeping_ ABSL_GUARDED_BY(mu_) = 0;
 };

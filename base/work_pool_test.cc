@@ -14,7 +14,7 @@ TEST(WorkPool, EveryTaskRunsOnceAndIsDoneOnReturn) {
   for (const int num_threads : {1, 2, 5}) {
     WorkPool pool(num_threads);
     for (int64_t num_tasks = 0; num_tasks < 400; ++num_tasks) {
-      std::vector<int> runs(num_tasks, 0);  // plain: each belongs to one task, and Run orders them before what follows
+      std::vector<int> runs(num_tasks, 0);  // not atomic: only one task writes each, and Run makes that visible
       pool.Run(num_tasks, [&](int64_t task, int) { ++runs[task]; });
       EXPECT_EQ(runs, std::vector<int>(num_tasks, 1));
     }

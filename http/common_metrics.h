@@ -1,4 +1,4 @@
-// What the metrics of front and workers have in common.
+// Metrics, and parts of metrics, that front and workers share.
 #pragma once
 
 #include <prometheus/counter.h>

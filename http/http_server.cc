@@ -1,6 +1,6 @@
 #include "http/http_server.h"
 
-// Asio's fences around handlers: one thread needs none, and ThreadSanitizer knows none.
+// Turns off Asio's fences around handlers: one thread needs none, and ThreadSanitizer does not understand them.
 #define BOOST_ASIO_DISABLE_FENCED_BLOCK
 
 #include <prometheus/text_serializer.h>
@@ -31,8 +31,8 @@ namespace http = boost::beast::http;
 using asio::ip::tcp;
 using boost::system::error_code;
 
-constexpr std::chrono::seconds kPatience(5);            // with a connection, from its start to its end
-constexpr std::chrono::milliseconds kAcceptPause(100);  // when the system has no descriptor or memory for another one
+constexpr std::chrono::seconds kPatience(5);            // for a connection, from its start to its end
+constexpr std::chrono::milliseconds kAcceptPause(100);  // after the system ran out of descriptors or memory
 constexpr size_t kMaxConnections = 256;                 // at a time
 constexpr uint32_t kMaxHeaderBytes = 8 * 1024;          // of the request line, and of the header fields
 
@@ -48,7 +48,7 @@ Response Text(http::status status, std::string body, const char* type = "text/pl
   return response;
 }
 
-// What is at which path.
+// Answers requests by their path.
 class Pages {
  public:
   Pages(HttpServer::CollectFn collect, std::function<bool()> is_ready)
@@ -65,7 +65,8 @@ class Pages {
     return Finished(PageOrError(target.substr(0, target.find('?'))), is_head);
   }
 
-  // The answer to what is no request, if it is worth one.
+  // The answer to a request that could not be parsed; nullopt when the connection ended or failed, so that no answer is
+  // due.
   static std::optional<Response> Refuse(error_code error) {
     if (error == http::error::header_limit || error == http::error::buffer_overflow) {
       return Finished(Text(http::status::request_header_fields_too_large, "header too large\n"), false);
@@ -81,7 +82,7 @@ class Pages {
   static Response Finished(Response response, bool is_head) {
     response.keep_alive(false);
     response.prepare_payload();
-    if (is_head) response.body().clear();  // its length stays among the fields
+    if (is_head) response.body().clear();  // the Content-Length field keeps its length
     return response;
   }
 
@@ -109,7 +110,7 @@ class Pages {
   const std::function<bool()> is_ready_;
 };
 
-// One request and its answer. Whatever it waits for holds it, and nothing else does.
+// One request and its answer. Only the asynchronous operation that it waits for keeps it alive.
 class Connection final : public std::enable_shared_from_this<Connection> {
  public:
   Connection(tcp::socket socket, const Pages& pages) : stream_(std::move(socket)), pages_(pages) {
@@ -118,7 +119,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   }
 
   void Start() {
-    stream_.expires_after(kPatience);  // for all that follows
+    stream_.expires_after(kPatience);  // limits everything that follows
     http::async_read_header(stream_, buffer_, parser_, Then(&Connection::OnRequest));
   }
 
@@ -141,7 +142,8 @@ class Connection final : public std::enable_shared_from_this<Connection> {
     if (!error) Discard();
   }
 
-  // Closing with bytes unread, as of a body, could take the answer from the caller: it is the caller that closes first.
+  // Reads and drops the rest, such as a body, until the caller closes: if this side closed first, with bytes unread,
+  // the caller could lose the answer.
   void Discard() {
     buffer_.clear();
     stream_.async_read_some(buffer_.prepare(kMaxHeaderBytes), Then(&Connection::OnDiscarded));
@@ -200,7 +202,8 @@ class BeastServer final : public HttpServer {
     return error;
   }
 
-  // Descriptors are opened here, and not by Asio, which would leave them to the processes that this one starts.
+  // Opens descriptors here, and not through Asio, because Asio would let the processes that this one starts inherit
+  // them.
   error_code ListenAt(const tcp::endpoint& endpoint) {
     UniqueFd fd(socket(endpoint.protocol().family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     const int yes = 1;
@@ -223,7 +226,7 @@ class BeastServer final : public HttpServer {
       try {
         io_.run();
       } catch (const std::exception&) {
-        // Memory that a connection could not have: nothing holds that connection any more.
+        // A connection ran out of memory. Nothing holds that connection any more.
       }
     }
   }
@@ -239,7 +242,7 @@ class BeastServer final : public HttpServer {
     AwaitCaller();
   }
 
-  // An error such as too many open files would come again at once.
+  // Waits before accepting again, because an error such as too many open files would recur at once.
   void Pause() {
     timer_.expires_after(kAcceptPause);
     timer_.async_wait([this](error_code) { AwaitCaller(); });
@@ -255,11 +258,12 @@ class BeastServer final : public HttpServer {
       connections_.push_back(connection);
       connection->Start();
     } catch (const std::exception&) {
-      // This caller is sent away, and the next one is accepted.
+      // This caller's connection is dropped, and the next caller is accepted.
     }
   }
 
-  // Those who are served quickly are gone long before they are the oldest of so many.
+  // When there are too many connections, closes the oldest. Callers that are served quickly are gone long before theirs
+  // is the oldest.
   void MakeRoom() {
     connections_.remove_if([](const auto& connection) { return connection.expired(); });
     if (connections_.size() < kMaxConnections) return;
@@ -268,7 +272,7 @@ class BeastServer final : public HttpServer {
   }
 
   const Pages pages_;
-  asio::io_context io_{1};  // before what uses it; its end drops the connections
+  asio::io_context io_{1};  // declared before its users; its destruction drops the connections
   tcp::acceptor acceptor_{io_};
   asio::steady_timer timer_{io_};
   tcp protocol_ = tcp::v4();
@@ -290,7 +294,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions&
     auto server = std::make_unique<BeastServer>(std::move(collect), std::move(is_ready));
     if (const error_code error = server->Start(options)) return CannotListen(options, error.message());
     return server;
-  } catch (const std::exception& error) {  // no descriptor or thread to be had
+  } catch (const std::exception& error) {  // no descriptor or thread is available
     return CannotListen(options, error.what());
   }
 }

@@ -95,7 +95,7 @@ TEST(HttpServer, TakesGetAndHeadOnly) {
   const auto server = PlainServer();
   EXPECT_THAT(Ask(server->port(), "HEAD /livez HTTP/1.1\r\nHost: here\r\n\r\n"),
               AllOf(StartsWith("HTTP/1.1 200 OK"), HasSubstr("Content-Length: 5\r\n"), EndsWith("\r\n\r\n")));
-  const std::string body(100'000, 'x');  // which is not read, and yet the answer arrives
+  const std::string body(100'000, 'x');  // the server does not read it, and yet the answer arrives
   EXPECT_THAT(
       Ask(server->port(), absl::StrCat("POST /livez HTTP/1.1\r\nContent-Length: ", body.size(), "\r\n\r\n", body)),
       AllOf(StartsWith("HTTP/1.1 405 "), HasSubstr("Allow: GET, HEAD\r\n")));

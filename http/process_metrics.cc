@@ -34,12 +34,12 @@ std::string ReadLine(const char* path) {
   return line;
 }
 
-// Places of fields of /proc/self/stat in what StatFields returns; proc(5) numbers them from 1.
+// Indices of fields of /proc/self/stat in the result of StatFields. proc(5) numbers the fields from 1.
 constexpr size_t kUserTime = 14 - 3, kSystemTime = 15 - 3, kStartTime = 22 - 3, kVirtualBytes = 23 - 3,
                  kResidentPages = 24 - 3;
 
-// Fields from the third on: the second, the program's name, may have blanks and parentheses. What is no number, as the
-// state is none, counts as 0.
+// The fields from the third on, because the second, the program's name, may contain blanks and parentheses. A field
+// that is not a number, such as the state, counts as 0.
 std::vector<double> StatFields() {
   const std::string line = ReadLine("/proc/self/stat");
   const size_t name_end = line.rfind(')');

@@ -1,4 +1,4 @@
-// What Prometheus' client libraries tell of their process (process_*), from /proc: for the front and for workers.
+// The process_* metrics that Prometheus' client libraries report, from /proc, for the front and for workers.
 #pragma once
 
 #include <prometheus/collectable.h>
@@ -10,7 +10,7 @@ namespace switchyard {
 // Thread-safe.
 class ProcessMetrics final : public prometheus::Collectable {
  public:
-  // What cannot be read is left out.
+  // Values that cannot be read are left out.
   std::vector<prometheus::MetricFamily> Collect() const override;
 };
 

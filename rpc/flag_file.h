@@ -1,7 +1,7 @@
 // Files that flags name and that may be replaced while the program runs: certificates, keys, tokens.
 //
 // Replace such a file in one step (write another, then rename it over the old one, as Kubernetes does with a symlink),
-// so that nobody reads half of it.
+// so that no reader sees half of it.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,8 @@ struct FlagFile {
 // The whole text. NotFound names flag and path when it cannot be read; InvalidArgument when it is over 1 MiB.
 absl::StatusOr<std::string> ReadFlagFile(const FlagFile& file);
 
-// Equal stamps: the file has not been written or replaced in between. Following symlinks; all zero for no file.
+// Identifies a state of a file: equal stamps mean that it has not been written or replaced in between. Symlinks are
+// followed; all fields are zero when there is no file.
 struct FileStamp {
   uint64_t device = 0;
   uint64_t inode = 0;

@@ -1,4 +1,4 @@
-// The one place where gRPC's status and ours turn into each other. Codes are the same numbers by design.
+// The one place that converts between gRPC's status and ours. Codes are the same numbers by design.
 #pragma once
 
 #include <grpcpp/support/status.h>

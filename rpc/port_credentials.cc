@@ -22,7 +22,7 @@ grpc_ssl_certificate_config_reload_status FetchCertificates(void* reloader,
   const auto texts = static_cast<TlsReloader*>(reloader)->TakeChange();
   if (!texts.has_value()) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
   const grpc_ssl_pem_key_cert_pair pair = {texts->key.c_str(), texts->cert.c_str()};
-  // gRPC insists on roots also where no client is asked for a certificate, and does not use them then.
+  // gRPC requires roots even when clients need no certificate, and does not use them then.
   const std::string& roots = texts->ca.empty() ? texts->cert : texts->ca;
   *config = grpc_ssl_server_certificate_config_create(roots.c_str(), &pair, 1);
   return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
@@ -62,7 +62,7 @@ class PortCredentials final : public grpc::ServerCredentials {
   }
   ~PortCredentials() override { grpc_server_credentials_release(credentials_); }
 
-  // Calls are checked by CallCheckFn.
+  // Not supported, because CallCheckFn checks the calls.
   void SetAuthMetadataProcessor(const std::shared_ptr<grpc::AuthMetadataProcessor>&) override { GPR_ASSERT(false); }
 
  private:

@@ -1,7 +1,7 @@
-// What a server asks of those who connect to a port: TLS or not, and a check of every call before any other work.
+// The credentials of a server's port: TLS or not, and a check of every call before any other work.
 //
-// gRPC's own C++ credentials cannot reload a pair of files without a moment in which the two do not fit, nor check
-// calls on a port without TLS; its core can do both, so these credentials are made from that.
+// gRPC's own C++ credentials cannot reload a certificate and its key without a moment in which the two do not fit, nor
+// check calls on a port without TLS. gRPC's core can do both, so these credentials are made from the core.
 #pragma once
 
 #include <grpc/grpc_security.h>
@@ -16,9 +16,9 @@
 
 namespace switchyard {
 
-// Called from any thread for every call, of methods that do not exist too, with the method's path
-// ("/package.Service/Method") and the metadata `authorization`, empty when there is none. Must not block. The error is
-// the call's answer.
+// Called from any thread for every call, also of methods that do not exist, with the method's path
+// ("/package.Service/Method") and the metadata `authorization`, which is empty when there is none. Must not block. An
+// error becomes the call's status.
 using CallCheckFn = std::function<absl::Status(absl::string_view path, absl::string_view authorization)>;
 
 // `tls` null: no TLS. `check` null: every call passes.

@@ -13,8 +13,8 @@
 namespace switchyard {
 namespace {
 
-// Answers ListModels, as everything else, with what gRPC's skeleton has: UNIMPLEMENTED. That a call got so far is
-// enough.
+// A server that answers every call with UNIMPLEMENTED, as gRPC's generated skeleton does. That answer shows that the
+// credentials let the call through.
 class Port {
  public:
   Port(std::unique_ptr<TlsReloader> tls, CallCheckFn check) {
@@ -87,7 +87,8 @@ class TlsPort : public ::testing::Test {
  protected:
   static std::string Path(const std::string& name) { return absl::StrCat(::testing::TempDir(), "/", name); }
 
-  // A certificate for 127.0.0.1 that signs itself, as the server's files.
+  // Makes a self-signed certificate for 127.0.0.1 and its key, replaces the server's files with them, and returns the
+  // certificate.
   static std::string NewCertificate() {
     const std::string command = absl::StrCat(
         "cd ", ::testing::TempDir(),
@@ -118,7 +119,7 @@ TEST_F(TlsPort, NewConnectionsGetTheNewCertificateAndOldOnesGoOn) {
 }
 
 TEST_F(TlsPort, NoStrangerIsLetIn) {
-  // The certificate that clients must lead to is the server's own, which has been replaced since.
+  // The server has and trusts the certificate "friend". "live" is a newer one that it does not trust.
   const std::string roots = NewCertificate();
   std::filesystem::copy_file(Path("live.pem"), Path("friend.pem"), std::filesystem::copy_options::overwrite_existing);
   std::filesystem::copy_file(Path("live.key"), Path("friend.key"), std::filesystem::copy_options::overwrite_existing);

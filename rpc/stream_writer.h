@@ -1,10 +1,11 @@
 // Queues messages for a gRPC callback stream, which takes one write at a time.
 //
 // A reactor owns one, gives it a function that starts a write, and forwards OnWriteDone. Messages go out in the order
-// of Send; after Stop, or after a write failed, they are dropped (the stream is ending and nobody would read them).
+// of Send; after Stop, or after a write failed, they are dropped (the stream is ending and no peer would read them).
 //
-// Thread-safe. The start function is called with the lock held, so that Stop is a firm barrier: it must only enqueue,
-// as StartWrite does, and never call back. The message it gets stays alive until OnWriteDone.
+// Thread-safe. The start function is called with the lock held, so that no write starts after Stop has returned.
+// Therefore the function must only enqueue, as StartWrite does, and never call back. The message it gets stays alive
+// until OnWriteDone.
 #pragma once
 
 #include <deque>
@@ -35,7 +36,7 @@ class StreamWriter {
     StartNext();
   }
 
-  // No write is started once this returned; one under way still gets its OnWriteDone.
+  // No write starts once this has returned; a write in progress still gets its OnWriteDone.
   void Stop() {
     MutexLock lock(&mu_);
     stopped_ = true;

@@ -24,11 +24,11 @@ using PrivateKey = std::unique_ptr<EVP_PKEY, Deleter<EVP_PKEY_free>>;
 Bio Reader(const std::string& text) { return Bio(BIO_new_mem_buf(text.data(), static_cast<int>(text.size()))); }
 
 absl::Status Wrong(const FlagFile& file, absl::string_view what) {
-  ERR_clear_error();  // OpenSSL's queue of this thread, which gRPC would find otherwise
+  ERR_clear_error();  // this thread's OpenSSL queue, in which gRPC would find the error otherwise
   return absl::InvalidArgumentError(absl::StrCat(file.flag, "=", file.path, ": ", what));
 }
 
-// Never asks at the terminal.
+// Fails instead of asking at the terminal.
 int NoPassphrase(char*, int, int, void*) { return -1; }
 
 absl::StatusOr<Certificate> ParseCertificate(const FlagFile& file, const std::string& text) {
@@ -68,7 +68,7 @@ absl::StatusOr<TlsTexts> ReadTlsFiles(const TlsFiles& files) {
 }
 
 absl::StatusOr<std::unique_ptr<TlsReloader>> TlsReloader::Open(const TlsFiles& files) {
-  const Stamps stamps = StampsOf(files);  // before reading: what changes in between is read again
+  const Stamps stamps = StampsOf(files);  // before reading, so that a change in between is noticed and read again
   SY_ASSIGN_OR_RETURN(TlsTexts texts, ReadTlsFiles(files));
   return std::unique_ptr<TlsReloader>(new TlsReloader(files, stamps, std::move(texts)));
 }

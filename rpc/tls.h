@@ -1,8 +1,8 @@
-// Certificates and keys in PEM files: read, checked, and made into gRPC credentials for either side.
+// Reads certificates and keys from PEM files, checks them, and makes gRPC credentials of them for either side.
 //
-// A server looks at its files whenever a connection is made, and takes them when they have changed; connections that
-// stand keep what they were made with, so no call is dropped. Files that do not fit together (a new certificate whose
-// key has not arrived yet) are not taken: the pair in use stays, and the log says so. A client's are read once.
+// A server checks its files whenever a connection is made, and uses them when they have changed. Existing connections
+// keep their certificates, so no call is dropped. Files that do not fit together (a new certificate whose key has not
+// arrived yet) are not used: the pair in use stays, and the log says so. A client reads its files once.
 //
 // TLS 1.2 and 1.3, with gRPC's choice of ciphers.
 #pragma once
@@ -24,17 +24,18 @@ struct TlsTexts {
   std::string cert, key, ca;
 };
 
-// Those files that are given. Errors name the flag: a file that cannot be read or holds no certificate or key, a key
-// that does not belong to the certificate.
+// Reads and checks the files that are given. Errors name the flag: a file cannot be read or holds no certificate or
+// key, or a key does not belong to the certificate.
 absl::StatusOr<TlsTexts> ReadTlsFiles(const TlsFiles& files);
 
 // Reads a server's files again when they have changed. Thread-safe.
 class TlsReloader {
  public:
-  // The files are read and checked; all given ones are watched.
+  // Reads and checks the files; watches all that are given.
   static absl::StatusOr<std::unique_ptr<TlsReloader>> Open(const TlsFiles& files);
 
-  // The texts to use from now on; nullopt while those given out last are still right. The first call has some.
+  // The texts to use from now on; nullopt when the texts that were returned last are still current. The first call
+  // returns texts.
   std::optional<TlsTexts> TakeChange();
 
   bool verifies_clients() const { return files_.ca.given(); }
@@ -55,8 +56,8 @@ class TlsReloader {
   std::optional<TlsTexts> fresh_ ABSL_GUARDED_BY(mu_);
 };
 
-// For a client. The other side's certificate is checked against ca, or the system's roots without one, and its name
-// against the target's.
+// Credentials for a client. It checks the server's certificate against `ca`, or against the system's roots without one,
+// and the certificate's name against the target's.
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> TlsChannelCredentials(const TlsFiles& files);
 
 }  // namespace switchyard

@@ -7,8 +7,8 @@
 namespace switchyard {
 
 struct TlsFiles {
-  FlagFile cert;  // own certificate, followed by those between it and the root
-  FlagFile key;   // of the certificate, without a passphrase
+  FlagFile cert;  // own certificate, followed by the intermediate certificates
+  FlagFile key;   // the certificate's private key, without a passphrase
   FlagFile ca;    // roots that the other side's certificate must lead to
 };
 

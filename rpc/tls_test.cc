@@ -16,7 +16,7 @@ void Write(const std::string& path, const std::string& text) {
   ASSERT_EQ(std::rename((path + ".new").c_str(), path.c_str()), 0);
 }
 
-// A self-signed certificate with its key, made by the tool.
+// A self-signed certificate with its key, made by the openssl tool.
 void MakePair(const std::string& name) {
   const std::string command =
       absl::StrCat("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=", name,

@@ -56,7 +56,7 @@ TokenList::TokenList(const FlagFile& file, const Clock& clock, const FileStamp& 
       digests_(std::make_shared<const Digests>(std::move(digests))) {}
 
 absl::StatusOr<std::unique_ptr<TokenList>> TokenList::Open(const FlagFile& file, const Clock& clock) {
-  const FileStamp stamp = StampOf(file.path);  // before reading: what changes in between is read again
+  const FileStamp stamp = StampOf(file.path);  // before reading, so that a change in between is noticed and read again
   SY_ASSIGN_OR_RETURN(Digests digests, Read(file));
   if (digests.empty()) return NoToken(file);
   return std::unique_ptr<TokenList>(new TokenList(file, clock, stamp, std::move(digests)));

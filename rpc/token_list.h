@@ -1,12 +1,12 @@
-// Tokens that let callers in, from a file of one a line:
+// The tokens that let callers in, from a file with one token per line:
 //
 //   # comment
 //   c0ffee...                 a token
 //   alice:deadbeef...         a token with a name, which the log may show
 //
-// Tokens are visible ASCII. The file is read again when it has changed, which is looked for at most ten times a second;
-// a changed file that cannot be read or parsed changes nothing, and the log says so, while an empty one lets nobody in.
-// Thread-safe.
+// Tokens are visible ASCII. The file is checked for changes at most ten times a second, and read again when it has
+// changed. If the changed file cannot be read or parsed, the tokens in use stay, and the log says so. If it holds no
+// token, no caller is let in. Thread-safe.
 #pragma once
 
 #include <array>
@@ -24,14 +24,14 @@ namespace switchyard {
 
 class TokenList {
  public:
-  // Errors name the flag, and the line. A list without tokens is refused here.
+  // Errors name the flag, and the line. A file without tokens is an error here.
   static absl::StatusOr<std::unique_ptr<TokenList>> Open(const FlagFile& file, const Clock& clock = Clock::Real());
 
-  // In a time that does not depend on how much of a token is right.
+  // The time that this takes does not depend on how much of a token is right.
   bool Has(absl::string_view token);
 
  private:
-  // Tokens are kept as what SHA-256 makes of them: all of one length, and no use to who reads this memory.
+  // Tokens are kept as SHA-256 digests: all have one length, and an attacker who reads this memory cannot use them.
   using Digest = std::array<unsigned char, 32>;
   using Digests = std::vector<Digest>;
 
@@ -51,7 +51,7 @@ class TokenList {
 // The token of "Bearer TOKEN", the value of the metadata `authorization`; empty for anything else.
 absl::string_view BearerToken(absl::string_view authorization);
 
-// The first token of a file of the form above, for who sends it.
+// The first token of such a file, for a client that sends it.
 absl::StatusOr<std::string> ReadToken(const FlagFile& file);
 
 }  // namespace switchyard

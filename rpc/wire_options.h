@@ -1,9 +1,9 @@
-// gRPC's settings on the wire. They are gRPC's own, on every server and channel of ours, unless the environment has
+// gRPC's transport settings. All our servers and channels use gRPC's defaults, unless the environment has
 //
 //   SWITCHYARD_GRPC_ARGS=grpc.http2.max_frame_size=1048576,grpc.http2.lookahead_bytes=4194304
 //
-// which is how others are tried on the whole path, without a build (docs/wire.md): names as in grpc_types.h, numbers
-// only. What is malformed is told on stderr, and left out.
+// With it, other settings can be tried on the whole path without a build (docs/wire.md). Names are those of
+// grpc_types.h; values are integers only. If any part is malformed, the whole text is ignored and stderr says so.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -20,7 +20,7 @@ struct WireArg {
   int value = 0;
 };
 
-// Of NAME=NUMBER,NAME=NUMBER,…; empty for an empty text. InvalidArgument names the part that is something else.
+// Parses NAME=NUMBER,NAME=NUMBER,…; an empty text gives none. InvalidArgument names the malformed part.
 absl::StatusOr<std::vector<WireArg>> ParseWireArgs(const std::string& text);
 
 void TuneServer(grpc::ServerBuilder& builder);

@@ -20,7 +20,7 @@ class HostBuffer {
   const std::byte* data() const { return data_; }
   size_t size() const { return size_; }
 
-  // Makes room for at least `num_bytes`; what was there is lost when it has to grow. Never shrinks.
+  // Makes room for at least `num_bytes`; the contents are lost when the buffer has to grow. Never shrinks.
   void EnsureSize(size_t num_bytes);
 
  private:

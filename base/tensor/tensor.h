@@ -10,7 +10,7 @@
 
 namespace switchyard {
 
-// A contiguous row-major matrix [num_rows, num_cols] in host or device memory that somebody else owns.
+// A contiguous row-major matrix [num_rows, num_cols] in host or device memory that the view does not own.
 template <typename Byte>
 struct BasicMatrixView {
   Byte* data = nullptr;

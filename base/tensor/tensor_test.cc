@@ -53,7 +53,7 @@ TEST(Float16, EveryPatternRoundTrips) {
   }
 }
 
-// Against the compiler's own _Float16, over values that round, overflow and underflow.
+// Compares with the compiler's own _Float16, over values that round, overflow and underflow.
 TEST(Float16, RoundsToNearestEven) {
   uint32_t state = 1;
   for (int i = 0; i < 2'000'000; ++i) {
@@ -62,7 +62,7 @@ TEST(Float16, RoundsToNearestEven) {
     if (std::isnan(value)) continue;
     ASSERT_EQ(F32ToF16(value), std::bit_cast<uint16_t>(static_cast<_Float16>(value))) << value;
   }
-  EXPECT_EQ(F32ToBF16(1.00390625f), 0x3f80);  // halfway between 1 and 1.0078125: to even
+  EXPECT_EQ(F32ToBF16(1.00390625f), 0x3f80);  // halfway between 1 and 1.0078125, so it rounds to even
   EXPECT_EQ(F32ToBF16(1.01171875f), 0x3f82);
   EXPECT_EQ(F32ToBF16(std::numeric_limits<float>::max()), 0x7f80);
 }
@@ -72,7 +72,7 @@ TEST(ConvertElements, EveryPairOfTypesKeepsSmallIntegersAndNaN) {
   const std::vector<DType> dtypes = {DType::kF64, DType::kF32, DType::kF16, DType::kBF16};
   for (DType from : dtypes) {
     std::vector<std::byte> in(values.size() * SizeOf(from) + 1);
-    // One byte off, as a tensor inside a received message may lie.
+    // One byte off alignment, as a tensor inside a received message may be.
     ConvertElements(DType::kF64, reinterpret_cast<const std::byte*>(values.data()), from, in.data(), values.size());
     std::memmove(in.data() + 1, in.data(), in.size() - 1);
     for (DType to : dtypes) {

@@ -9,7 +9,7 @@
 namespace switchyard {
 namespace {
 
-// A whole number of rows, also from what no request can have.
+// `rows` rounded down and limited to 0 to 1e15, more than any request has; NaN gives 0.
 int64_t ToRows(double rows) {
   constexpr double kMany = 1e15;
   return rows > 0 ? static_cast<int64_t>(std::min(rows, kMany)) : 0;

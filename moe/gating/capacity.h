@@ -1,8 +1,8 @@
-// Capacity: at most so many rows of one request may choose an expert, and those beyond lose it. Pure.
+// Capacity limits how many rows of one request may choose an expert. Rows beyond it lose that choice. Pure.
 //
-// Places are given to all first choices, then to all second choices, and so on; among equals in row order, or to the
-// rows with the largest best score first. So do Tutel (extract_critical, batch_prioritized_routing) and transformers'
-// switch_transformers and nllb-moe. Rows of other requests never count.
+// Places are given to all first choices, then to all second choices, and so on; among equals in row order, or, by
+// priority, to the rows with the largest best score first. Tutel (extract_critical, batch_prioritized_routing) and
+// transformers' switch_transformers and nllb-moe do the same. Rows of other requests never count.
 #pragma once
 
 #include <cstdint>
@@ -13,19 +13,19 @@
 
 namespace switchyard {
 
-// Whether a request may lose choices at all: not without a rule, and not with Tutel's factor 0, which makes room for
-// whatever comes.
+// Whether a request may lose choices at all. It cannot without a rule, nor with Tutel's factor 0, which makes room for
+// all choices.
 bool CanDropChoices(const CapacitySpec& capacity);
 
-// Rows that one expert may have of a request of `num_rows` rows, top_k choices each among num_experts; `fullest` is the
-// largest number of its rows that chose the same expert. Never negative.
+// The number of rows that one expert may have of a request of `num_rows` rows with top_k choices each among
+// num_experts; `fullest` is the largest number of its rows that chose the same expert. Never negative.
 int64_t CapacityOf(const CapacitySpec& capacity, int top_k, int num_experts, int64_t num_rows, int64_t fullest);
 
 // Applies spec.capacity to one request, rows [first_row, first_row + num_rows) of `routing`. Only columns [0, top_k)
 // are the gate's choices, and only they change: those beyond capacity get expert -1 and weight 0. With `renormalize`
-// the other weights of such a row are divided by their sum, or by GateSpec::norm_min where that is larger, and times
-// GateSpec::scale again. `best_score` [num_rows] is ScoreStats' of these rows; it is read by priority only, where NaN
-// comes last.
+// the other weights of such a row are divided by their sum, or by GateSpec::norm_min where that is larger, and
+// multiplied by GateSpec::scale again. `best_score` [num_rows] holds ScoreStats::best_score of these rows; only
+// by_priority reads it, and puts NaN last.
 void ApplyCapacity(const GateSpec& spec, int top_k, int num_experts, int64_t first_row, int64_t num_rows,
                    std::span<const float> best_score, Routing* routing);
 

@@ -24,7 +24,7 @@ Routing Make(int top_k, const Experts& experts, const Weights& weights) {
   return routing;
 }
 
-// switch_transformers: `expert_capacity` whatever the number of rows. nllb-moe: ceil(fraction · T).
+// switch_transformers: `expert_capacity` for any number of rows. nllb-moe: ceil(fraction · T).
 TEST(CapacityOf, FixedAndFraction) {
   EXPECT_EQ(CapacityOf({}, 2, 8, 37, 30), 37);
   EXPECT_EQ(CapacityOf({.rule = CapacityRule::kFixed, .rows = 4}, 1, 8, 37, 30), 4);
@@ -44,7 +44,7 @@ TEST(CapacityOf, Tutel) {
   EXPECT_EQ(capacity(1.0, 2, 30), 10);
   EXPECT_EQ(capacity(1.3, 2, 30), 12);  // 2 · int(6.5), not int(13)
   EXPECT_EQ(capacity(0.1, 3, 30), 0);
-  EXPECT_EQ(capacity(1.0, 2, 1), 10);  // whatever the experts need
+  EXPECT_EQ(capacity(1.0, 2, 1), 10);  // although the experts need less
   EXPECT_EQ(capacity(1.0, 2, 30, 8), 16);
   EXPECT_EQ(capacity(1.0, 2, 30, 5), 10);
   EXPECT_EQ(capacity(0, 2, 30), 30);
@@ -105,7 +105,7 @@ TEST(ApplyCapacity, ARowThatLosesAllHasNoWeight) {
   EXPECT_EQ(routing.weight, (Weights{0, 0}));
 }
 
-// The definition, one choice after the other in sorted order, in fp64.
+// Checks against the definition: one choice after the other in sorted order, in fp64.
 void ExpectSimulated(const GateSpec& spec, int num_experts, const Routing& before, int64_t first_row, int64_t num_rows,
                      const std::vector<float>& best, const Routing& after) {
   struct Claim {
@@ -150,14 +150,14 @@ void ExpectSimulated(const GateSpec& spec, int num_experts, const Routing& befor
       const bool stays = !is_ours || j >= spec.top_k || has_place[at];
       const bool rescaled = stays && lost && j < spec.top_k && spec.capacity.renormalize;
       ASSERT_EQ(after.expert_idx[at], stays ? before.expert_idx[at] : -1) << row << " " << j;
-      // One rounding to fp32.
+      // The tolerance allows one rounding to fp32.
       const double expected = !stays ? 0.0 : rescaled ? before.weight[at] / sum : before.weight[at];
       ASSERT_NEAR(after.weight[at], expected, 1e-7 * expected) << row << " " << j;
     }
   }
 }
 
-// Three shared columns, rows of others before and behind the request.
+// Random choices and three shared columns. The rows before and after the request's belong to other requests.
 Routing RandomRouting(int64_t num_rows, int top_k, int num_experts, std::mt19937* random) {
   std::uniform_real_distribution<float> uniform(0.01f, 1.0f);
   Routing routing;

@@ -42,7 +42,7 @@ SY_ALWAYS_INLINE float SumOfExp(const float* logits, int padded_size, float larg
   return total;
 }
 
-// 1 / (1 + e^-x) without overflow, within 4 units in the last place; 0 below -87. NaN gives anything.
+// 1 / (1 + e^-x) without overflow, within 4 units in the last place; 0 below -87. The result for NaN is unspecified.
 SY_ALWAYS_INLINE float Sigmoid(float x) {
   const float below_one = ExpOrZero(x < 0.0f ? x : -x);
   return (x < 0.0f ? below_one : 1.0f) / (1.0f + below_one);

@@ -17,12 +17,12 @@ namespace switchyard {
 namespace {
 
 constexpr int64_t kMinTaskRows = 16, kMaxTaskRows = 256;
-constexpr int64_t kTaskRowBytes = 1 << 20;    // rows of a task: they stay in a core's cache for all slices
+constexpr int64_t kTaskRowBytes = 1 << 20;    // bytes of a task's rows, which stay in a core's cache for all slices
 constexpr int64_t kSharedTaskRows = 64;       // rows of a task that computes one slice
 constexpr int64_t kTasksPerThread = 2;        // fewer would leave threads idle at the end
 constexpr int64_t kSelectedRowsPerTask = 16;  // rows of a task that only selects
-constexpr int64_t kMaxSelectedByCaller = 32;  // rows that are selected for before a helper would be awake
-constexpr int64_t kMaxUnsharedNs = 20000;     // what the caller does alone
+constexpr int64_t kMaxSelectedByCaller = 32;  // rows that the caller selects for before a helper would be awake
+constexpr int64_t kMaxUnsharedNs = 20000;     // work that the caller does alone
 constexpr int64_t kRouterBytesPerNs = 64;     // a core's rate of reading packed weights
 constexpr int64_t kProductsPerNs = 150;       // a core's rate of multiplying
 
@@ -50,7 +50,7 @@ class FirstError {
   absl::Status first_ ABSL_GUARDED_BY(mu_);
 };
 
-// One call of Route: where its results go.
+// Where the results of one call of Route go.
 struct Target {
   GateSpec spec;  // with the call's top_k
   Routing* routing = nullptr;
@@ -78,7 +78,7 @@ class RouterGate final : public Gate {
   void PrepareSums(int64_t num_tasks, const Target& target);
   void AddSums(int64_t num_tasks, const Target& target) const;
 
-  // Constant after construction. The router uses the context, so it comes after it.
+  // Constant after construction. The router uses the context, so it is declared after it.
   const LayerSpec layer_;
   const int gate_idx_;
   const std::vector<float> score_correction_;
@@ -87,7 +87,7 @@ class RouterGate final : public Gate {
 
   std::vector<Router::Scratch> workers_;  // [threads of the context]
   HostBuffer y_;
-  std::vector<double> task_sums_;  // [tasks, E]: of scores, where wanted
+  std::vector<double> task_sums_;  // [tasks, E]: sums of scores, when statistics are wanted
 };
 
 RouterGate::RouterGate(const LayerSpec& layer, int gate_idx, std::vector<float> score_correction,
@@ -130,7 +130,8 @@ absl::Status RouterGate::CheckTarget(int64_t num_rows, int64_t first_row, const 
   return absl::OkStatus();
 }
 
-// The largest power of two in [kMinTaskRows, largest] that leaves `num_tasks` tasks, where there is one.
+// The largest power of two in [kMinTaskRows, largest] that still gives `num_tasks` tasks; kMinTaskRows if there is
+// none.
 int64_t TaskRows(int64_t num_rows, int64_t num_tasks, int64_t largest) {
   int64_t task_rows = kMinTaskRows;
   while (2 * task_rows <= largest && 2 * task_rows * num_tasks <= num_rows) task_rows *= 2;
@@ -144,7 +145,7 @@ Shares RouterGate::ShareOut(ConstMatrixView rows) const {
   if (context_->num_threads() == 1) return {largest};
   if (unshared_ns <= kMaxUnsharedNs) return {std::max<int64_t>(rows.num_rows, 1)};
   const int64_t num_tasks = kTasksPerThread * context_->num_threads();
-  // Rows in blocks of this many read the router often enough already.
+  // With blocks of this many rows, each read of the router's weights already serves enough rows.
   if (rows.num_rows >= num_tasks * std::min(kSharedTaskRows / 2, largest)) {
     return {TaskRows(rows.num_rows, num_tasks, largest)};
   }
@@ -188,7 +189,7 @@ absl::Status RouterGate::RouteBySlices(ConstMatrixView rows, int64_t task_rows, 
   return Select(y, rows.num_rows, first_row, target);
 }
 
-// The second step of all rows of y.
+// Runs the second step for all rows of y.
 absl::Status RouterGate::Select(float* y, int64_t num_rows, int64_t first_row, const Target& target) {
   const int64_t task_rows = num_rows <= kMaxSelectedByCaller ? kMaxSelectedByCaller : kSelectedRowsPerTask;
   const int64_t num_tasks = NumTasks(num_rows, task_rows);
@@ -203,7 +204,7 @@ absl::Status RouterGate::Select(float* y, int64_t num_rows, int64_t first_row, c
   return error.Take();
 }
 
-// From the router's first step to the routing, of some rows.
+// Takes some rows from the router's first step to the routing.
 absl::Status RouterGate::SelectBlock(float* y, int64_t num_rows, int64_t first_row, int64_t task, int worker,
                                      const Target& target) {
   SY_ASSIGN_OR_RETURN(const LogitRows logits, router_->Finish(y, num_rows, &workers_[worker]));
@@ -216,7 +217,7 @@ absl::Status RouterGate::SelectBlock(float* y, int64_t num_rows, int64_t first_r
   return absl::OkStatus();
 }
 
-// Columns behind the gate's own.
+// Fills the columns behind the gate's own.
 void RouterGate::FillShared(const LogitRows& logits, int64_t first_row, const Target& target) const {
   const int64_t top_k = target.spec.top_k, stride = target.routing->top_k;
   if (stride == top_k) return;

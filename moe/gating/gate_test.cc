@@ -115,7 +115,7 @@ std::set<int32_t> ExactChoice(const double* logits, int num_experts, int top_k) 
   return std::set<int32_t>(order.begin(), order.begin() + top_k);
 }
 
-// Every way of sharing out the work: numbers of rows from one to many, one thread and several.
+// Covers every way of sharing out the work: numbers of rows from one to many, one thread and several.
 TEST(Gate, Bf16ChoosesLikeFp64WhereverScoresDiffer) {
   constexpr int64_t kWidth = 512;
   constexpr int kManyExperts = 160, kChoices = 8;

@@ -1,4 +1,5 @@
-// One row at a time in the order of GateSpec: scores, what competes, the k largest, weights, normalisation, scale.
+// Selects for one row at a time, in the order of GateSpec: scores, the values that experts compete by, the k largest,
+// weights, normalisation, scale.
 #include "moe/gating/general_select.h"
 
 #include <algorithm>
@@ -72,7 +73,7 @@ SY_ALWAYS_INLINE int32_t GroupKey(const int32_t* keys, int group_size, GroupScor
   return KeyOf(FloatOf(best) + FloatOf(num_best > 1 ? best : second));
 }
 
-// Gives the experts of groups that are not among the best the excluded choice.
+// Gives the experts of groups that are not among the best the key of the excluded score.
 SY_ALWAYS_INLINE void ExcludeGroups(const GateSpec& spec, int num_experts, RowScratch* scratch) {
   const int group_size = num_experts / spec.num_groups;
   int32_t* keys = scratch->keys.data();
@@ -88,7 +89,7 @@ SY_ALWAYS_INLINE void ExcludeGroups(const GateSpec& spec, int num_experts, RowSc
   }
 }
 
-// Keys of what experts compete by. Without correction and groups they stay the logits'.
+// Computes the keys that experts compete by. Without correction and groups they stay the keys of the logits.
 SY_ALWAYS_INLINE void Compete(const GateSpec& spec, const float* correction, int num_experts, RowScratch* scratch) {
   const bool excludes = ExcludesGroups(spec);
   if (correction == nullptr && !excludes) return;
@@ -102,7 +103,7 @@ SY_ALWAYS_INLINE void Compete(const GateSpec& spec, const float* correction, int
   if (excludes) ExcludeGroups(spec, num_experts, scratch);
 }
 
-// What the weights are divided by.
+// The number that the weights are divided by.
 double Divisor(const GateSpec& spec, const float* weight) {
   double sum = 0.0, largest = 0.0;
   if (spec.normalization == Normalization::kSum) {
@@ -123,8 +124,8 @@ void NormalizeAndScale(const GateSpec& spec, float* weight) {
   for (int j = 0; j < spec.top_k; ++j) weight[j] = static_cast<float>(weight[j] * factor);
 }
 
-// The softmax of the best among the experts near it (phimoe's sparsemixer without its noise). Logits are those of the
-// experts not drawn yet, -inf the others: their quotient inf/inf is no larger than anything, and their exponential 0.
+// The softmax of the best among the experts near it (phimoe's sparsemixer without its noise). Experts drawn already
+// have the logit -inf: their quotient inf/inf is NaN, which is not above the threshold, and their exponential is 0.
 SY_ALWAYS_INLINE float ShareOfBest(const float* logits, int padded_size, float best, float threshold) {
   alignas(kLaneBytes) float sums[kLanes] = {};
   for (int begin = 0; begin < padded_size; begin += kLanes) {
@@ -150,7 +151,8 @@ SY_ALWAYS_INLINE void MixSparsely(const GateSpec& spec, RowScratch* scratch, con
   }
 }
 
-// Computes scores, and keys of what experts compete by. False where there are no scores; the keys are the logits' then.
+// Computes the scores, and the keys that experts compete by. Returns false when there are no scores; the keys are then
+// those of the logits.
 SY_ALWAYS_INLINE bool ScoreRow(const GateSpec& spec, const float* correction, int num_experts, float largest,
                                RowScratch* scratch) {
   if (spec.scoring != Scoring::kSigmoid && std::isinf(largest)) return false;

@@ -1,4 +1,4 @@
-// Selection by every formula that GateSpec can express; select_experts.h has what callers use. Pure.
+// Selection by every formula that GateSpec can express. Callers use select_experts.h. Pure.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace switchyard {
 
-// Where choices go: rows `stride` entries apart.
+// The destination of the choices: rows that lie `stride` entries apart.
 struct RoutingRows {
   int32_t* expert_idx = nullptr;
   float* weight = nullptr;
@@ -24,7 +24,7 @@ inline bool Normalizes(const GateSpec& spec) {
   return spec.normalization != Normalization::kNone && (spec.top_k > 1 || spec.normalizes_single);
 }
 
-// Distinct experts with NaN weights.
+// Fills in distinct experts with NaN weights.
 void FillNanRow(int top_k, int32_t* expert_idx, float* weight);
 
 // SelectExperts for every spec.

@@ -1,4 +1,4 @@
-// Every formula of GateSpec against its definition in fp64, written apart from the code under test.
+// Checks every formula of GateSpec against its definition in fp64, written apart from the code under test.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -101,7 +101,7 @@ Reference Define(const GateSpec& gate, const std::vector<float>& correction, con
   return reference;
 }
 
-// Whether fp32 may decide otherwise than fp64: two neighbouring choices within reach of its rounding.
+// Whether fp32 may decide otherwise than fp64, because two neighbouring choices are within reach of its rounding.
 bool IsClose(const Reference& reference, int top_k) {
   const int last = std::min<int>(top_k, static_cast<int>(reference.order.size()) - 1);
   for (int j = 0; j < last; ++j) {
@@ -223,8 +223,9 @@ TEST(GeneralSelect, EveryGroupRule) {
   EXPECT_GT(num_compared, 0.98 * num_rows);
 }
 
-// DeepSeek-V3 by hand. Scores: logits 0 are 0.5. Choices: group 0 = {0.5, 0.6}, group 1 = {0.9, 0.0}, group 2 = {0.5,
-// 0.5}: sums 1.1, 0.9, 1.0, so that groups 0 and 2 stay and expert 2 loses for all its 0.9.
+// DeepSeek-V3 by hand. Logits of 0 have scores of 0.5. With the correction the choices are {0.5, 0.6} in group 0, {0.9,
+// 0.0} in group 1 and {0.5, 0.5} in group 2. The sums are 1.1, 0.9 and 1.0, so groups 0 and 2 stay, and expert 2 loses
+// in spite of its 0.9.
 TEST(GeneralSelect, GroupsBySumOfTwoByHand) {
   const GateSpec gate{.scoring = Scoring::kSigmoid,
                       .top_k = 3,
@@ -373,7 +374,7 @@ TEST(GeneralSelect, SparseMixerByHand) {
 }
 
 TEST(GeneralSelect, SparseMixerWithNegativeAndZeroLogits) {
-  // All 0: 0/0 is not far.
+  // All logits are 0, and a distance of 0/0 is not far.
   const Routing zeros = Select({.scoring = Scoring::kSparseMixer, .top_k = 2, .jitter = 0.01}, {}, {0, 0, 0}, 3);
   EXPECT_FLOAT_EQ(zeros.weight[0], 1.0f / 3);
   EXPECT_FLOAT_EQ(zeros.weight[1], 0.5f);

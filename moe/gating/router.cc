@@ -46,7 +46,7 @@ void ConvertRows(const HostMatrix& from, int64_t first_row, HostMatrix* to) {
   ConvertElements(from.dtype, from.buffer.data(), to->dtype, to->view().row(first_row), from.num_rows * from.num_cols);
 }
 
-// Both matrices' rows, in their type or in fp32 where they differ.
+// Both matrices' rows, in their type, or in fp32 where their types differ.
 HostMatrix Stack(const HostMatrix& upper, const HostMatrix& lower) {
   const DType dtype = upper.dtype == lower.dtype ? upper.dtype : DType::kF32;
   HostMatrix stacked = HostMatrix::Allocate(dtype, upper.num_rows + lower.num_rows, upper.num_cols);
@@ -98,7 +98,7 @@ absl::Status Router::PackFirst(const HostMatrix& weight) {
   SY_ASSIGN_OR_RETURN(fp32_, SlicedLinear::Create(context_, DType::kF32, weight.view()));
   if (weight.dtype != DType::kBF16) return absl::OkStatus();
   auto bf16 = SlicedLinear::Create(context_, DType::kBF16, weight.view());
-  // Without bf16 code for this CPU the rows come as fp32.
+  // Without bf16 code for this CPU, only fp32 rows are accepted.
   if (bf16.status().code() == absl::StatusCode::kUnimplemented) return absl::OkStatus();
   SY_ASSIGN_OR_RETURN(bf16_, std::move(bf16));
   return absl::OkStatus();

@@ -1,12 +1,12 @@
-// A router: rows [T, D] to logits in fp32, in two steps so that the first, the large one, can be shared out by rows, by
-// slices of columns or by both.
+// A router computes logits in fp32 from rows [T, D], in two steps, so that the first, the large one, can be shared out
+// by rows, by slices of columns or by both.
 //
 //   linear   1. y = x · weightᵀ                     2. logits = y + bias
 //   cosine   1. y = x · projectorᵀ                  2. p = y + projector_bias; logits = p/|p| · weight_e/|weight_e| ·
 //                                                      logit_scale (+ bias), norms at least 1e-12 (Tutel's cosine_top)
 //
-// With a gated shared expert its one row is appended to the linear router's weight: the last column of the logits. It
-// is widened together with the router to fp32 where their types differ.
+// The gate of a gated shared expert is one row, which is appended to the linear router's weight and gives the last
+// column of the logits. Where their types differ, both are widened to fp32.
 //
 // Thread-safety: constant after Create; any number of threads may call RunSlices and Finish, each with a Scratch of its
 // own. The context must outlive the router.
@@ -28,11 +28,11 @@ namespace switchyard {
 
 class Router {
  public:
-  // What one thread needs while it runs.
+  // Working memory of one thread while it runs.
   struct Scratch {
     explicit Scratch(LinearContext* context) : linear(context) {}
     SlicedLinear::Scratch linear;
-    HostBuffer y;       // of the first step, for whoever runs both
+    HostBuffer y;       // of the first step, for callers that run both steps
     HostBuffer logits;  // of a cosine router
   };
 
@@ -43,17 +43,18 @@ class Router {
 
   bool Accepts(DType dtype) const { return LinearFor(dtype) != nullptr; }
 
-  // Of the first step: columns of y, slices of 64 columns, bytes of packed weights.
+  // The first step's columns of y, slices of 64 columns, and bytes of packed weights.
   int64_t first_width() const { return fp32_->out_features(); }
   int num_slices() const { return fp32_->num_slices(); }
   int64_t packed_bytes(DType dtype) const { return LinearFor(dtype)->packed_bytes(); }
   // Multiplications of one row in both steps.
   int64_t products_per_row() const;
 
-  // The first step: columns [64 · first_slice, …) of y [T, first_width()]. `rows` are of an accepted type.
+  // Runs the first step: computes columns [64 · first_slice, …) of y [T, first_width()]. `rows` are of an accepted
+  // type.
   absl::Status RunSlices(ConstMatrixView rows, int first_slice, int num_slices, float* y, Scratch* scratch) const;
 
-  // The second step, of `num_rows` rows of y, which it changes. The logits are in y or in scratch->logits.
+  // Runs the second step on `num_rows` rows of y, which it changes. The logits are in y or in scratch->logits.
   absl::StatusOr<LogitRows> Finish(float* y, int64_t num_rows, Scratch* scratch) const;
 
   // The shared expert's logit is at [num_experts] of each row of logits.

@@ -74,7 +74,7 @@ Doubles CosineLogits(const Doubles& x, const RouterWeights& router) {
 
 using LogitsFn = std::function<Doubles(const Doubles& x)>;
 
-// Softmax and top-k, which the selection's own tests check in every other form.
+// Expects softmax and top-k. The selection's own tests check every other form.
 void ExpectRow(const Doubles& logits, int top_k, const int32_t* experts, const float* weights) {
   std::vector<int> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
@@ -89,7 +89,7 @@ void ExpectRow(const Doubles& logits, int top_k, const int32_t* experts, const f
   }
 }
 
-// All numbers of threads and rows, so that every way of sharing out the work runs.
+// Routes with all numbers of threads and rows, so that every way of sharing out the work runs.
 void ExpectRouted(const LayerSpec& layer, const RouterWeights& router, DType dtype, const LogitsFn& logits) {
   const HostMatrix rows = RandomMatrix(dtype, kRowCounts.back(), kDim, 1.0f, 2);
   std::vector<Doubles> expected;
@@ -140,7 +140,7 @@ TEST(RouterKinds, CosineOfAZeroRowIsEven) {
   for (const float weight : routing.weight) EXPECT_FLOAT_EQ(weight, 1.0f / kExperts);
 }
 
-// Types that agree and types that do not; rows in every type that the gate takes then.
+// Router and shared gate have the same type or different ones; the rows have every type that the gate then accepts.
 TEST(RouterKinds, SharedExpertsFollowTheChoices) {
   for (const DType gate_type : {DType::kF32, DType::kBF16}) {
     LayerSpec layer = Layer();

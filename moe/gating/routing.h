@@ -6,7 +6,7 @@
 
 namespace switchyard {
 
-// For T rows and k choices each; row-major [T, k]. Within a row the experts are distinct, best score first, then the
+// The k choices of each of T rows; row-major [T, k]. Within a row the experts are distinct, best score first, then the
 // shared ones. A choice that was not made, or was lost to capacity, is expert -1 with weight 0.
 struct Routing {
   int64_t num_rows = 0;

@@ -15,7 +15,7 @@ void SoftmaxRow(const float* logits, float largest, int num_experts, float* scor
   for (int i = 0; i < num_experts; ++i) scores[i] = static_cast<float>(scores[i] / sum);
 }
 
-// Scores are NaN where a logit is, and where the largest is infinite and has no softmax.
+// All scores are NaN when a logit is NaN, and when the largest is infinite and therefore has no softmax.
 void ScoreRow(Scoring scoring, const float* logits, int num_experts, float* scores) {
   const float largest = *std::max_element(logits, logits + num_experts);
   const bool any_nan = std::any_of(logits, logits + num_experts, [](float logit) { return std::isnan(logit); });
@@ -28,7 +28,7 @@ void ScoreRow(Scoring scoring, const float* logits, int num_experts, float* scor
   }
 }
 
-// What a row's scores are divided by in sums over rows.
+// The number that a row's scores are divided by in sums over rows.
 double ShareOut(Scoring scoring, const std::vector<float>& scores) {
   if (scoring != Scoring::kSigmoid) return 1.0;
   double sum = 0.0;

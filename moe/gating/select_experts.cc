@@ -1,6 +1,6 @@
-// The plain case, softmax of the logits and the k largest, needs no scores of experts that are not chosen: the softmax
-// is computed of the k, and its denominator over all experts only when the weights are not normalised, where it would
-// cancel. Everything else is general_select.cc's.
+// The plain case, softmax of the logits and the k largest, needs no scores of experts that are not chosen. It computes
+// the exponentials of the k only, and the denominator over all experts only when the weights are not normalised,
+// because normalising would cancel it. general_select.cc handles everything else.
 #include "moe/gating/select_experts.h"
 
 #include <algorithm>
@@ -23,7 +23,7 @@ struct RowScratch {
   std::vector<float> logits;
 };
 
-// What of a GateSpec matters here.
+// The parts of a GateSpec that matter here.
 struct PlainGate {
   int top_k = 1;
   bool divides_by_sum = false;
@@ -97,7 +97,7 @@ void SelectRowsBaseline(const PlainGate& gate, const LogitRows& logits, const Ro
   SelectRows<TakeLargestK>(gate, logits, out);
 }
 
-// Whether norm_epsilon and norm_min change nothing of a sum of softmax scores: that of the k largest is at least 1/E.
+// Whether norm_epsilon and norm_min do not change a sum of softmax scores: the sum of the k largest is at least 1/E.
 bool SumIsAboveBounds(const GateSpec& spec, int num_experts) {
   return spec.norm_epsilon >= 0 && spec.norm_epsilon * num_experts < 1e-9 && spec.norm_min * num_experts < 0.5;
 }

@@ -1,7 +1,8 @@
 // Scoring and selection: from a row's logits to its k experts and their weights, as GateSpec says. Pure.
 //
-// Experts that compete by their scores alone are ranked by logit, which orders them as the scores do but tells apart
-// those that rounding makes equal. With a correction or groups they are ranked by the sum in fp32.
+// Experts that compete by their scores alone are ranked by logit, which orders them as the scores do but also tells
+// apart scores that rounding makes equal. With a correction or groups they are ranked by the fp32 sum of score and
+// correction.
 //
 // A row with a NaN logit gets k distinct experts and NaN weights, so that its output is NaN and every other row is
 // untouched. A largest logit that is infinite has no softmax (inf - inf): the experts are still chosen by logit, the
@@ -17,7 +18,7 @@
 
 namespace switchyard {
 
-// Logits [T, E] in fp32, rows `stride` >= E floats apart; what lies between is not read.
+// Logits [T, E] in fp32, rows `stride` >= E floats apart; the floats between them are not read.
 struct LogitRows {
   const float* data = nullptr;
   int64_t num_rows = 0;

@@ -123,7 +123,7 @@ TEST(SelectExperts, TiesGoToTheLowerIndex) {
   for (const float weight : routing.weight) EXPECT_FLOAT_EQ(weight, 1.0f / 3);
 }
 
-// Ties within a register's lanes and across registers, in numbers that candidates outgrow k.
+// Ties within a register's lanes and across registers, so many that there are more candidates than k.
 TEST(SelectExperts, MatchesTheDefinitionWithManyTies) {
   for (const int num_experts : {16, 17, 60, 128, 256}) {
     for (const int top_k : {1, 5, 8, 16}) {

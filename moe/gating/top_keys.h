@@ -1,6 +1,6 @@
-// The k largest of some floats, as integers in the same order: loops that the compiler turns into vector code. Nothing
-// is sorted: with AVX-512 a bound below the k-th largest key leaves some k to 2k candidates, which are ranked one by
-// one; else the largest is taken k times.
+// Finds the k largest of some floats, as integers in the same order, with loops that the compiler turns into vector
+// code. Nothing is sorted: with AVX-512 a bound below the k-th largest key leaves some k to 2k candidates, which are
+// ranked one by one; without it the largest is taken k times.
 //
 // All functions are inlined into callers that are compiled once per generation of vector registers. Pure.
 #pragma once
@@ -19,14 +19,15 @@
 namespace switchyard {
 
 inline constexpr int kLanes = 16;  // floats in the widest vector register
-// Alignment of arrays of so many: AddressSanitizer's stack frames have less, where the compiler counts on it.
+// Alignment of arrays of kLanes floats, given explicitly because the compiler counts on it and AddressSanitizer's stack
+// frames have less.
 inline constexpr int kLaneBytes = kLanes * sizeof(float);
-// Below the key of every number: the key of a NaN alone, and the mark of what is taken or beyond the end.
+// Below the key of every number: only a NaN can have it. It marks keys that are taken or beyond the end.
 inline constexpr int32_t kTaken = std::numeric_limits<int32_t>::min();
 
 inline int PaddedSize(int num_values) { return (num_values + kLanes - 1) / kLanes * kLanes; }
 
-// Integers in the order of the floats; -0 and +0 have the same.
+// Integers in the order of the floats; -0 and +0 have the same one.
 SY_ALWAYS_INLINE int32_t KeyOf(float value) {
   const int32_t bits = std::bit_cast<int32_t>(value + 0.0f);  // the sum turns -0 into +0
   return bits ^ ((bits >> 31) & 0x7fffffff);
@@ -66,8 +67,8 @@ SY_ALWAYS_INLINE int32_t BoundBelow(const int32_t* keys, int num_keys, int rank)
   return bound;
 }
 
-// The `top_k` best of the keys that reach `bound`, best first. Equal keys stay in the order of their indices, as they
-// come in it and only pass smaller ones.
+// The `top_k` best of the keys that reach `bound`, best first. Equal keys stay in the order of their indices, because
+// they come in that order and only pass smaller ones.
 SY_AVX512 inline void RankCandidates(const int32_t* keys, int num_keys, int32_t bound, int top_k, int32_t* expert_idx) {
   alignas(kLaneBytes) int32_t best[kLanes];
   int num_best = 0;
@@ -87,14 +88,14 @@ SY_AVX512 inline void RankCandidates(const int32_t* keys, int num_keys, int32_t 
   }
 }
 
-// The same; `num_keys` is a multiple of kLanes.
+// TakeLargestK with AVX-512; `num_keys` is a multiple of kLanes.
 SY_AVX512 inline void TakeLargestKAvx512(int32_t* keys, int num_keys, int top_k, int32_t* expert_idx) {
   const bool few_to_look_at = top_k * num_keys <= 4 * kLanes;
   if (top_k > kLanes || few_to_look_at) return TakeLargestK(keys, num_keys, top_k, expert_idx);
   RankCandidates(keys, num_keys, BoundBelow(keys, num_keys, top_k), top_k, expert_idx);
 }
 
-// Of the same code for three generations of vector registers, the fastest that this CPU can run.
+// The fastest version that this CPU can run, of the same code for three generations of vector registers.
 template <typename Fn>
 Fn FastestOf(Fn avx512, Fn avx2, Fn baseline) {
   if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) return avx512;

@@ -63,7 +63,7 @@ void BlasLinear::FinishRow(const double* multiplier, const LinearEpilogue& epilo
 
 absl::Status BlasLinear::RunChunk(ConstMatrixView x, const LinearEpilogue& epilogue, MatrixView y) const {
   const int64_t stride = transposed_ ? out_features() : in_features();
-  // ThreadSanitizer sees as little of OpenBLAS's threads as of OpenMP's.
+  // One thread under ThreadSanitizer, which sees as little of OpenBLAS's threads as of OpenMP's.
   openblas_set_num_threads(kLoopsAreParallel ? num_threads_ : 1);
   cblas_dgemm(CblasRowMajor, CblasNoTrans, transposed_ ? CblasNoTrans : CblasTrans, x.num_rows, out_features(),
               in_features(), 1.0, x.as<double>(), in_features(), Doubles(weight_.data()), stride, 0.0, y.as<double>(),

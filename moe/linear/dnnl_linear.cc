@@ -10,7 +10,7 @@ namespace switchyard {
 namespace {
 
 void Point(dnnl::memory* memory, const std::byte* data) {
-  // oneDNN's argument type is not const even for what it only reads.
+  // oneDNN's argument type is not const even for data that it only reads.
   memory->set_data_handle(const_cast<std::byte*>(data));
 }
 
@@ -49,7 +49,7 @@ absl::Status DnnlLinear::Prepare(const LinearEpilogue& epilogue, DType y_dtype) 
 
 absl::Status DnnlLinear::RunChunk(ConstMatrixView x, const LinearEpilogue& epilogue, MatrixView y) const {
   LinearContext::Impl& library = context_->impl();
-  // A setting of the calling thread; oneDNN compiles for and runs with this many.
+  // Sets the calling thread's number of OpenMP threads, which oneDNN compiles for and runs with.
   omp_set_num_threads(context_->num_threads());
   SY_ASSIGN_OR_RETURN(MatmulKernel * kernel, shape_->KernelFor(VariantOf(x.num_rows, epilogue, y.dtype)));
   library.scratchpad.EnsureSize(kernel->scratchpad_bytes);

@@ -24,7 +24,7 @@ class DnnlLinear final : public PackedLinear {
   absl::Status RunChunk(ConstMatrixView x, const LinearEpilogue& epilogue, MatrixView y) const override;
 
   LinearContext* const context_;
-  MatmulShape* const shape_;  // of context_
+  MatmulShape* const shape_;  // owned by context_
   HostBuffer packed_;         // constant after Create, in shape_'s layout
   HostBuffer bias_;           // fp32 [N], empty for none
 };

@@ -1,4 +1,4 @@
-// The one place where oneDNN's exceptions become statuses.
+// The one place that turns oneDNN's exceptions into statuses.
 //
 //   SY_RETURN_IF_ERROR(SY_DNNL_CALL(primitive.execute(stream, arguments)));
 #pragma once

@@ -7,8 +7,8 @@
 namespace switchyard {
 namespace {
 
-constexpr int kMaxRows = 4;  // of a tile, whose sums and operands fit the registers
-constexpr int kMaxCols = 4;  // likewise
+constexpr int kMaxRows = 4;  // rows of a tile: its sums and operands fit the registers
+constexpr int kMaxCols = 4;  // columns of a tile, likewise
 constexpr int kMinSums = 8;  // independent sums that keep the multiplier busy
 
 SY_BF16_PRODUCTS inline float SumOf(__m512 sums) {
@@ -32,7 +32,8 @@ struct Tile {
   int64_t y_stride;
 };
 
-// kRows rows by kCols columns. With few sums each is split into kSplits, which are added at the end.
+// kRows rows by kCols columns. When there are few sums, each is split into kSplits partial sums, which are added at the
+// end.
 template <int kRows, int kCols>
 SY_BF16_PRODUCTS void MultiplyTile(const Tile& tile) {
   constexpr int kSplits = std::max(1, kMinSums / (kRows * kCols));
@@ -87,7 +88,8 @@ constexpr TileFn kTilesOf[kMaxCols] = {MultiplyTile<kRows, 1>, MultiplyTile<kRow
                                        MultiplyTile<kRows, 4>};
 constexpr const TileFn* kTiles[kMaxRows] = {kTilesOf<1>, kTilesOf<2>, kTilesOf<3>, kTilesOf<4>};
 
-// The largest of as few parts as can be, each of at most `most` and all about equal.
+// Splits `whole` into as few parts as possible, of about equal size and at most `most` each; returns the size of the
+// largest.
 int64_t PartOf(int64_t whole, int64_t most) {
   const int64_t num_parts = (whole + most - 1) / most;
   return (whole + num_parts - 1) / num_parts;

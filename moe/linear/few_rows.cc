@@ -9,7 +9,7 @@ namespace switchyard {
 namespace {
 
 constexpr int kLanes = 16;        // columns in a register
-constexpr int kMaxRows = 6;       // rows whose sums fit the registers, four for each
+constexpr int kMaxRows = 6;       // rows of a tile: their sums, four registers each, fit the registers
 constexpr int kMinSums = 8;       // independent sums that keep the multiplier busy
 constexpr int kPairElements = 2;  // bf16 in a pair
 
@@ -21,8 +21,8 @@ SY_BF16_PRODUCTS inline __m512bh BroadcastPair(const uint16_t* x) {
   return (__m512bh)_mm512_set1_epi32(pair);
 }
 
-// kRows rows by the first kVectors · 16 columns. With few rows the sum over k is split into kSplits, which are added at
-// the end.
+// kRows rows by the first kVectors · 16 columns. With few rows the sum over k is split into kSplits partial sums, which
+// are added at the end.
 template <int kRows, int kVectors>
 SY_BF16_PRODUCTS void MultiplyTile(const Bf16Product& p) {
   constexpr int kSplits = std::max(1, kMinSums / (kRows * kVectors));
@@ -68,7 +68,7 @@ void MultiplyRows(const Bf16Product& p) {
   constexpr Tile kTiles[kMaxRows] = {MultiplyTile<1, kVectors>, MultiplyTile<2, kVectors>, MultiplyTile<3, kVectors>,
                                      MultiplyTile<4, kVectors>, MultiplyTile<5, kVectors>, MultiplyTile<6, kVectors>};
   Bf16Product tile = p;
-  // As few tiles as can be, of about equal height.
+  // As few tiles as possible, of about equal height.
   for (int64_t left = p.num_rows, num_tiles = (left + kMaxRows - 1) / kMaxRows; num_tiles > 0; --num_tiles) {
     tile.num_rows = (left + num_tiles - 1) / num_tiles;
     kTiles[tile.num_rows - 1](tile);

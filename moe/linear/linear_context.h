@@ -1,4 +1,5 @@
-// What all PackedLinears of one engine or gate share: the libraries' handles, compiled primitives, and working memory.
+// State that all PackedLinears of one engine or gate share: the libraries' handles, compiled primitives, and working
+// memory.
 //
 // Primitives are compiled once per (shape, epilogue, number of rows) however many layers and experts have that shape,
 // so that compiled code stays a few tens of MiB for a whole model.
@@ -21,7 +22,7 @@ class LinearContext {
 
   int num_threads() const { return num_threads_; }
 
-  // For loops over single-threaded primitives. Its threads start with the first loop.
+  // Runs loops over single-threaded primitives. Its threads start with the first loop.
   WorkPool& pool() { return pool_; }
 
   // Library state, for the implementations in this folder.

@@ -1,4 +1,4 @@
-// Inside of a LinearContext.
+// The internals of a LinearContext.
 #pragma once
 
 #include <memory>
@@ -19,7 +19,8 @@ struct LinearContext::Impl {
   HostBuffer staging;     // one weight matrix on its way into its packed layout
 
   // The primitives of a shape for use by `num_threads` threads, made at first use; valid as long as the context. The
-  // caller has set OpenMP to that many, here and whenever it compiles or runs one of them.
+  // caller must have set OpenMP to that number of threads before this call, and whenever it compiles or runs one of the
+  // primitives.
   absl::StatusOr<MatmulShape*> ShapeFor(DType compute, int64_t in_features, int64_t out_features, int num_threads);
 
  private:

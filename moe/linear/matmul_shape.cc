@@ -29,8 +29,8 @@ dnnl::algorithm DnnlAlgorithm(Activation activation) {
   return dnnl::algorithm::undef;
 }
 
-// The library's ReLU turns NaN into 0, and a damaged row would come out as a good one. With a slope below 0 it does
-// not: one so small that what it lets through is lost in any sum.
+// The library's ReLU turns NaN into 0, so a damaged row would come out as a good one. With a slope for x below 0 it
+// keeps NaN. The slope is so small that the values it lets through are lost in any sum.
 constexpr float kReluSlope = 1e-30f;
 
 // swish(x) = x · sigmoid(alpha · x); relu(x) = alpha · x below 0
@@ -86,7 +86,8 @@ absl::Status MatmulShape::ChooseLayout() {
   const memory::desc any({in_features_, out_features_}, DnnlType(compute_), memory::format_tag::any);
   SY_RETURN_IF_ERROR(SY_DNNL_CALL(weights_desc_ = Describe(typical, any).weights_desc()));
   if (AcceptsLayout(1, weights_desc_) && AcceptsLayout(4 * kTypicalRows, weights_desc_)) return absl::OkStatus();
-  // A layout that some numbers of rows cannot use would mean a second copy: plain [N, K], which all of them read.
+  // If some numbers of rows cannot use that layout, they would need a second copy of the weights. Plain [N, K] needs
+  // none, because all of them can read it.
   return SY_DNNL_CALL(weights_desc_ =
                           memory::desc({in_features_, out_features_}, DnnlType(compute_), memory::format_tag::ba));
 }

@@ -1,7 +1,8 @@
 // The oneDNN primitives of all linears of one shape [K → N] and compute type (fp32 or bf16).
 //
-// The weights' layout is asked of the library once, for a typical number of rows, and is the same for every linear of
-// the shape: weights, like all data, are bound at execution. A primitive is compiled for each variant at its first use.
+// The library chooses the weights' layout once, for a typical number of rows. The layout is the same for every linear
+// of the shape: weights, like all data, are bound at execution. A primitive is compiled for each variant at its first
+// use.
 //
 // Thread-safety: one thread at a time.
 #pragma once

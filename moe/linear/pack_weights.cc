@@ -10,7 +10,7 @@
 namespace switchyard {
 namespace {
 
-// The library may ask for an aligned element; a tensor inside a file need not be.
+// The library may need aligned elements, and a tensor inside a file need not be aligned.
 bool UsableInPlace(ConstMatrixView matrix, DType compute) {
   return matrix.dtype == compute && reinterpret_cast<uintptr_t>(matrix.data) % SizeOf(compute) == 0;
 }
@@ -33,7 +33,7 @@ absl::StatusOr<HostBuffer> PackWeights(LinearContext* context, const MatmulShape
   LinearContext::Impl& library = context->impl();
   const DType compute = shape.compute_dtype();
   const ConstMatrixView plain = InComputeType(weight.matrix, compute, context->num_threads(), &library.staging);
-  // The library's weights are [K, N]; the usual [N, K] is its transpose, told by the strides.
+  // The library's weights are [K, N]; the usual [N, K] is its transpose, which the strides express.
   const auto tag = weight.transposed ? dnnl::memory::format_tag::ab : dnnl::memory::format_tag::ba;
   HostBuffer packed(shape.weights_desc().get_size());
   const auto reorder = [&] {

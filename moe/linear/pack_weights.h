@@ -1,4 +1,4 @@
-// A weight matrix on its way into the layout of a shape's primitives.
+// Packs a weight matrix into the layout of a shape's primitives.
 #pragma once
 
 #include "base/tensor/buffer.h"
@@ -8,7 +8,7 @@
 
 namespace switchyard {
 
-// `weight`, converted to the shape's compute type, in the layout shape.weights_desc(). Its size is the shape's.
+// `weight`, converted to the shape's compute type, in the layout shape.weights_desc(), which gives its size.
 absl::StatusOr<HostBuffer> PackWeights(LinearContext* context, const MatmulShape& shape, const WeightView& weight);
 
 }  // namespace switchyard

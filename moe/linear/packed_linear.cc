@@ -20,7 +20,7 @@ absl::Status CheckMatrix(const char* name, ConstMatrixView matrix, DType dtype, 
                                                  std::string(DTypeName(dtype)), " [", num_rows, ", ", num_cols, "]"));
 }
 
-// The type that a multiplier or y of `given` type must have: fp32 beside bf16 is the one mixture the libraries take.
+// The type that a multiplier or y of `given` type must have: the libraries take no mixture but fp32 beside bf16.
 DType WantedBeside(DType compute, DType given) {
   return compute == DType::kBF16 && given == DType::kF32 ? DType::kF32 : compute;
 }

@@ -10,7 +10,8 @@
 //   fp32           fp32   fp32         fp32         fp32           oneDNN
 //   bf16           bf16   fp32, bf16   fp32, bf16   fp32           oneDNN
 //
-// M is free in every call. Thread-safety: that of the LinearContext, which must outlive every linear made with it.
+// M may differ from call to call. Thread-safety: that of the LinearContext, which must outlive every linear made with
+// it.
 #pragma once
 
 #include <memory>
@@ -23,7 +24,7 @@
 
 namespace switchyard {
 
-// What happens to x·W^T + bias before it is stored, in this order.
+// The operations on x·W^T + bias before it is stored, in this order.
 struct LinearEpilogue {
   std::optional<Activation> activation;
   ConstMatrixView multiplier;  // [M, N]; data == nullptr for none. May not overlap y.
@@ -48,8 +49,8 @@ class PackedLinear {
   // INVALID_ARGUMENT names the matrix whose shape or type does not fit. M may be 0.
   absl::Status Run(ConstMatrixView x, const LinearEpilogue& epilogue, MatrixView y) const;
 
-  // Compiles now what Run would compile at the first use of each M, for calls like this one: `epilogue` counts by which
-  // parts it has and their types. Shared by all linears of this shape.
+  // Compiles in advance what Run would compile at the first use of each M. Only the presence and the types of
+  // `epilogue`'s parts count, not their data. All linears of this shape share the result.
   virtual absl::Status Prepare(const LinearEpilogue& epilogue, DType y_dtype) const = 0;
 
  protected:

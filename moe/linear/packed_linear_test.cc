@@ -54,7 +54,7 @@ struct Case {
   bool biased = false;
   LinearEpilogue epilogue;
   DType y_dtype = DType::kF32;
-  double tolerance = 0.0;  // of a value of about 1 in size
+  double tolerance = 0.0;  // allowed error, relative to 1 + |value|
 };
 
 std::unique_ptr<LinearContext> NewContext(int num_threads = 2) { return LinearContext::Create(num_threads).value(); }

@@ -8,8 +8,8 @@
 
 namespace switchyard {
 
-// ThreadSanitizer cannot see the barriers inside libgomp and would report every parallel loop: under it loops of ours
-// run on the calling thread.
+// ThreadSanitizer cannot see the barriers inside libgomp and would report every parallel loop, so our loops run on the
+// calling thread under it.
 #if defined(__SANITIZE_THREAD__)
 inline constexpr bool kLoopsAreParallel = false;
 #else

@@ -75,7 +75,7 @@ int64_t SlicedLinear::packed_bytes() const {
 }
 
 absl::Status SlicedLinear::Run(ConstMatrixView x, int first_slice, int num_slices, float* y, Scratch* scratch) const {
-  omp_set_num_threads(1);  // of this thread, for the library
+  omp_set_num_threads(1);  // for oneDNN, which reads this setting of the calling thread
   for (int i = first_slice; i < first_slice + num_slices; ++i) {
     SY_RETURN_IF_ERROR(RunSlice(slices_[i], x, y + i * kSliceColumns, scratch));
   }
@@ -103,7 +103,7 @@ absl::Status SlicedLinear::RunPiece(const Slice& slice, const MatmulKernel& kern
   std::byte* const dense = is_dense ? reinterpret_cast<std::byte*>(y) : scratch->y_.data();
   const auto execute = [&] {
     const auto bound = [&](const memory& like, const void* data) {
-      // oneDNN's argument type is not const even for what it only reads.
+      // oneDNN's argument type is not const even for data that it only reads.
       return memory(like.get_desc(), context_->impl().engine, const_cast<void*>(data));
     };
     kernel.primitive.execute(scratch->stream_,

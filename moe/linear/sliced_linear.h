@@ -1,15 +1,15 @@
-// y[M, N] = x[M, K] · W^T in fp32, for many threads at once: the linear of a caller that splits the work itself.
+// y[M, N] = x[M, K] · W^T in fp32, for many threads at once: the linear for callers that split the work themselves.
 //
 // The output columns are cut into slices of kSliceColumns, each packed by itself, so that work can be shared out by
-// rows, by slices or by both. Everything is compiled at creation, for one thread and for a few numbers of rows that any
-// other number is put together from: no call is slow because it is the first of its size.
+// rows, by slices or by both. Everything is compiled at creation, for one thread and for a few numbers of rows. Any
+// other number of rows is put together from those, so no call is slow because it is the first of its size.
 //
 //   compute type   x      accumulation, y   columns of a slice, and rows   by
 //   fp32           fp32   fp32              any                            oneDNN
 //   bf16           bf16   fp32              1 to 8                         few_columns.h
 //                                           9 to 16, or 1 to 15 rows       few_rows.h
 //                                           others                         oneDNN
-// Without the CPU's bf16 products all is oneDNN's, which computes whole blocks of 64 columns, however few are wanted.
+// Without the CPU's bf16 products oneDNN does all, and computes whole blocks of 64 columns, however few are wanted.
 //
 // Thread-safety: after creation any number of threads may call Run, each with a Scratch of its own.
 #pragma once
@@ -31,7 +31,7 @@ inline constexpr int64_t kSliceColumns = 64;
 
 class SlicedLinear {
  public:
-  // What one thread needs while it runs; any linear may use it.
+  // Working memory of one thread while it runs; any linear may use it.
   class Scratch {
    public:
     explicit Scratch(LinearContext* context);
@@ -53,21 +53,21 @@ class SlicedLinear {
   int num_slices() const { return static_cast<int>(slices_.size()); }
   int64_t packed_bytes() const;
 
-  // Columns [64 · first_slice, 64 · (first_slice + num_slices)) of y, whose rows lie out_features() floats apart from
-  // `y` on. x is [M, in_features()] of the compute type, and that is not checked.
+  // Computes columns [64 · first_slice, 64 · (first_slice + num_slices)) of y, whose rows lie out_features() floats
+  // apart, beginning at `y`. x is [M, in_features()] of the compute type, which is not checked.
   absl::Status Run(ConstMatrixView x, int first_slice, int num_slices, float* y, Scratch* scratch) const;
 
  private:
   static constexpr std::array<int64_t, 9> kPieceRows = {256, 128, 64, 32, 16, 8, 4, 2, 1};
-  static constexpr int64_t kFewRows = 16;  // fewer than this many are few_rows.h's, where it can be used
-  static constexpr int64_t kNarrow = 16;   // and any number, when a slice has no more columns than this
+  static constexpr int64_t kFewRows = 16;  // few_rows.h multiplies fewer rows than this, where it can be used
+  static constexpr int64_t kNarrow = 16;   // and any number of rows, when a slice has at most so many columns
 
   enum class Kernel { kLibrary, kFewRows, kFewColumns };
 
   struct Slice {
     int64_t num_cols = 0;
     Kernel other = Kernel::kLibrary;  // multiplies the rows that `kernels` leave
-    HostBuffer packed;                // by PackFewColumns for its kernel, else in the library's layout
+    HostBuffer packed;                // from PackFewColumns for kFewColumns, else in the library's layout
     std::array<const MatmulKernel*, kPieceRows.size()> kernels{};  // null for sizes never needed
   };
 

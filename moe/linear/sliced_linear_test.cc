@@ -31,7 +31,7 @@ std::vector<double> Values(ConstMatrixView matrix) {
   return values;
 }
 
-// The products, and for each the sum of its terms' sizes, which rounding is relative to.
+// The products, and for each the sum of its terms' magnitudes, which the rounding error is relative to.
 struct Expected {
   std::vector<double> y, size;
 };

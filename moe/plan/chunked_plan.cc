@@ -6,8 +6,8 @@
 namespace switchyard {
 namespace {
 
-// On two H200 (docs/gpu.md) steps of 32 and 50 MiB per rank were fastest whole: a GEMM and an exchange that run at the
-// same time take each other's multiprocessors, which costs more than waiting.
+// On two H200 (docs/gpu.md) steps of 32 and 50 MiB per rank were fastest with one chunk, because a GEMM and an exchange
+// that run at the same time take multiprocessors from each other, which costs more than waiting.
 constexpr int64_t kTwoChunksFromBytes = int64_t{64} << 20;
 constexpr int64_t kThreeChunksFromBytes = int64_t{256} << 20;
 
@@ -36,8 +36,8 @@ void ChunkedPlan::Split(const RankPlanView& plan, int num_chunks, int rank) {
   MakeViews(plan);
 }
 
-// In a buffer whose blocks are `offsets` [R + 1], where chunk c's part of the block of `peer` begins, which is where
-// the part before it ends.
+// `offsets` [R + 1] are the blocks of a buffer. Returns where chunk c's part of the block of `peer` begins, which is
+// where the part of chunk c - 1 ends.
 int32_t ChunkedPlan::PartBegin(std::span<const int32_t> offsets, int peer, int c) const {
   if (c == 0) return offsets[peer];
   if (peer == rank_) return offsets[peer + 1];
@@ -93,8 +93,8 @@ void ChunkedPlan::SplitPairs(const RankPlanView& plan) {
   CopyPairRuns(plan);
 }
 
-// An expert's pairs are in the order of their receive rows, which lie source after source: the pairs of one (expert,
-// source, chunk) are a run, and the runs follow one another.
+// An expert's pairs are in the order of their receive rows, and those are grouped by source. Therefore the pairs of one
+// (expert, source, chunk) are a run, and the runs follow one another.
 void ChunkedPlan::FindPairRuns(const RankPlanView& plan) {
   run_ends_.assign(1, 0);
   for (int slot = 0; slot < plan.num_slots(); ++slot) {

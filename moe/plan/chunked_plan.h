@@ -1,14 +1,15 @@
 // A rank's plan cut into chunks, so that a device can compute one while the next is on its way between ranks.
 //
-// With C > 1 chunks, chunk 0 is the rows that this rank sends itself: they are there from the start, so computing them
-// hides the way of the first rows of others. Chunks 1 to C - 1 are a share of every other block each: of the n rows
-// that source s sends destination d ≠ s, chunk c takes those at positions [n·(c-1)/(C-1), n·c/(C-1)). Both sides cut at
-// the same places without talking.
+// With C > 1 chunks, chunk 0 is the rows that this rank sends to itself. They are there from the start, so computing
+// them hides the transfer of the first rows from other ranks. Each of the chunks 1 to C - 1 is a share of every other
+// block: of the n rows that source s sends destination d ≠ s, chunk c takes those at positions [n·(c-1)/(C-1),
+// n·c/(C-1)). Both sides cut at the same places without communicating.
 //
-// Rows are chunk-major in the buffers of a chunked step: the send buffer begins with the rows that stay, followed by
-// chunk 1's for every destination, and so on, and the receive buffer likewise by source. Chunk 0 has one block on
-// either side, with the same rows in the same order, so what would be received can be read where it is sent from.
-// Combining adds a row's partial sums in the order of the send buffer: first this rank's, then others' chunk by chunk.
+// The buffers of a chunked step are chunk-major: the send buffer begins with the rows that stay on this rank, followed
+// by chunk 1's rows for every destination, and so on; the receive buffer likewise, by source. Chunk 0 has one block in
+// each buffer, with the same rows in the same order, so its rows can be read in the send buffer and need not be
+// received. Combining adds a row's partial sums in the order of the send buffer: first this rank's, then those of other
+// ranks, chunk by chunk.
 //
 //   ChunkedPlan chunks;               kept from step to step, for its memory
 //   chunks.Split(plan, plan.num_chunks, rank);
@@ -23,16 +24,16 @@
 
 namespace switchyard {
 
-// Into how many chunks to cut a step that dispatches `bytes_per_rank` bytes between different ranks, on average over
-// the ranks. More chunks hide more of the exchange behind the experts, and each costs an exchange's latency and makes
-// the experts' matrices smaller: one below 64 MiB, two (own rows, others') below 256 MiB, three beyond. The front
+// The number of chunks for a step that dispatches `bytes_per_rank` bytes between different ranks, on average over the
+// ranks: one below 64 MiB, two (own rows, others') below 256 MiB, three from there on. More chunks hide more of the
+// exchange behind the experts, but each costs an exchange's latency and makes the experts' matrices smaller. The front
 // decides and tells all ranks (RankPlanView::num_chunks).
 int ChooseNumChunks(int64_t bytes_per_rank);
 
-// Not thread-safe. Views are valid until the next Split, and as long as the plan that was split.
+// Not thread-safe. Views are valid until the next Split, and no longer than the plan that was split.
 class ChunkedPlan {
  public:
-  // `plan` is that of `rank`; 1 ≤ num_chunks ≤ kMaxChunks. One chunk is the plan itself, and costs nothing.
+  // `plan` belongs to `rank`; 1 ≤ num_chunks ≤ kMaxChunks. One chunk is the plan itself, and costs nothing.
   void Split(const RankPlanView& plan, int num_chunks, int rank);
 
   int num_chunks() const { return static_cast<int>(chunks_.size()); }
@@ -45,16 +46,17 @@ class ChunkedPlan {
   int64_t first_send_row(int c) const { return send_.first_row[c]; }
   int64_t first_recv_row(int c) const { return recv_.first_row[c]; }
 
-  // What gathering and combining need: the rows of the whole send buffer. Without pairs, and with a segment of
-  // send_offsets for every (chunk, destination), of recv_offsets for every (chunk, source): num_ranks counts those.
+  // The rows of the whole send buffer, for gathering and combining. It has no pairs. send_offsets has a segment for
+  // every (chunk, destination) and recv_offsets one for every (chunk, source); num_ranks is the number of these
+  // segments.
   const RankPlanView& whole() const { return whole_; }
 
  private:
-  // Of the send or of the receive buffer.
+  // The blocks of the send buffer or of the receive buffer.
   struct Blocks {
-    std::vector<int32_t> by_chunk;   // [C, R + 1], from 0 in each chunk
-    std::vector<int32_t> whole;      // [C · R + 1]
-    std::vector<int64_t> first_row;  // [C + 1], of each chunk
+    std::vector<int32_t> by_chunk;   // [C, R + 1] offsets, from 0 in each chunk
+    std::vector<int32_t> whole;      // [C · R + 1] offsets in the whole buffer
+    std::vector<int64_t> first_row;  // [C + 1], the first row of each chunk
   };
 
   int32_t PartBegin(std::span<const int32_t> offsets, int peer, int c) const;
@@ -68,7 +70,7 @@ class ChunkedPlan {
   int rank_ = 0;
   std::vector<RankPlanView> chunks_;
   RankPlanView whole_;
-  // What the views show, chunk after chunk.
+  // The memory behind the views, chunk after chunk.
   Blocks send_, recv_;
   std::vector<int32_t> send_rows_;
   std::vector<int32_t> expert_offsets_;  // [C, S + 1]

@@ -15,11 +15,11 @@ StepPlan PlanOf(const PlanCase& plan_case) {
   return PlanStep(plan_case.routing, plan_case.placement, plan_case.home_offsets);
 }
 
-// What one pair is, however the step is cut: its slot, where its row came from, which of the source's rows for this
-// destination it is, and its weight.
+// Identifies a pair however the step is cut: its slot, the rank that its row came from, the row's position among the
+// source's rows for this destination, and its weight.
 using Pair = std::tuple<int, int, int64_t, float>;
 
-// Pairs of a plan; `position(source, index)` is the place in the whole block of the index-th row from that source.
+// Adds the pairs of a plan; `position(source, index)` is where in the source's whole block its index-th row lies.
 template <typename Position>
 void AddPairs(const RankPlanView& plan, const Position& position, std::multiset<Pair>* pairs) {
   for (int slot = 0; slot < plan.num_slots(); ++slot) {
@@ -65,7 +65,7 @@ TEST(ChunkedPlanTest, ChunksTogetherComputeTheSamePairs) {
   }
 }
 
-// Every chunk is a plan that the codec's reader, which checks everything an engine relies on, takes.
+// The codec's reader, which checks everything an engine relies on, accepts every chunk as a plan.
 TEST(ChunkedPlanTest, EveryChunkIsASoundPlan) {
   ChunkedPlan chunks;
   for (const PlanCase& plan_case : PlanCases()) {
@@ -136,7 +136,8 @@ TEST(ChunkedPlanTest, FirstChunkIsExactlyTheRowsThatStay) {
   }
 }
 
-// The send buffer as a whole: chunk after chunk, and in all the same rows for every destination in the same order.
+// The whole send buffer is chunk after chunk, and for every destination it has the same rows in the same order as the
+// plan.
 TEST(ChunkedPlanTest, WholeSendBufferIsTheChunksInARow) {
   ChunkedPlan chunks;
   for (const PlanCase& plan_case : PlanCases()) {
@@ -176,7 +177,7 @@ TEST(ChunkedPlanTest, OneChunkIsThePlanItself) {
   const StepPlan step = PlanOf(plan_case);
   const RankPlanView plan = step.ranks[0].view();
   ChunkedPlan chunks;
-  chunks.Split(plan, 4, 0);  // what a step before left behind does not matter
+  chunks.Split(plan, 4, 0);  // the state that an earlier step left behind does not matter
   chunks.Split(plan, 1, 0);
   ASSERT_EQ(chunks.num_chunks(), 1);
   EXPECT_FALSE(chunks.is_own(0));

@@ -12,14 +12,14 @@ struct ExpertPlace {
   int slot = 0;
 };
 
-// Shared experts, which every row takes, are on every rank: a row's is computed at its home. Their indices follow the
-// others', and so do their slots.
+// Shared experts, which every row takes, are on every rank, and a row's shared experts are computed at its home. Their
+// indices and slots follow those of the other experts.
 //
 // Constant after construction, so freely shared between threads.
 class Placement {
  public:
-  // Consecutive experts on each rank, counts differing by at most one; with more ranks than experts some ranks hold
-  // none (they still are home to rows).
+  // Places consecutive experts on each rank, in numbers that differ by at most one. With more ranks than experts some
+  // ranks hold none, but are still home to rows.
   static Placement Even(int num_experts, int num_ranks, int num_shared = 0);
 
   // `rank_of_expert[e]` in [0, num_ranks); slots follow the expert order.
@@ -29,7 +29,7 @@ class Placement {
   // Without the shared ones.
   int num_experts() const { return static_cast<int>(places_.size()); }
   int num_shared() const { return num_shared_; }
-  // Of an expert for a row whose home is rank `home`.
+  // The place of an expert for a row whose home is rank `home`.
   ExpertPlace place(int expert_idx, int home) const {
     if (expert_idx < num_experts()) return places_[expert_idx];
     return {home, first_shared_slot(home) + expert_idx - num_experts()};

@@ -35,7 +35,7 @@ int64_t PlanBytes(int64_t num_ranks, int64_t num_slots, int64_t num_send_rows, i
 template <typename T>
 std::byte* Append(std::span<const T> values, std::byte* out) {
   static_assert(sizeof(T) == 4);
-  if (values.empty()) return out;  // memcpy takes no null pointer, not even for nothing
+  if (values.empty()) return out;  // memcpy takes no null pointer, not even for 0 bytes
   std::memcpy(out, values.data(), values.size_bytes());
   return out + values.size_bytes();
 }
@@ -107,7 +107,7 @@ absl::Status CheckSegments(absl::string_view field, std::span<const int32_t> off
   return absl::OkStatus();
 }
 
-// A received row that no expert computes would come back as whatever the partial sums' memory held before.
+// A received row that no expert computes would come back as the old contents of the partial sums' memory.
 absl::Status CheckEveryRowHasPair(std::span<const int32_t> pair_rows, int64_t num_recv_rows) {
   std::vector<bool> has_pair(num_recv_rows);
   for (const int32_t row : pair_rows) has_pair[row] = true;

@@ -64,7 +64,7 @@ bool SegmentsHold(std::span<const int32_t> offsets, std::span<const int32_t> ind
   return true;
 }
 
-// Everything an engine relies on when it indexes without looking.
+// Everything an engine relies on when it indexes without checks.
 bool InvariantsHold(const RankPlanView& plan, const PlanLimits& limits) {
   return plan.num_ranks == limits.num_ranks && plan.num_slots() == limits.num_slots && plan.num_home_rows >= 0 &&
          plan.num_home_rows <= limits.max_home_rows && plan.num_recv_rows() <= limits.max_rows &&
@@ -187,7 +187,7 @@ TEST(PlanCodecTest, ReceivedRowWithoutExpertIsRefused) {
   EXPECT_THAT(status.message(), HasSubstr("received row 1 has no expert"));
 }
 
-// Any single word replaced by any of the values that break readers: refused, or still sound.
+// Replaces any single word by any of the values that break readers: the plan is refused or still sound.
 TEST(PlanCodecTest, HostileWordsAreRefusedOrHarmless) {
   const Sample sample;
   const std::vector<int32_t> words = Encode(sample.plan());

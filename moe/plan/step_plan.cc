@@ -6,7 +6,7 @@
 namespace switchyard {
 namespace {
 
-// Tells, row after row, whether a rank is met for the first time in this row. Clearing between rows costs nothing.
+// Tells, row after row, whether a rank occurs for the first time in the row. Nothing has to be cleared between rows.
 class FirstVisit {
  public:
   explicit FirstVisit(int num_ranks) : last_row_(num_ranks, -1) {}
@@ -86,13 +86,13 @@ std::vector<std::vector<int32_t>> PairCursors(const std::vector<RankPlan>& plans
 }
 
 // Second pass: writes send rows and pairs. Homes are consecutive blocks of rows, so a destination receives its rows in
-// row order whatever their source, and one counter per destination numbers them.
+// row order regardless of their source, and one counter per destination numbers them.
 void FillPlans(const Routing& routing, const Placement& placement, const std::vector<int64_t>& home_offsets,
                std::vector<RankPlan>& plans) {
   const int num_ranks = placement.num_ranks();
   FirstVisit first_visit(num_ranks);
   std::vector<std::vector<int32_t>> cursors = PairCursors(plans);
-  std::vector<int32_t> recv_row(num_ranks, -1);  // of the row in hand, by destination
+  std::vector<int32_t> recv_row(num_ranks, -1);  // receive row of the current row, by destination
   std::vector<int32_t*> send_row(num_ranks);     // where this home's next row for a destination is written
   size_t choice = 0;
   for (int home = 0; home < num_ranks; ++home) {

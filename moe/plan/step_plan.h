@@ -1,10 +1,10 @@
-// The plan of one step: who sends which rows where, and which expert computes which of them.
+// The plan of one step: which rows each rank sends to which ranks, and which expert computes which of them.
 //
 // A step takes T rows. They are split over the ranks in consecutive blocks, their *home*: rank r is home to rows
 // [home_offsets[r], home_offsets[r+1]). A home sends one copy of a row to every rank that holds one of the row's
-// experts, however many it holds (its own rank included, which crosses nothing). The destination computes the row's
-// weighted partial sum over its experts and returns it in the order received; the home adds the partial sums of a row
-// in rank order. All counts are exact, so ranks exchange none.
+// experts, however many of them that rank holds. A copy for its own rank does not leave the rank. The destination
+// computes the row's weighted partial sum over its experts and returns it in the order received; the home adds the
+// partial sums of a row in rank order. All counts are exact, so ranks do not exchange counts.
 //
 // Vocabulary: source = home rank of a row; destination = rank whose experts compute it; pair = one (row, expert).
 #pragma once
@@ -20,13 +20,13 @@ namespace switchyard {
 
 inline constexpr int kMaxChunks = 8;
 
-// What one rank needs to know of a step. All offsets start with 0 and never decrease; views do not own.
+// The part of a step's plan that one rank needs. All offsets start with 0 and never decrease; the view owns no memory.
 struct RankPlanView {
   int num_ranks = 0;
   int64_t num_home_rows = 0;
-  // Parts in which a device that can overlap them exchanges and computes the rows (chunked_plan.h), 1 to kMaxChunks and
-  // the same on every rank of a step. Offsets and rows here are those of the undivided step, except in a ChunkedPlan's
-  // views, which are of a step that is divided already.
+  // The number of parts, 1 to kMaxChunks and the same on every rank of a step, into which a device that can overlap
+  // exchange and computation divides the rows (chunked_plan.h). Offsets and rows here are those of the undivided step,
+  // except in the views of a ChunkedPlan, whose step is divided already.
   int num_chunks = 1;
   // Rows to send: send_rows[send_offsets[d] .. send_offsets[d+1]) are home row indices for destination d, increasing.
   std::span<const int32_t> send_offsets;  // [num_ranks + 1]
@@ -44,7 +44,7 @@ struct RankPlanView {
   int64_t num_pairs() const { return pair_rows.size(); }
 };
 
-// Owns what a RankPlanView shows.
+// Owns the memory behind a RankPlanView.
 struct RankPlan {
   int64_t num_home_rows = 0;
   int num_chunks = 1;
@@ -62,12 +62,13 @@ struct StepPlan {
   int64_t num_crossing_rows = 0;         // their sum: rows dispatched between different ranks
 };
 
-// Consecutive, as even as can be: rank r is home to rows [T·r/R, T·(r+1)/R).
+// Consecutive blocks, as even as possible: rank r is home to rows [T·r/R, T·(r+1)/R).
 std::vector<int64_t> HomeOffsets(int64_t num_rows, int num_ranks);
 
-// Plans a step. Pure: equal arguments give equal plans. `home_offsets` as from HomeOffsets (any non-decreasing split of
-// the rows works). Every plan has one chunk; whoever wants more sets it on all ranks. Every expert index of `routing`
-// must lie in the placement; a negative one means that this choice was dropped (capacity) and is skipped.
+// Plans a step. Pure: equal arguments give equal plans. `home_offsets` is as from HomeOffsets (any non-decreasing split
+// of the rows works). Every plan has one chunk; a caller that wants more sets num_chunks on all ranks. Every expert
+// index of `routing` must lie in the placement; a negative one means that this choice was dropped (capacity) and is
+// skipped.
 StepPlan PlanStep(const Routing& routing, const Placement& placement, std::vector<int64_t> home_offsets);
 
 }  // namespace switchyard

@@ -22,7 +22,7 @@ WeightedPairs PairsOf(const Routing& routing) {
   return pairs;
 }
 
-// What a rank receives, as rows of the step: the sources' blocks in rank order, each in the order it was sent.
+// The rows of the step that a rank receives: the sources' blocks in rank order, each in the order it was sent.
 std::vector<int64_t> ReceivedRows(const StepPlan& plan, int destination) {
   std::vector<int64_t> rows;
   for (size_t source = 0; source < plan.ranks.size(); ++source) {

@@ -27,7 +27,7 @@ std::vector<int64_t> RandomHomeOffsets(int64_t num_rows, int num_ranks, uint32_t
   return offsets;
 }
 
-// Every row takes them, after its other choices.
+// Adds shared experts, which every row takes after its other choices.
 void AddSharedExperts(int num_shared, PlanCase& plan_case) {
   const Routing routed = std::move(plan_case.routing);
   Routing& all = plan_case.routing;

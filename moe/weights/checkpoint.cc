@@ -60,7 +60,7 @@ bool Exists(const std::string& path) {
   return stat(path.c_str(), &info) == 0;
 }
 
-// A shard is a file of the folder itself: an index from elsewhere must not make us open any other path.
+// A shard is a file of the folder itself: an index of unknown origin must not make this process open any other path.
 bool IsPlainShardName(const std::string& name) {
   return absl::EndsWith(name, ".safetensors") && name.front() != '.' && !absl::StrContains(name, '/') &&
          !absl::StrContains(name, '\0');
@@ -85,7 +85,7 @@ absl::StatusOr<WeightMap> ParseWeightMap(std::string_view text) {
   return weight_map;
 }
 
-// A few bytes from the middle of some tensors: few enough to cost nothing on a cold disk.
+// Adds a few bytes from the middle of some tensors: few enough to cost nothing on a cold disk.
 void AddSamples(const SafetensorsFile& file, Fingerprint* fingerprint) {
   constexpr size_t kSamples = 64, kSampleBytes = 64;
   const std::vector<std::string_view> names = file.names();

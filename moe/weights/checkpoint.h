@@ -1,7 +1,8 @@
 // A checkpoint folder as published: config.json, and either model.safetensors or model.safetensors.index.json with the
 // shards it names. Finds a tensor wherever it lies; knows nothing of what tensors mean.
 //
-// Opening maps every shard and checks its header, and that the index tells the truth; no tensor is read.
+// Opening maps every shard and checks its header, and checks the index against the shards. Of the tensors it reads only
+// the fingerprint's samples.
 #pragma once
 
 #include <cstdint>
@@ -34,13 +35,13 @@ class Checkpoint {
   // entry == nullptr when no shard has it.
   StoredTensor Find(std::string_view name) const;
 
-  // Of config.json's bytes, every shard's name, size and header, and samples of its tensors: equal for equal
-  // checkpoints on any host, different when any setting, name, type, shape or offset differs. Other weights of the same
-  // shapes are told apart by the samples, a change of single elements is not.
+  // A fingerprint of config.json's bytes, every shard's name, size and header, and samples of its tensors: equal for
+  // equal checkpoints on any host, different when any setting, name, type, shape or offset differs. The samples tell
+  // apart other weights of the same shapes, but not a change of single elements.
   uint64_t fingerprint() const { return fingerprint_; }
 
-  // Of the shards as files of this host (inode, size and time of the last change), now: another value than before says
-  // that a file was replaced or written to since. The error of a file that is gone.
+  // Identifies the shards as files of this host (inode, size and time of the last change) at the time of the call. A
+  // value other than before means that a file was replaced or written to since. An error when a file is gone.
   absl::StatusOr<uint64_t> FileIdentity() const;
 
  private:

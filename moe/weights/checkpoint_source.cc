@@ -15,7 +15,7 @@
 namespace switchyard {
 namespace {
 
-// Tutel bounds the learned temperature: logits are cosines times at most 100.
+// Tutel bounds the learned temperature, so logits are cosines times at most 100.
 constexpr double kMaxLogitScale = 100;
 
 // [in, out] as [out, in].

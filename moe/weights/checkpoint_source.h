@@ -1,5 +1,5 @@
-// Weights from a checkpoint folder. Matrices are views into the mapped files; only what its file does not hold as a
-// contiguous, aligned, unquantised matrix is copied, for as long as its expert is in use.
+// Weights from a checkpoint folder. Matrices are views into the mapped files. A matrix that its file does not hold
+// contiguous, aligned and unquantised is copied, for as long as its expert is in use.
 #pragma once
 
 #include <memory>
@@ -9,7 +9,7 @@
 
 namespace switchyard {
 
-// As OpenWeightSource, for a folder.
+// OpenWeightSource for a folder.
 absl::StatusOr<std::unique_ptr<WeightSource>> OpenCheckpointSource(const std::string& folder);
 
 }  // namespace switchyard

@@ -118,7 +118,7 @@ class Plan {
   }
 
   absl::Status AddExperts(const MoeBlock& block) {
-    // Standard stacks are another form of what is published per expert; any other stack is the published form.
+    // A standard stack is another form of experts that are published one by one; any other stack is the published form.
     const bool is_published_stacked = !block.names.stacked.empty() && block.names.stacked.front().inner_in_major;
     if (!block.names.each || is_published_stacked) return AddStacked(block.names.stacked.front(), block.spec);
     for (int idx = 0; idx < block.spec.num_experts; ++idx) {
@@ -207,7 +207,7 @@ class Plan {
 
   const CheckpointOptions& options_;
   bool is_fp8_ = false, is_mxfp4_ = false;
-  DType dtype_ = DType::kBF16;  // of what is not quantised
+  DType dtype_ = DType::kBF16;  // of tensors that are not quantised
   std::string path_;
   std::vector<StreamedTensor> tensors_;
 };

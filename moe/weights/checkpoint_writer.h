@@ -17,14 +17,14 @@ struct CheckpointOptions {
   int64_t expert_dim = 96;
   int num_experts = 8;
   int top_k = 2;
-  int num_layers = 1;  // with experts; of an encoder-decoder, of each stack
-  // Of the families that may have shared experts; 0: none where it may be none, else expert_dim. A multiple of
-  // expert_dim where the config counts experts.
+  int num_layers = 1;  // layers with experts; in an encoder-decoder, those of each stack
+  // Width of the shared experts, in families that may have them. 0 means none where the family may have none, else
+  // expert_dim. Must be a multiple of expert_dim where the config counts shared experts.
   int64_t shared_dim = 0;
-  int num_groups = 1;  // of DeepSeek's families
+  int num_groups = 1;  // groups of experts, in DeepSeek's families
   int groups_kept = 1;
   // "fp64", "fp32", "fp16", "bf16", "fp8" (e4m3 with a scale per 128 × 128 block) or "mxfp4" (gpt_oss). The last two
-  // hold for experts, the rest is then bf16.
+  // apply to the experts; other weights are then bf16.
   std::string dtype = "bf16";
   uint64_t seed = 1;  // equal options make equal files
   int64_t max_shard_bytes = int64_t{5} << 30;

@@ -85,7 +85,7 @@ TEST(Writer, EqualOptionsMakeEqualFilesAndShardsHoldTheSame) {
   EXPECT_NE(all(), first);
 }
 
-// Longer than a piece: the stream goes on where the piece before ended.
+// The tensors are longer than a piece, so that several pieces make up each.
 TEST(Writer, TensorsAreStreamedInPieces) {
   CheckpointOptions options = {.family = "granitemoe", .hidden_dim = 512, .expert_dim = 640};
   const auto source = OpenWeightSource(Write(options));

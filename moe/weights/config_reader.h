@@ -21,7 +21,7 @@ class ConfigReader {
   static absl::StatusOr<ConfigReader> Parse(std::string file, std::string_view text);
 
   bool Has(std::string_view key) const { return Find(key) != nullptr; }
-  // Written as null, where that says something else than not writing the key.
+  // Whether the key is written as null, for keys where null means something else than absence.
   bool IsNull(std::string_view key) const;
 
   // A whole number in [min, max]; `fallback` when the key is absent, an error when there is no fallback.

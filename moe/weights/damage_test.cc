@@ -34,7 +34,7 @@ TEST_P(Damage, ATensorThatIsMissingOrRenamed) {
   }
 }
 
-// One more dimension; and, where there are two, those swapped.
+// One more dimension; then the first dimension doubled.
 TEST_P(Damage, ATensorOfAnotherShape) {
   for (const auto& [name, tensor] : whole_.tensors) {
     TestCheckpoint misshapen = whole_;

@@ -55,7 +55,7 @@ TEST(Families, LayersAreNamedByTheTransformersIndex) {
   EXPECT_THAT(LayerNames(Load("tutel_top2_ffn")), ElementsAre("0"));
 }
 
-// Tensors of a layer behind the last one, as DeepSeek and GLM store what predicts further tokens.
+// Tensors of a layer behind the last one, where DeepSeek and GLM store the layers that predict further tokens.
 TEST(Families, LayersBehindTheLastAreSkipped) {
   for (const char* name : {"deepseek_v3", "glm4_moe"}) {
     TestCheckpoint checkpoint = Load(name);

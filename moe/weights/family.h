@@ -1,5 +1,5 @@
-// What a checkpoint family (config.json's model_type) says about its MoE layers: what they compute, and under which
-// names their tensors are stored.
+// Describes the MoE layers of a checkpoint family (config.json's model_type): what they compute, and under which names
+// their tensors are stored.
 //
 // A family is one file in families/: a function from a config to its MoE blocks, and one registration.
 //
@@ -36,10 +36,10 @@ class FamilyRegistration {
 };
 
 // The MoE blocks of the checkpoint that `config` describes, in order. InvalidArgument for an unknown model_type
-// (listing those there are), a bad key, or a model without MoE layers.
+// (listing the known ones), a bad key, or a model without MoE layers.
 absl::StatusOr<std::vector<MoeBlock>> ReadMoeBlocks(const ConfigReader& config);
 
-// Every model_type there is, sorted.
+// Every known model_type, sorted.
 std::vector<std::string> KnownFamilies();
 
 // Keys that families share. Widths are from 1 to 2^20.
@@ -47,7 +47,7 @@ absl::StatusOr<int64_t> ReadWidth(const ConfigReader& config, std::string_view k
 absl::StatusOr<int> ReadTopK(const ConfigReader& config, std::string_view key, int num_experts);
 // transformers' names of activations; silu when the key is absent.
 absl::StatusOr<Activation> ReadActivation(const ConfigReader& config, std::string_view key);
-// The first of `keys` there is; the others, where present, must agree.
+// The value of the first of `keys` that is present; the others, where present, must agree.
 absl::StatusOr<int> ReadNumExperts(const ConfigReader& config, const std::vector<std::string_view>& keys, int min);
 absl::StatusOr<int> ReadNumLayers(const ConfigReader& config, std::string_view key);
 inline absl::StatusOr<int> ReadNumLayers(const ConfigReader& config) {
@@ -62,14 +62,14 @@ struct SizeKeys {
   std::string_view top_k = "num_experts_per_tok";
   std::string_view activation = "hidden_act";
 };
-// A layer with these sizes, and all else as LayerSpec has it.
+// A layer with these sizes; everything else keeps LayerSpec's defaults.
 absl::StatusOr<LayerSpec> ReadSizes(const ConfigReader& config, const SizeKeys& keys);
 
 // Normalization::kSum when the key says so.
 absl::StatusOr<Normalization> ReadSumNormalization(const ConfigReader& config, std::string_view key,
                                                    std::optional<bool> fallback);
 
-// Makes a shared expert of this inner width part of the layer, as experts of width expert_dim. 0: none.
+// Adds a shared expert of inner width `shared_dim` to the layer, as experts of width expert_dim. 0 adds none.
 void AddShared(int64_t shared_dim, LayerSpec* spec);
 
 // `block` once for every layer in [0, num_layers) that has experts, named by its index, which also replaces "#" in its

@@ -10,7 +10,7 @@ namespace switchyard {
 
 inline constexpr char kGoldenPrefix[] = "tests/testdata/golden_";
 
-// Those that a test's BUILD target brings, all of tests/testdata:golden being there; sorted.
+// The names of the checkpoints that a test's BUILD target provides, sorted; with tests/testdata:golden, all of them.
 inline std::vector<std::string> GoldenNames() {
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::directory_iterator("tests/testdata")) {

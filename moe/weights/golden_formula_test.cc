@@ -1,5 +1,5 @@
-// Names, layouts and formulas of every family, without any engine: what a source says and hands out, computed in plain
-// float64 (plain_layer.h), must be what transformers and Tutel answered.
+// Checks names, layouts and formulas of every family, without any engine: a source's specs and weights, computed in
+// plain float64 (plain_layer.h), must give the outputs of transformers and Tutel.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -24,8 +24,8 @@ std::vector<std::string> OutputNames(const SafetensorsFile& golden) {
   return names;
 }
 
-// Whether a golden tensor is of this layer: "…layers.3.…" of "3", "encoder.block.1.…" of "encoder.1"; a bare layer has
-// bare names.
+// Whether a golden tensor belongs to this layer: "…layers.3.…" to "3", "encoder.block.1.…" to "encoder.1"; a bare layer
+// has bare names.
 bool IsOf(const std::string& tensor, const std::string& layer) {
   if (!absl::StrContains(tensor, '.')) return true;
   const std::vector<std::string> parts = absl::StrSplit(layer, '.');

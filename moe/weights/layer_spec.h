@@ -32,18 +32,17 @@ absl::StatusOr<Activation> ParseActivation(std::string_view name);
 // How a row's logits become k experts and their weights, in this order:
 //   1. score_e = softmax over all experts, or sigmoid, of the logits.
 //   2. Experts compete by choice_e = score_e + correction_e (RouterWeights::score_correction, 0 without).
-//   3. With groups: experts are in num_groups equal consecutive groups; the groups_kept best stay, by their best or by
-//   the
-//      sum of their two best choices; the others' choices become excluded_score.
+//   3. With groups, the experts are in num_groups equal consecutive groups, which compete by their best choice or by
+//      the sum of their two best. The groups_kept best groups stay; the choices in the others become excluded_score.
 //   4. The k largest choices are taken, best first; ties go to the lower index.
-//   5. weight_e = score_e, without the correction; then normalised, then times `scale`.
-// All in fp32 whatever the checkpoint's type.
+//   5. weight_e = score_e, without the correction; then normalised, then multiplied by `scale`.
+// All in fp32, whatever the checkpoint's type.
 enum class Scoring : uint8_t {
   kSoftmax = 1,
   kSigmoid = 2,
   // The k experts are drawn one after the other (phimoe's sparsemixer in inference, k = 2): the best one's weight is
-  // its softmax among the experts whose logit s is near the best m: (m - s) / max(|s|, m) <= 2 · jitter; then again
-  // without it. The weights do not sum to 1.
+  // its softmax among the experts whose logit s is near the best logit m: (m - s) / max(|s|, m) <= 2 · jitter. The next
+  // one is drawn in the same way without it. The weights do not sum to 1.
   kSparseMixer = 3,
 };
 
@@ -55,15 +54,16 @@ enum class Normalization : uint8_t {
   kPNorm = 2,  // ÷ (sum of |weight|^norm_order)^(1 / norm_order)
 };
 
-// At most so many rows of one request may choose an expert; those beyond lose that expert (DESIGN: per request, so that
-// an answer never depends on strangers' rows). Places are given to all first choices in row order, then to all second
-// choices, and so on.
+// At most so many rows of one request may choose an expert; rows beyond lose that expert. Capacity is counted per
+// request, so that an answer never depends on other callers' rows. Places are given to all first choices in row order,
+// then to all second choices, and so on.
 enum class CapacityRule : uint8_t {
   kNone = 0,
   kFixed = 1,     // `rows` per expert (switch_transformers)
   kFraction = 2,  // ceil(factor · T) (nllb-moe)
-  // Tutel: factor > 0: k · int(factor · ceil(T / E)); 0: as many as the fullest expert needs; < 0: as many as the
-  // fullest needs but at most that with -factor; each rounded up to a multiple of `alignment`.
+  // Tutel's rule. With factor > 0: k · int(factor · ceil(T / E)). With 0: as many as the fullest expert needs. With
+  // factor < 0: as many as the fullest expert needs, but at most as many as -factor gives. The result is rounded up to
+  // a multiple of `alignment`.
   kTutel = 3,
 };
 
@@ -86,14 +86,14 @@ struct GateSpec {
   GroupScore group_score = GroupScore::kMax;
   float excluded_score = -std::numeric_limits<float>::infinity();
   Normalization normalization = Normalization::kNone;
-  bool normalizes_single = true;  // also with k = 1
+  bool normalizes_single = true;  // whether a single weight (k = 1) is normalised too
   double norm_epsilon = 0;
   double norm_min = 0;
   double norm_order = 1;
   double scale = 1;
-  double jitter = 0;  // of kSparseMixer
-  // Where it is not empty, the expert that a row's choice goes to, best choice first, whichever expert was chosen: what
-  // transformers 5 computes for nllb-moe (docs/models.md). Takes effect after capacity.
+  double jitter = 0;  // for kSparseMixer
+  // If not empty, the experts that compute a row's choices, best choice first, whichever experts were chosen:
+  // transformers 5 does so for nllb-moe (docs/models.md). Takes effect after capacity.
   std::vector<int32_t> experts_of_choices;
   CapacitySpec capacity;
 };
@@ -103,7 +103,7 @@ struct GateSpec {
 struct ExpertSpec {
   Activation activation = Activation::kSilu;
   bool gated = true;          // has a gate projection beside up
-  bool biased = false;        // all its projections are
+  bool biased = false;        // all its projections have biases
   double limit = 0;           // 0: none (gpt-oss: 7)
   double up_offset = 0;       // gpt-oss: 1
   bool weighs_input = false;  // the routing weight multiplies the expert's input (llama4, Tutel's is_postscore=False)
@@ -113,16 +113,15 @@ struct LayerSpec {
   std::string name;        // the transformer's own layer index: "3"
   int64_t hidden_dim = 0;  // D, width of a row
   int64_t expert_dim = 0;  // H, inner width of one expert
-  int num_experts = 0;     // E, those that the gate chooses from
+  int num_experts = 0;     // E, the experts that the gate chooses from
   GateSpec gate;
   std::vector<GateSpec> more_gates;  // gates 1, 2, … of a layer whose callers choose one
   ExpertSpec expert;
-  // Shared experts compute every row. Whatever the width of a shared expert, it is served as num_shared experts of
-  // width H (the last one padded with zeros): an FFN is the sum of FFNs over parts of its hidden width. Their indices
-  // are E, E
-  // + 1, …; each rank holds them all, so that no row travels for them.
+  // Shared experts compute every row. A shared expert of any width is served as num_shared experts of width H (the last
+  // one padded with zeros), because an FFN is the sum of FFNs over parts of its hidden width. They have the indices
+  // from E on. Each rank holds them all, so that no row travels for them.
   int num_shared = 0;
-  int64_t shared_dim = 0;     // their widths' sum before padding
+  int64_t shared_dim = 0;     // the sum of their widths before padding
   bool shared_gated = false;  // weight sigmoid(RouterWeights::shared_gate · x), else 1
   // Most choices of a row in a Routing: the k of the gate, then the shared experts.
   int num_choices() const {
@@ -139,9 +138,9 @@ struct LayerSpec {
 // One servable model: its MoE layers in order. Dense layers are not listed.
 struct ModelSpec {
   std::string family;         // model_type of config.json, or "synthetic"
-  DType dtype = DType::kF32;  // the checkpoint's own element type; of quantised weights what they are widened to
+  DType dtype = DType::kF32;  // the checkpoint's own element type; for quantised weights the type they are widened to
   std::vector<LayerSpec> layers;
-  // Identifies the stored weights: equal on the front and on every worker, or the worker is refused.
+  // Identifies the stored weights. A worker is refused unless its fingerprint equals the front's.
   uint64_t fingerprint = 0;
 };
 

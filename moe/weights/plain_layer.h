@@ -1,5 +1,5 @@
-// A MoE layer in plain float64, for tests: the formulas of layer_spec.h and weight_source.h written down once more, as
-// directly as they read, and from nothing but a WeightSource's answers.
+// A MoE layer in plain float64, for tests: it follows the formulas of layer_spec.h and weight_source.h as directly as
+// possible, and uses nothing but a WeightSource's answers.
 #pragma once
 
 #include <string>
@@ -27,7 +27,7 @@ class PlainLayer {
   };
   struct Routing {
     std::vector<std::vector<Choice>> choices;  // per row, best first
-    std::vector<double> margin;  // per row: the k-th best choice less the next one; rows near 0 may route either way
+    std::vector<double> margin;  // per row: the k-th best choice minus the next; rows near 0 may route either way
   };
   // `rows` is [T, D], as is the result. The rows are one request.
   Routing Route(const Doubles& rows) const;

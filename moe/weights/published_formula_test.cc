@@ -1,5 +1,6 @@
-// What has no recorded reference: DBRX, fp8 and MXFP4 checkpoints, written here as they are published, against each
-// family's formula in plain float64 over the values that were written (not over what a source hands out).
+// Checks checkpoints that have no recorded reference: DBRX, fp8 and MXFP4. They are written here as they are published,
+// and compared with each family's formula in plain float64 over the values that were written (not over the values that
+// a source hands out).
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -144,7 +145,7 @@ TEST(Dbrx, IsThePublishedFormula) {
   ExpectSameAnswer(checkpoint, rows, dbrx.Forward(rows, 2));
   checkpoint.config["ffn_config"]["moe_normalize_expert_weights"] = nullptr;
   ExpectSameAnswer(checkpoint, rows, dbrx.Forward(rows, 0));
-  // transformers' defaults for what is not stored at all.
+  // Keys that are not stored have transformers' defaults.
   checkpoint.config["ffn_config"].erase("moe_normalize_expert_weights");
   checkpoint.config["ffn_config"].erase("ffn_act_fn");
   ExpectSameAnswer(checkpoint, rows, dbrx.Forward(rows, 1));
@@ -284,7 +285,7 @@ TEST(Fp8, BlocksAndScalesAreWidened) {
   TestCheckpoint checkpoint = layer.Checkpoint();
   ExpectSameAnswer(checkpoint, rows, layer.Forward(rows));
   EXPECT_EQ((*OpenWeightSource(checkpoint.Write()))->spec().dtype, DType::kBF16);
-  // 128 × 128 is also what is meant when the config says nothing.
+  // 128 × 128 is also the default when the config has no quantization_config.
   checkpoint.config.erase("quantization_config");
   ExpectSameAnswer(checkpoint, rows, layer.Forward(rows));
 }

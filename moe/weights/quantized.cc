@@ -9,8 +9,8 @@
 namespace switchyard {
 namespace {
 
-// Sixteen values per byte of e2m1 codes would be a table lookup each; as both nibbles of a byte are wanted at once, one
-// table of pairs is: the low nibble's value first.
+// The two values of every byte of e2m1 codes, the low nibble's first. Both are wanted at once, so one lookup of a pair
+// replaces two.
 using Pair = std::array<float, 2>;
 
 std::array<Pair, 256> MakePairs() {
@@ -20,7 +20,8 @@ std::array<Pair, 256> MakePairs() {
 }
 
 // The same bits as Fp8Value, but without a branch, so that the loop becomes vector code. The code's exponent and
-// mantissa are put where fp32 has them, as a number 2^120 too small; the product makes subnormals exact too.
+// mantissa are put where fp32 has them, which gives a number 2^120 times too small; the product corrects that and makes
+// subnormals exact too.
 inline float Fp8ValueOf(uint32_t code) {
   const uint32_t sign = (code & 0x80u) << 24;
   const uint32_t magnitude = code & 0x7fu;

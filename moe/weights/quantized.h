@@ -13,18 +13,19 @@
 namespace switchyard {
 
 inline constexpr int64_t kMxfp4Group = 32;                    // values per scale
-inline constexpr int64_t kMxfp4GroupBytes = kMxfp4Group / 2;  // of their codes
+inline constexpr int64_t kMxfp4GroupBytes = kMxfp4Group / 2;  // bytes of their codes
 
 // Values of single codes.
 float Fp8Value(uint8_t code);
 float Mxfp4Value(uint8_t nibble);
 float Mxfp4Scale(uint8_t exponent);
 
-// Writes bf16(value(codes[i]) · scale) for `num_values` codes. The product is rounded once, from fp32.
+// Writes bf16(value(codes[i]) · scale) for `num_values` codes. The product is computed in fp32, then rounded to bf16.
 void WidenFp8(const uint8_t* codes, float scale, uint16_t* bf16, size_t num_values);
 
 // Writes `num_groups` groups of 32 values: group g has the codes codes[16 g …] and the scale scales[g]. Exact: every
-// product is a bf16 number, but those of 4 and 6 with the two largest scales, which become infinite.
+// product is a bf16 number, except those of 4 and 6 with the two largest scales and of 2 and 3 with the largest, which
+// become infinite.
 void WidenMxfp4(const uint8_t* codes, const uint8_t* scales, uint16_t* bf16, size_t num_groups);
 
 }  // namespace switchyard

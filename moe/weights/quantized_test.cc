@@ -1,4 +1,4 @@
-// Every code of both quantised types, against a decoder that follows the formats' definition digit by digit.
+// Checks every code of both quantised types against a decoder that follows the formats' definition digit by digit.
 #include "moe/weights/quantized.h"
 
 #include <gtest/gtest.h>
@@ -54,8 +54,8 @@ TEST(Fp8, EveryCodeTimesAScale) {
     WidenFp8(codes.data(), scale, bf16.data(), codes.size());
     for (int code = 0; code < 256; ++code) {
       SCOPED_TRACE(code);
-      // Four significant bits times a float's: the product in double is exact, and rounding it to fp32 first is what is
-      // promised.
+      // The code has four significant bits, so the product with a float is exact in double. WidenFp8 promises to round
+      // it to fp32 first.
       ExpectSame(BF16ToF32(bf16[code]), BF16ToF32(F32ToBF16(static_cast<float>(Fp8ByDefinition(code) * scale))));
     }
   }

@@ -19,7 +19,7 @@ static_assert(std::endian::native == std::endian::little, "tensors are read in p
 
 constexpr uint64_t kLengthBytes = 8;
 // Touching one page maps its cached neighbours too, as far as the huge page they may share. Releasing whole windows
-// leaves nothing behind; releasing bare pages kept some 100 KB of every expert resident.
+// leaves nothing behind; releasing bare pages would keep some 100 KB of every expert resident.
 constexpr uintptr_t kFaultWindowBytes = 2 << 20;
 
 absl::StatusOr<std::span<const std::byte>> MapFile(const std::string& path) {
@@ -105,7 +105,8 @@ absl::Status SafetensorsFile::PopulatePages(std::span<const std::byte> bytes) co
   const uintptr_t begin = AddressOf(bytes) / page_bytes * page_bytes;
   const size_t num_bytes = AddressOf(bytes) + bytes.size() - begin;
   if (madvise(reinterpret_cast<void*>(begin), num_bytes, MADV_POPULATE_READ) == 0) return absl::OkStatus();
-  // What an access would be killed for. Anything else, such as a kernel before 5.14, only leaves the work to accesses.
+  // With these errors, an access would kill the process. After any other, such as from a kernel before 5.14, accesses
+  // read the pages themselves.
   const int error = errno;
   if (error != EFAULT && error != EHWPOISON) return absl::OkStatus();
   ReleasePages(bytes);
@@ -115,7 +116,7 @@ absl::Status SafetensorsFile::PopulatePages(std::span<const std::byte> bytes) co
                                           "fails"));
 }
 
-// Whether nobody uses the window any more. A release that no populate went before ends nothing.
+// Ends one use of the window; returns whether none is left. A release without a populate before it ends no use.
 bool SafetensorsFile::EndUse(size_t window) const {
   uint32_t uses = window_uses_[window].load();
   while (uses > 0 && !window_uses_[window].compare_exchange_weak(uses, uses - 1)) {
@@ -128,8 +129,8 @@ void SafetensorsFile::DropWindows(Windows windows) const {
   const uintptr_t first = FirstWindow(mapping_);
   const uintptr_t begin = std::max((first + windows.begin) * kFaultWindowBytes, AddressOf(mapping_));
   const uintptr_t end = std::min((first + windows.end) * kFaultWindowBytes, AddressOf(mapping_) + mapping_.size());
-  // Only advice: nothing was ever written to this mapping, and if the pages stay, so be it. Whoever populates them at
-  // this moment reads them again at the first access.
+  // An error does not matter: nothing was ever written to this mapping, and pages that stay do no harm. If another
+  // thread populates the pages at this moment, its first access reads them again.
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 

@@ -6,8 +6,8 @@
 // Opening checks the whole header against the file's size (safetensors_header.h lists the rules) and reads no tensor,
 // so it costs the same for any size of weights. Tensors' bytes may lie at any address: the format does not align them.
 //
-// The size is read once, at open. Where another process truncates the file afterwards, PopulatePages says so; an access
-// that it did not precede, or that comes after a later truncation, kills the reader with SIGBUS, as with any mapped
+// The size is read once, at open. If another process truncates the file afterwards, PopulatePages returns an error. An
+// access without PopulatePages before it, or after a later truncation, kills the reader with SIGBUS, as with any mapped
 // file. Replace checkpoints by renaming, as WriteSafetensors does.
 #pragma once
 
@@ -55,8 +55,8 @@ class SafetensorsFile {
   // The length field and the JSON, as stored.
   std::string_view header_bytes() const { return header_bytes_; }
 
-  // Reads these bytes into memory, so that using them waits for nothing, and keeps them there until as many calls of
-  // ReleasePages. DATA_LOSS names the bytes when the file no longer has them or its disk fails.
+  // Reads these bytes into memory, so that using them waits for nothing, and keeps them there until ReleasePages has
+  // been called as often. DATA_LOSS names the bytes when the file no longer has them or its disk fails.
   absl::Status PopulatePages(std::span<const std::byte> bytes) const;
 
   // Gives the memory of these bytes back to the system; a later access reads them from the file again. Up to 2 MiB
@@ -64,7 +64,7 @@ class SafetensorsFile {
   void ReleasePages(std::span<const std::byte> bytes) const;
 
  private:
-  // The mapping in parts of one size, by address.
+  // A range of windows, which are parts of one size that the mapping is divided into by address.
   struct Windows {
     size_t begin = 0;
     size_t end = 0;
@@ -106,9 +106,9 @@ inline constexpr size_t kStreamBytes = 4 << 20;
 // A matrix as a tensor of rank 2 over the same bytes.
 TensorToWrite MatrixToWrite(std::string name, ConstMatrixView matrix);
 
-// Writes `path` anew: beside it first, then renamed over it, so that a reader sees the old file or the whole new one.
-// Data begins on a multiple of 8 bytes and wider types come first, so that every tensor is aligned to its element.
-// InvalidArgument when a shape does not fit its bytes, a type is unknown or a name is given twice.
+// Writes `path` anew: a file beside it first, which is then renamed over it, so that a reader sees the old file or the
+// whole new one. Data begins on a multiple of 8 bytes and wider types come first, so that every tensor is aligned to
+// its element. InvalidArgument when a shape does not fit its bytes, a type is unknown or a name is given twice.
 absl::Status WriteSafetensors(const std::string& path, std::span<const TensorToWrite> tensors,
                               const std::map<std::string, std::string>& metadata = {});
 absl::Status WriteStreamedSafetensors(const std::string& path, std::span<const StreamedTensor> tensors,

@@ -89,7 +89,7 @@ class Mutator {
     }
   }
 
-  // The first number at or after `pos` by a small or an extreme one, which keeps the JSON valid.
+  // Replaces the first number at or after `pos` by a small or an extreme one, which keeps the JSON valid.
   void ReplaceNumber(std::string* text, size_t pos) {
     constexpr char kDigits[] = "0123456789";
     const size_t begin = text->find_first_of(kDigits, pos);

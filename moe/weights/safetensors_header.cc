@@ -35,8 +35,8 @@ std::string KnownTypes() {
 
 constexpr std::string_view kMetadata = "__metadata__";
 
-// Reads the header event by event, so that a hostile one is left at its first wrong event, before it costs memory.
-// Levels: 0 the outermost object is expected; 1 in it, names and entries; 2 in an entry; 3 in an entry's list.
+// Reads the header event by event, so that parsing stops at the first wrong event of a hostile header, before it costs
+// memory. Levels: 0 before the outermost object; 1 in it, at names and entries; 2 in an entry; 3 in an entry's list.
 class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
  public:
   bool start_object(size_t) override {

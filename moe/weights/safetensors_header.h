@@ -4,9 +4,9 @@
 //   {"NAME": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, …, "__metadata__": {"key": "text", …}}
 // padded with spaces; then the tensors' bytes. data_offsets [begin, end) count from the end of the header.
 //
-// What is accepted: a known dtype, a shape of at most kMaxRank whole numbers whose bytes are exactly end − begin,
-// tensors that cover the data from its first byte to its last without hole or overlap, no name twice, nothing else in
-// the JSON.
+// A header is accepted when every dtype is known, every shape has at most kMaxSafetensorsRank whole numbers and needs
+// exactly end − begin bytes, the tensors cover the data from its first byte to its last without hole or overlap, no
+// name occurs twice, and the JSON holds nothing else.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ inline constexpr size_t kMaxSafetensorsRank = 32;
 struct StoredType {
   std::string_view name;         // as files spell it: "BF16"
   size_t num_bytes = 0;          // of one element
-  std::optional<DType> element;  // set when matrices of it can be computed with
+  std::optional<DType> element;  // set when matrices of this type can be computed with
 };
 
 // nullptr when the format has no such type.

@@ -186,7 +186,7 @@ TEST(SafetensorsFile, EveryTruncationAndAnExtraByteAreRefused) {
   EXPECT_FALSE(OpenBytes(whole + "x").ok());
 }
 
-// A flip is refused, or yields a file that is as good as any other (a letter of a name, say).
+// A flip is refused, or gives a file that is as valid as any other (for example with another letter in a name).
 TEST(SafetensorsFile, EveryFlippedHeaderByteIsRefusedOrConsistent) {
   const std::string whole = SmallFile();
   size_t num_refused = 0, num_opened = 0;

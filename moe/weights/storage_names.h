@@ -27,7 +27,7 @@ struct EachNames {
   ProjectionNames projections;
 };
 
-// All experts of a layer in one tensor per projection. Orders of an expert's part:
+// All experts of a layer in one tensor per projection. Orders of the elements of an expert's part:
 //   out-major  gate, up [H, D], gate_up [2H, D], down [D, H]
 //   in-major   gate, up [D, H], gate_up [D, 2H], down [H, D]
 struct StackedNames {
@@ -36,8 +36,8 @@ struct StackedNames {
     kTall = 2,       // [E · rows, columns] (dbrx)
     kFlat = 3,       // [E · rows · columns] (Tutel's llama_ffn)
   };
-  std::string gate_up;   // both in one tensor; or empty:
-  std::string gate, up;  // apart (gate not where the layer is not gated)
+  std::string gate_up;   // gate and up in one tensor; empty when they are apart:
+  std::string gate, up;  // their own tensors (no gate where the layer is not gated)
   std::string down;
   Shape shape = Shape::kPerExpert;
   bool interleaved = false;  // in gate_up, outputs 0, 2, … are the gate's; else the first H are
@@ -45,7 +45,7 @@ struct StackedNames {
   bool down_in_major = false;
   // [E, 2H], [E, H] and [E, D]; looked for where the layer is biased. gate_up_bias is split as gate_up is.
   std::string gate_up_bias, up_bias, down_bias;
-  // Also as MXFP4, in place of NAME, out-major: NAME_blocks U8 [E, out, in / 32, 16], NAME_scales U8 [E, out, in / 32].
+  // Whether MXFP4, out-major, may replace NAME: NAME_blocks U8 [E, out, in / 32, 16], NAME_scales U8 [E, out, in / 32].
   bool may_be_mxfp4 = false;
 };
 
@@ -55,12 +55,12 @@ struct SharedNames {
   ProjectionNames projections;
 };
 
-// One gate's tensors. Of several names the first that exists is taken; an empty list: it has none.
+// One gate's tensors. Of several names the first that exists is taken; with an empty list the gate has no such tensor.
 struct GateNames {
   std::vector<std::string> weight = {"gate.weight"};  // [E, D], or of a cosine gate [projection_dim, E]
   std::vector<std::string> bias;                      // [E]
   std::vector<std::string> score_correction;          // [E]
-  bool correction_is_row = false;                     // [1, E]
+  bool correction_is_row = false;                     // score_correction is [1, E] instead
   // Cosine gate (Tutel): the name under which .weight [projection_dim, D] and .bias [projection_dim] lie, and the
   // temperature [1].
   std::string projector, temperature;
@@ -70,13 +70,13 @@ struct GateNames {
 struct StorageNames {
   std::vector<GateNames> gates = {GateNames{}};
   std::string shared_gate;  // [1, D]; empty: none
-  // The forms in which experts may come. A stacked form is taken when any of its tensors exists, the first such; else
-  // per expert, where there is such a form.
+  // The forms in which experts may be stored. The first stacked form of which any tensor exists is taken; without one,
+  // the form per expert, where there is such a form.
   std::optional<EachNames> each = EachNames{};
   std::vector<StackedNames> stacked = {StandardStacked()};
   std::optional<SharedNames> shared;
 
-  // As newer writers store any family that is else stored per expert.
+  // The form in which newer programs store any family that is otherwise stored per expert.
   static StackedNames StandardStacked() {
     StackedNames names;
     names.gate_up = "experts.gate_up_proj";

@@ -29,7 +29,7 @@ size_t ScaleBytes(const StoredMatrix& stored) {
   return num_scales * (stored.encoding == Encoding::kMxfp4 ? 1 : SizeOf(stored.scales.dtype));
 }
 
-// One contiguous row of the part, without padding, that needs nothing done to it.
+// Whether the part can be a view of the file: plain, of this type, contiguous, aligned and without padding.
 bool IsView(const StoredMatrix& stored, DType dtype) {
   const bool whole_rows = stored.cols.count == stored.num_cols;
   const bool one_row = stored.rows.count == 1;
@@ -102,7 +102,7 @@ HostMatrix Gather(const StoredMatrix& stored) {
   return copy;
 }
 
-// Elements [first, first + …) of what `outer` takes.
+// The elements that `inner` takes of those that `outer` takes.
 Stride Within(const Stride& outer, const Stride& inner) {
   return {outer.first + inner.first * outer.step, outer.step * inner.step, inner.count, inner.padded};
 }

@@ -1,7 +1,7 @@
 // A matrix inside a stored tensor: where it lies, how it is encoded and which of its rows and columns are meant. It is
 // handed out as a view of the file where the bytes allow, and otherwise brought into contiguous form.
 //
-//   stored block [num_rows, num_cols]      the part taken: every `step`-th row (or column) from `first`
+// The stored block is [num_rows, num_cols]. The part taken is every `step`-th row (or column) from `first` on.
 #pragma once
 
 #include <memory>
@@ -29,10 +29,10 @@ struct Stride {
   static Stride Part(int64_t first, int64_t count) { return {first, 1, count, count}; }
 };
 
-// The scales of a quantised block, row-major beside it.
+// The scales of a quantised block, row-major, stored beside it.
 struct StoredScales {
   const std::byte* data = nullptr;
-  DType dtype = DType::kF32;  // of kFp8; kMxfp4 has bytes
+  DType dtype = DType::kF32;  // of the scales of kFp8; those of kMxfp4 are bytes
   int64_t rows_per_scale = 1;
   int64_t cols_per_scale = 1;
   const SafetensorsFile* file = nullptr;
@@ -42,7 +42,7 @@ struct StoredScales {
 struct StoredMatrix {
   const std::byte* data = nullptr;  // of the block; nullptr: there is no such matrix
   Encoding encoding = Encoding::kPlain;
-  DType dtype = DType::kF32;  // of an element, widened where it is quantised
+  DType dtype = DType::kF32;  // of an element; for quantised ones the type they are widened to
   int64_t num_rows = 0;       // of the block
   int64_t num_cols = 0;
   Stride rows, cols;        // the part taken
@@ -57,7 +57,7 @@ struct StoredMatrix {
   StoredMatrix Inputs(Stride inputs) const;
 };
 
-// The matrix in `dtype`: a view of the file, or a copy added to `owned`. Without data when there is none.
+// The matrix in `dtype`: a view of the file, or a copy added to `owned`. Without data when the matrix is absent.
 ConstMatrixView ViewOf(const StoredMatrix& stored, DType dtype, std::vector<std::shared_ptr<const HostMatrix>>* owned);
 
 // A copy in any case.

@@ -1,5 +1,5 @@
-// JSON as this project accepts it from files: nlohmann's parser plus what it leaves out. A NUL byte, a duplicate key
-// and excessive nesting are errors, and no exception leaves these functions.
+// JSON as this project accepts it from files: nlohmann's parser plus checks that it leaves out. A NUL byte, a duplicate
+// key and excessive nesting are errors, and no exception leaves these functions.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -10,11 +10,11 @@
 
 namespace switchyard {
 
-// Runs `handler` (nlohmann's SAX interface) over `text`. False when the handler stopped the parse, or when the text is
-// not one JSON value; the handler's parse_error has been called in the latter case, but for a NUL byte.
+// Runs `handler` (nlohmann's SAX interface) over `text`. Returns false when the handler stopped the parse, or when the
+// text is not one JSON value; in the latter case the handler's parse_error has been called, except for a NUL byte.
 template <typename SaxHandler>
 bool ParseSax(std::string_view text, SaxHandler* handler) {
-  // nlohmann takes a NUL for the end of input and would ignore whatever follows it.
+  // nlohmann takes a NUL for the end of input and would ignore the rest of the text.
   if (text.find('\0') != std::string_view::npos) return false;
   return nlohmann::json::sax_parse(text.begin(), text.end(), handler);
 }

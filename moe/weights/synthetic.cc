@@ -20,7 +20,7 @@ namespace switchyard {
 namespace {
 
 constexpr char kKnownKeys[] = "dim, hidden, experts, topk, act, glu, bias, layers, dtype or seed";
-// One expert or one router: far beyond any real one, and below what would abort an allocation outright.
+// One expert or one router: far beyond any real one, and below a size that would abort an allocation outright.
 constexpr int64_t kMaxTensorBytes = int64_t{16} << 30;
 
 using KeyValues = std::map<std::string, std::string, std::less<>>;

@@ -121,11 +121,11 @@ TEST(SyntheticSource, ValuesDoNotDependOnOrderOrProcess) {
   // Every expert of every layer differs from every other.
   EXPECT_EQ(std::set<std::vector<double>>(first.begin(), first.end()).size(), 8u);
   EXPECT_NE(UpOf(*Open("dim=33,hidden=65,experts=4,layers=2,seed=8"), 0, 0), first[0]);
-  // More experts or layers change nothing about those that both have.
+  // More experts or layers change nothing about the experts that both have.
   EXPECT_EQ(UpOf(*Open("dim=33,hidden=65,experts=9,layers=3,seed=7"), 1, 3), first[7]);
 }
 
-// Pinned: the front and the workers may be different builds.
+// The values are pinned because the front and the workers may be different builds.
 TEST(SyntheticSource, ValuesArePinned) {
   const auto source = Open("dim=3,hidden=2");
   const std::vector<double> up = UpOf(*source, 0, 1);

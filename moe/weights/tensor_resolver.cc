@@ -249,7 +249,7 @@ absl::Status TensorResolver::ResolveShared(const std::string& path, const Shared
     expert.down = whole.down.Inputs(part);
     if (whole.up_bias.present()) expert.up_bias = whole.up_bias.Inputs(part);
     if (whole.gate_bias.present()) expert.gate_bias = whole.gate_bias.Inputs(part);
-    // Added once: the other parts get zeros, all of whose elements are padding.
+    // The bias is added once: the other parts get zeros, which are all padding.
     if (whole.down_bias.present()) {
       expert.down_bias = first == 0 ? whole.down_bias : whole.down_bias.Inputs({0, 1, 0, spec.hidden_dim});
     }
@@ -286,7 +286,7 @@ absl::StatusOr<StoredMatrix> TensorResolver::FindWeight(const std::string& name,
     return Wrong(name, *stored.file, TypeName(stored), "F64, F32, F16, BF16 or F8_E4M3");
   }
   Stack stack = {WholeMatrix(stored, stored.entry->type->element.value_or(DType::kBF16), num_rows, num_cols)};
-  // As a stack of one, whose scales have no dimension for experts.
+  // Treated as a stack of one, whose scales have no dimension for experts.
   if (IsFp8(stored)) SY_RETURN_IF_ERROR(AddFp8Scales(name, {1, num_rows, num_cols, false, Shape::kTall}, &stack));
   SY_RETURN_IF_ERROR(CheckSameType(name, stack.first));
   return stack.first;

@@ -1,5 +1,5 @@
-// Finds the tensors of MoE blocks in a checkpoint, under the names that their family gives, and checks of each that it
-// exists with the right type and shape. No tensor's bytes are read.
+// Finds the tensors of MoE blocks in a checkpoint, under the names that their family gives, and checks that each exists
+// with the right type and shape. No tensor's bytes are read.
 #pragma once
 
 #include <optional>
@@ -12,7 +12,8 @@
 
 namespace switchyard {
 
-// Where one gate is stored. Vectors are matrices of one row. What is absent is not present().
+// Where one gate is stored. Vectors are matrices of one row. present() is false for a matrix that the gate does not
+// have.
 struct StoredGate {
   StoredMatrix weight;  // linear: [E, D]; cosine: [E, P], transposed
   StoredMatrix bias, score_correction;
@@ -36,7 +37,7 @@ struct Fp8Blocks {
   int64_t num_cols = 128;
 };
 
-// Not thread-safe. What it returns lives as long as `checkpoint`.
+// Not thread-safe. The results live as long as `checkpoint`.
 class TensorResolver {
  public:
   TensorResolver(const Checkpoint& checkpoint, Fp8Blocks fp8_blocks)
@@ -46,8 +47,8 @@ class TensorResolver {
   // what was found and what was expected.
   absl::StatusOr<StoredLayer> Resolve(const MoeBlock& block);
 
-  // Of every expert's matrices resolved so far, widened where they are quantised; there is at least one once a block
-  // has been resolved.
+  // The type of all experts' matrices resolved so far; for quantised ones the type they are widened to. Valid once a
+  // block has been resolved.
   DType experts_dtype() const { return *experts_dtype_; }
 
  private:

@@ -78,7 +78,7 @@ struct TestCheckpoint {
   }
 };
 
-// Everything a source hands out, as bytes, in a fixed order.
+// The router weights and the routed experts' matrices of every layer, as bytes, in a fixed order.
 inline std::vector<std::string> AllWeights(WeightSource& source) {
   std::vector<std::string> all;
   const auto add = [&all](ConstMatrixView matrix) { all.push_back(BytesOf({matrix.data, matrix.size_bytes()})); };

@@ -41,8 +41,7 @@ inline std::string BytesOf(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
-// What must hold of any file that opens: every tensor has exactly the bytes of its shape, and together they are the
-// data.
+// Checks a file that opened: every tensor has exactly the bytes of its shape, and together they are the data.
 inline void ExpectConsistent(const SafetensorsFile& file) {
   size_t num_bytes = 0;
   unsigned sum = 0;

@@ -23,8 +23,8 @@ struct WeightView {
   bool present() const { return matrix.data != nullptr; }
 };
 
-// One expert's tensors. Views are into the source or into `owned`, what had to be brought into this form: they are
-// valid as long as both, and until ReleaseExpert of the same expert.
+// One expert's tensors. The views point into the source, or into `owned` where the stored bytes had to be brought into
+// this form. They are valid as long as both, and until ReleaseExpert of the same expert.
 struct ExpertWeights {
   WeightView up;              // [H, D]
   WeightView gate;            // [H, D], absent unless the layer is gated
@@ -35,7 +35,7 @@ struct ExpertWeights {
   std::vector<std::shared_ptr<const HostMatrix>> owned;
 };
 
-// What a gate computes logits with.
+// The weights that a gate computes logits with.
 //   linear:  logits = weight · x + bias
 //   cosine:  p = projector · x + projector_bias;  logits = (p / |p|) · (weight_e / |weight_e|) · logit_scale  (Tutel)
 struct RouterWeights {
@@ -49,7 +49,7 @@ struct RouterWeights {
   bool is_cosine() const { return projector.num_rows > 0; }
 };
 
-// Where an expert is stored, for those who want to read files from front to back.
+// Where an expert is stored, for callers that read files from front to back.
 struct StoragePosition {
   std::string_view file;  // lives as long as the source
   size_t offset = 0;      // of the expert's first byte
@@ -63,11 +63,11 @@ class WeightSource {
 
   virtual const ModelSpec& spec() const = 0;
 
-  // Tells whether the files behind it were replaced or written to, on this host: a value that changes when they are,
-  // and 0 where there are none. The error of a file that is gone.
+  // A value that changes when the files behind the source are replaced or written to, on this host; 0 when there are no
+  // files. An error when a file is gone.
   virtual absl::StatusOr<uint64_t> FileIdentity() const { return 0; }
 
-  // Of an expert that the source has; nullopt where experts do not lie in files.
+  // Where an expert that the source has is stored; nullopt when experts are not stored in files.
   virtual std::optional<StoragePosition> PositionOf(int /*layer_idx*/, int /*expert_idx*/) const {
     return std::nullopt;
   }

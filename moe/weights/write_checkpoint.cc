@@ -54,7 +54,7 @@ absl::Status Run(int argc, char** argv) {
     }
   }
   if (folder.empty()) return absl::InvalidArgumentError("expected a folder to write to");
-  mkdir(folder.c_str(), 0755);  // one that exists is used; if it cannot be made, writing says so
+  mkdir(folder.c_str(), 0755);  // an existing folder is used; if it cannot be made, writing says so
   return WriteCheckpoint(folder, options);
 }
 

@@ -1,5 +1,5 @@
-// DBRX: softmax over all experts, top-k, ÷ the p-norm of the chosen (moe_normalize_expert_weights; null: not at all);
-// experts stacked as [E · F, D], the down projection w2 too: silu(x · w1ᵀ) ⊙ (x · v1ᵀ) · w2.
+// DBRX: softmax over all experts, top-k, weights ÷ their p-norm (p is moe_normalize_expert_weights; null: not
+// normalised); experts stacked as [E · F, D], the down projection w2 too: silu(x · w1ᵀ) ⊙ (x · v1ᵀ) · w2.
 #include "moe/weights/family.h"
 
 namespace switchyard {

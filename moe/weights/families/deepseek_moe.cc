@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kMaxShared = 1024;
 constexpr double kMaxScale = 1e6;
 
-// Both a config of the other generation and a formula of somebody else's would go unnoticed otherwise.
+// Without this check, a config of the other generation or another model's formula would go unnoticed.
 absl::Status CheckScoring(const ConfigReader& config) {
   SY_ASSIGN_OR_RETURN(const std::string scoring, config.Text("scoring_func", "sigmoid"));
   if (scoring == "sigmoid") return absl::OkStatus();
@@ -50,9 +50,9 @@ absl::Status ReadGroups(const ConfigReader& config, GroupScore score, LayerSpec*
   gate.num_groups = static_cast<int>(num_groups);
   gate.groups_kept = static_cast<int>(groups_kept);
   gate.group_score = score;
-  // The recorded checkpoints do not tell 0 from -inf here. DeepSeek-V2's code takes 0, which no softmax is below.
-  // DeepSeek-V3's own code and transformers since #45441 take -inf: with a negative correction an expert of a kept
-  // group may be below 0. Before that, transformers let those of other groups win.
+  // The recorded checkpoints do not tell 0 from -inf here. DeepSeek-V2's code takes 0, and no softmax is below 0.
+  // DeepSeek-V3's own code and transformers since #45441 take -inf, because with a negative correction an expert of a
+  // kept group may be below 0. Before that, transformers let experts of other groups win against it.
   gate.excluded_score = score == GroupScore::kMax ? 0 : -std::numeric_limits<float>::infinity();
   return absl::OkStatus();
 }

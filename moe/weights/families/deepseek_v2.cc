@@ -1,6 +1,6 @@
-// DeepSeek-V2: softmax over all experts, top-k (of the best groups by their best expert, where topk_method says so),
-// × routed_scaling_factor; never renormalised, as transformers computes it whatever norm_topk_prob says; shared
-// experts.
+// DeepSeek-V2: softmax over all experts, top-k (within the groups with the best single experts, where topk_method says
+// so), × routed_scaling_factor; shared experts. Weights are never renormalised, because transformers does not either,
+// whatever norm_topk_prob says.
 #include "moe/weights/families/deepseek_moe.h"
 #include "moe/weights/quoted.h"
 

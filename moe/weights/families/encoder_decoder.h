@@ -1,4 +1,4 @@
-// What encoder-decoder models have in common: two stacks of layers, each with its own path and its own sparse layers.
+// Common parts of encoder-decoder models: two stacks of layers, each with its own path and its own sparse layers.
 #pragma once
 
 #include "moe/weights/family.h"
@@ -16,8 +16,8 @@ struct SparseStack {
   int64_t step = 0;  // 0: no sparse layers
 };
 
-// Blocks of the encoder, then of the decoder: layers L of `stack` with (L + 1) % step == 0, or, with `from_second`,
-// L % step == 1 (every layer when the step is 1).
+// The blocks of each stack in turn: its layers L with (L + 1) % step == 0, or, with `from_second`, L % step == 1 (every
+// layer when the step is 1).
 std::vector<MoeBlock> StackBlocks(const MoeBlock& block, const std::vector<SparseStack>& stacks, bool from_second);
 
 }  // namespace switchyard

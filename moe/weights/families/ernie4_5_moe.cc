@@ -41,7 +41,7 @@ absl::StatusOr<std::vector<MoeBlock>> Ernie45MoeBlocks(const ConfigReader& confi
   block.names.gates[0].score_correction = {"moe_statics.e_score_correction_bias",
                                            "gate.moe_statics.e_score_correction_bias"};
   block.names.gates[0].correction_is_row = true;
-  if (block.spec.expert.biased) block.names.stacked.clear();  // no writer of biases fuses them
+  if (block.spec.expert.biased) block.names.stacked.clear();  // no program that writes biases fuses them
   return RepeatBlock(block, num_layers, [&](int layer) {
     return (layer + 1) % layers.interval == 0 && layer >= layers.start && layer <= layers.end;
   });

@@ -6,7 +6,7 @@
 namespace switchyard {
 namespace {
 
-constexpr double kSwigluAlpha = 1.702;  // Activation::kQuickGelu's
+constexpr double kSwigluAlpha = 1.702;  // as in Activation::kQuickGelu
 
 StackedNames GptOssExperts() {
   StackedNames names;
@@ -21,7 +21,7 @@ StackedNames GptOssExperts() {
   return names;
 }
 
-// The expert formula is fixed: hidden_act says silu and is not followed.
+// The expert formula is fixed: hidden_act says silu and is ignored.
 absl::Status ReadSwiglu(const ConfigReader& config, ExpertSpec* expert) {
   SY_ASSIGN_OR_RETURN(const double alpha, config.Double("swiglu_alpha", 0, 1e6, kSwigluAlpha));
   if (alpha != kSwigluAlpha) {

@@ -8,7 +8,7 @@
 namespace switchyard {
 namespace {
 
-// Listed in moe_layers, or every interleave_moe_layer_step-th.
+// The layers listed in moe_layers, or else every interleave_moe_layer_step-th layer.
 absl::StatusOr<std::vector<int64_t>> ListMoeLayers(const ConfigReader& config, int num_layers) {
   if (config.Has("moe_layers")) return config.IntList("moe_layers", 0, std::max(num_layers - 1, 0));
   SY_ASSIGN_OR_RETURN(const int64_t step, config.Int("interleave_moe_layer_step", 1, 10'000, 1));

@@ -9,7 +9,7 @@
 namespace switchyard {
 namespace {
 
-// "sampling" and "random" draw the second expert by lot, also in inference.
+// "sampling" and "random" draw the second expert at random, also in inference.
 absl::Status CheckSecondExpert(const ConfigReader& config) {
   SY_ASSIGN_OR_RETURN(const std::string policy, config.Text("second_expert_policy", "all"));
   if (policy == "all") return absl::OkStatus();
@@ -39,8 +39,8 @@ absl::StatusOr<CapacitySpec> ReadCapacity(const ConfigReader& config) {
 }
 
 // transformers 5 takes the indices of experts from the one-hot mask of the first choice (NllbMoeExperts), so that the
-// best choice's weight always goes to expert 1 and the other's to expert 0. A checkpoint that it wrote is answered as
-// it answers; those that were published, with transformers 4, go to the experts chosen.
+// best choice's weight always goes to expert 1 and the other's to expert 0. A checkpoint written by transformers 5 is
+// computed in that way too. Published checkpoints, written by transformers 4, use the chosen experts.
 absl::StatusOr<std::vector<int32_t>> ReadExpertsOfChoices(const ConfigReader& config) {
   SY_ASSIGN_OR_RETURN(const std::string version, config.Text("transformers_version", ""));
   if (!absl::StartsWith(version, "5.")) return std::vector<int32_t>();

@@ -1,5 +1,5 @@
-// Qwen3-Next: see qwen_moe.h; with a gated shared expert. Its extra prediction layers lie under "mtp.", where nothing
-// is looked for.
+// Qwen3-Next: see qwen_moe.h; with a gated shared expert. Its extra prediction layers lie under "mtp.", which is not
+// read.
 #include "moe/weights/families/qwen_moe.h"
 
 namespace switchyard {

@@ -5,7 +5,8 @@
 namespace switchyard {
 namespace {
 
-// encoder_sparse_step, or where it is not stored num_layers / num_sparse_encoder_layers, as transformers derives it.
+// Reads encoder_sparse_step. Where it is not stored, the step is num_layers / num_sparse_encoder_layers, as in
+// transformers. The decoder's keys are alike.
 absl::StatusOr<SparseStack> ReadStack(const ConfigReader& config, const std::string& name, const std::string& path,
                                       std::string_view layers_key) {
   SparseStack stack = {.name = name, .path = path};

@@ -7,7 +7,7 @@
 //                "activation": "relu"},
 //    "is_postscore": true, "normalize_gate": true, "batch_prioritized_routing": false, "alignment": 1}
 //
-// normalize_gate, batch_prioritized_routing and alignment may also stand in a gate, for that gate.
+// normalize_gate, batch_prioritized_routing and alignment may also be given in a gate, and then hold for that gate.
 #include <algorithm>
 #include <limits>
 
