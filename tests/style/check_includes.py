@@ -11,8 +11,8 @@ A room is a folder with all that is below it, or a single file. It checks that
 - every C++ and CUDA file lies in a room of the table, and every folder of the tables "what lives there" that has such
   files has a room.
 
-Files that only tests and benchmarks use may also include proto, and every room that their own room reaches over the rooms
-it may include. They are left out of the search for cycles. Exits with 1 when something is found.
+Files that only tests and benchmarks use may also include proto, and every room that their own room reaches over the
+rooms it may include. They are left out of the search for cycles. Exits with 1 when something is found.
 """
 
 import os
