@@ -2,10 +2,11 @@
 
 An aspect, like clang_tidy.bzl: clang's -Wthread-safety reads ABSL_GUARDED_BY, ABSL_EXCLUSIVE_LOCKS_REQUIRED and their
 like, which GCC ignores, and -Wthread-safety-beta reads the orders of locks, ABSL_ACQUIRED_BEFORE and _AFTER. A finding
-fails the build. Every other warning of clang is off. One action compiles what one compiler call compiles, for a
-library mostly the unit of all its sources, and its result is kept until something it includes changes.
+fails the build. Every other warning of clang is off. One action reads what one compiler call compiles, for a library
+mostly the unit of all its sources, and its result is kept until something it includes changes.
 
-Left out are targets that do not depend on base/mutex.h, targets that are testonly, and what source_check.bzl leaves out.
+Left out are targets that do not depend on base/mutex.h, targets that are testonly, and what source_check.bzl leaves
+out.
 """
 
 load(":source_check.bzl", "compile_flags", "headers_of", "is_checked", "units_of")
