@@ -66,7 +66,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
     StartCall();
   }
 
-  ~Impl() {
+  ~Impl() override {
     GiveUp(absl::CancelledError("the stream was closed by its owner"));
     WaitForEnd();
   }
@@ -156,7 +156,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
       if (refusal.ok()) {
         pending_.emplace(id, Pending{args.rows, std::move(*done), deadline});
         deadlines_.Add(deadline, [this, id] { Expire(id); });  // Expire waits for the lock, so it finds the request
-        Enqueue(id, std::move(message), /*first=*/false);
+        Enqueue(id, message, /*first=*/false);
         next = Advance();
       }
     }
@@ -203,7 +203,8 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
 
   void End(Pending pending, absl::StatusOr<ForwardResult> result) {
     deadlines_.Remove(pending.deadline);
-    pending.done(std::move(result));
+    const Callback done = std::move(pending.done);  // what it holds ends here, before the stream does
+    done(std::move(result));
   }
 
   void Expire(uint64_t id) {

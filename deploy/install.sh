@@ -15,7 +15,7 @@ PACKAGES=(
   # Matrix products and the exchange between CPU ranks.
   libdnnl-dev libopenblas-dev libgloo-dev
   # Tests, benchmarks, style.
-  libgtest-dev libgmock-dev libbenchmark-dev clang-format clang-tidy shellcheck openssl
+  libgtest-dev libgmock-dev libbenchmark-dev clang clang-format clang-tidy shellcheck openssl
   # Used by the scripts, and to pack deploy:bundle.
   git curl python3 python3-venv patchelf xz-utils
 )

@@ -1,20 +1,25 @@
 #!/usr/bin/env bash
 # Installs what is missing, then checks and tests everything that this machine can run:
-#   style, the optimised build, every test, and the tests tagged "tsan" and "asan" under ThreadSanitizer and under
-#   AddressSanitizer with UndefinedBehaviorSanitizer.
+#   style, the includes between rooms, the optimised build, locks (clang's -Wthread-safety), clang-tidy on the sources
+#   that changed, every test, and the tests tagged "tsan" and "asan" under ThreadSanitizer and under AddressSanitizer
+#   with UndefinedBehaviorSanitizer.
 # Ends with `N passed, N failed, N skipped` alone on a line; the exit code is 0 when nothing failed.
 #
-#   tests/run.sh           everything
-#   tests/run.sh --fast    without the sanitizers
+#   tests/run.sh               everything
+#   tests/run.sh --fast        without the sanitizers
+#   tests/run.sh --tidy-all    everything, and clang-tidy on every source, which takes long
 set -uo pipefail
 exec </dev/null
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 sanitizers=(tsan asan)
+tidy_all=false
+max_tidy_sources=40  # of those that changed; each takes some seconds
 for argument in "$@"; do
   case $argument in
     --fast) sanitizers=() ;;
-    -h | --help) sed -n '2,8s/^# \{0,1\}//p' tests/run.sh; exit 0 ;;
+    --tidy-all) tidy_all=true ;;
+    -h | --help) sed -n '2,11s/^# \{0,1\}//p' tests/run.sh; exit 0 ;;
     *) echo "tests/run.sh: unknown argument '$argument'; see --help" >&2; exit 2 ;;
   esac
 done
@@ -65,8 +70,8 @@ shell_scripts() {
   done
 }
 
-# Runs one check of style. Its name and what to do next, for the summary, come before the command.
-check_style_of() {
+# Runs one check that is not a test. Its name and what to do next, for the summary, come before the command.
+check_that() {
   local name=$1 advice=$2
   shift 2
   if "$@"; then
@@ -83,7 +88,7 @@ check_shell() { shell_scripts | xargs -0 -r shellcheck; }
 check_python() {
   local ruff
   if ruff=$(tests/style/setup.sh 2>"$events/ruff"); then
-    check_style_of "Python (ruff)" "run $ruff check --fix, and change what it lists" \
+    check_that "Python (ruff)" "run $ruff check --fix, and change what it lists" \
       "$ruff" check --quiet --no-cache .
   else
     skipped+=("--skipped=Python (ruff): it could not be installed: $(tail -n 1 "$events/ruff")")
@@ -92,12 +97,55 @@ check_python() {
 
 check_style() {
   heading "Style"
-  check_style_of "C++ (clang-format)" "run clang-format -i on the files above" check_cxx
-  check_style_of "shell (shellcheck)" "change what is listed above; the wiki of shellcheck explains each code" \
+  check_that "C++ (clang-format)" "run clang-format -i on the files above" check_cxx
+  check_that "shell (shellcheck)" "change what is listed above; the wiki of shellcheck explains each code" \
     check_shell
-  check_style_of "BUILD files" "run tests/style/check_build_files.py --fix, and change what it lists" \
+  check_that "BUILD files" "run tests/style/check_build_files.py --fix, and change what it lists" \
     tests/style/check_build_files.py
   check_python
+}
+
+check_includes() {
+  heading "Includes between rooms"
+  check_that "includes" "change the include, or the table of rooms in docs/architecture.md" \
+    tests/style/check_includes.py
+}
+
+check_locks() {
+  heading "Locks (clang -Wthread-safety)"
+  check_that "locks (clang -Wthread-safety)" "see the errors above, and base/mutex.h" \
+    bazel build --config=thread-safety //...
+}
+
+tidy() {
+  check_that "clang-tidy" "see the findings above; .clang-tidy says what is checked" bazel build --keep_going "$@" //...
+}
+
+# Checks what changed, at most so many sources that it takes minutes; --tidy-all checks everything.
+check_tidy() {
+  heading "clang-tidy"
+  local listed changed groups
+  if $tidy_all; then
+    tidy --config=clang-tidy
+    return
+  fi
+  if ! listed=$(tests/style/changed_sources.py 2>"$events/changed"); then
+    skipped+=("--skipped=clang-tidy: $(tail -n 1 "$events/changed"); bazel build --config=clang-tidy //... checks all")
+    return
+  fi
+  if [[ -z $listed ]]; then
+    echo "clang-tidy: no source changed"
+    return
+  fi
+  mapfile -t changed <<<"$listed"
+  if ((${#changed[@]} > max_tidy_sources)); then
+    skipped+=("--skipped=clang-tidy: $((${#changed[@]} - max_tidy_sources)) of ${#changed[@]} sources that a change \
+touches; tests/run.sh --tidy-all, or bazel build --config=clang-tidy //..., checks all")
+    changed=("${changed[@]:0:max_tidy_sources}")
+  fi
+  printf '%s\n' "${changed[@]}"
+  groups=$(printf ',clang_tidy/%s' "${changed[@]}")
+  tidy --aspects=//bazel:clang_tidy.bzl%clang_tidy_aspect --output_groups="${groups#,}"
 }
 
 build_everything() {
@@ -168,9 +216,12 @@ echo "all there"
 drop_foreign_links
 find_conformance_clients
 check_style
+check_includes
 build_everything
 note_cuda
 check_bundle
+check_locks
+check_tidy
 run_all_tests
 run_sanitizers
 heading "Summary"

@@ -165,8 +165,9 @@ absl::Status InProcessCommunicator::Exchange(std::byte* recv) {
     return group_->failure;
   }
   ++group_->num_copying;
+  const std::vector<Offer>& offers = group_->offers;  // they stay as they are while a rank copies
   hub_->mu.Unlock();
-  CopyBlocks(group_->offers, rank_, recv);
+  CopyBlocks(offers, rank_, recv);
   hub_->mu.Lock();
   if (--group_->num_copying == 0) hub_->changed.SignalAll();
   return Barrier();  // all copies are made

@@ -140,7 +140,7 @@ class ModelRepository::Residence : public std::enable_shared_from_this<Residence
   }
 
   // Held while the host is called, so that it cannot end meanwhile.
-  Mutex host_mu_;
+  Mutex host_mu_ ABSL_ACQUIRED_BEFORE(mu_);  // the host may call back at once
   ModelHost* host_ ABSL_GUARDED_BY(host_mu_);
 
   Mutex mu_;

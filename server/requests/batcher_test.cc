@@ -252,7 +252,7 @@ TEST_F(BatcherTest, ClientsShareByRowsWhateverTheirRequestsAre) {
   for (int i = 0; i < 12; ++i) {
     for (const auto& [client, count] : RowsByClient(*Take(batcher))) rows[client] += count;
   }
-  for (const auto& [client, count] : rows) EXPECT_NEAR(count, 12 * 64 / 3, 4) << client;
+  for (const auto& [client, count] : rows) EXPECT_NEAR(count, 12 * 64 / 3.0, 4) << client;
 }
 
 TEST_F(BatcherTest, RequestsOfAClientLeaveInOrderUnlessLargerThanAStep) {
