@@ -3,8 +3,8 @@
 // clang's -Wthread-safety knows Mutex and MutexLock: a member that is ABSL_GUARDED_BY a Mutex is only touched by code
 // that holds it. Conditions are explicit `while (!condition) cv.Wait(&mu)` loops, which the analysis can follow.
 //
-// Time limits are by std::chrono::steady_clock, also while a thread sleeps. absl::CondVar would sleep by the wall clock,
-// and a wall clock that is set back by an hour would make it sleep an hour longer.
+// Time limits are by std::chrono::steady_clock, also while a thread sleeps. absl::CondVar would sleep by the wall
+// clock, and a wall clock that is set back by an hour would make it sleep an hour longer.
 //
 // Thread-safety: that of std::mutex and std::condition_variable.
 #pragma once
@@ -46,19 +46,19 @@ class ABSL_SCOPED_LOCKABLE MutexLock {
 // without a signal.
 class CondVar {
  public:
-  void Wait(Mutex* mu) {
+  void Wait(Mutex* mu) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
     Held held(mu);
     cv_.wait(held.lock);
   }
 
   // Returns whether `deadline` has passed.
-  bool WaitUntil(Mutex* mu, std::chrono::steady_clock::time_point deadline) {
+  bool WaitUntil(Mutex* mu, std::chrono::steady_clock::time_point deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
     Held held(mu);
     return cv_.wait_until(held.lock, deadline) == std::cv_status::timeout;
   }
 
   // Returns whether `timeout` has passed. A timeout of years is cut to one year.
-  bool WaitFor(Mutex* mu, std::chrono::nanoseconds timeout) {
+  bool WaitFor(Mutex* mu, std::chrono::nanoseconds timeout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
     constexpr std::chrono::nanoseconds kLongest = std::chrono::hours(24 * 365);
     return WaitUntil(mu, std::chrono::steady_clock::now() + (timeout < kLongest ? timeout : kLongest));
   }

@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "moe/gpu/cuda_status.h"
 #include "moe/experts/cuda/grouped_gemm.cuh"
 #include "moe/experts/cuda/grouped_gemm.h"
+#include "moe/gpu/cuda_status.h"
 
 namespace switchyard {
 namespace {

@@ -3,9 +3,9 @@
 
 #include <algorithm>
 
-#include "moe/gpu/cuda_status.h"
 #include "moe/experts/cuda/layouts.h"
 #include "moe/experts/cuda/pack_weights.h"
+#include "moe/gpu/cuda_status.h"
 
 namespace switchyard {
 namespace {

@@ -1,11 +1,11 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "moe/gpu/cuda_status.h"
 #include "moe/experts/cuda/activation.cuh"
 #include "moe/experts/cuda/hopper.cuh"
 #include "moe/experts/cuda/layouts.h"
 #include "moe/experts/cuda/row_kernels.h"
+#include "moe/gpu/cuda_status.h"
 
 namespace switchyard {
 namespace {
