@@ -19,7 +19,11 @@ class MetricsTest : public testing::Test {
     LayerSpec spec;
     spec.name = "1";
     spec.num_experts = num_experts;
-    metrics_.AddLayer(ServedLayer{.id = id, .model = "m", .spec = spec, .gates = {}, .on_group = {FirstPlacement(Placement::Even(num_experts, 2))}});
+    metrics_.AddLayer(ServedLayer{.id = id,
+                                  .model = "m",
+                                  .spec = spec,
+                                  .gates = {},
+                                  .on_group = {FirstPlacement(Placement::Even(num_experts, 2))}});
   }
 
   std::string Text() { return prometheus::TextSerializer().Serialize(metrics_.registry().Collect()); }

@@ -23,7 +23,8 @@ TEST(TritonMetrics, EveryLayerIsAModel) {
   LayerSpec spec;
   spec.name = "3";
   spec.num_experts = 2;
-  metrics.AddLayer(ServedLayer{.id = {0}, .model = "m", .spec = spec, .gates = {}, .on_group = {FirstPlacement(Placement::Even(2, 1))}});
+  metrics.AddLayer(ServedLayer{
+      .id = {0}, .model = "m", .spec = spec, .gates = {}, .on_group = {FirstPlacement(Placement::Even(2, 1))}});
   metrics.RecordRequest({0}, absl::StatusCode::kOk,
                         {.num_steps = 1, .queue_us = 10, .gate_us = 3, .plan_us = 2, .step_us = 50}, 70);
   metrics.RecordRequest({0}, absl::StatusCode::kCancelled, {}, 5);

@@ -32,8 +32,8 @@
 #include "client/client.h"
 #include "proto/inference.pb.h"
 #include "proto/switchyard.pb.h"
-#include "rpc/wire_options.h"
 #include "rpc/slice_stream.h"
+#include "rpc/wire_options.h"
 #include "tests/benchmarks/closed_loop.h"
 #include "tests/e2e/server_process.h"
 
