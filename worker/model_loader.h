@@ -23,7 +23,7 @@
 #include "base/status.h"
 #include "base/task_queue.h"
 #include "proto/worker.pb.h"
-#include "worker/shard.h"
+#include "worker/rank_experts.h"
 
 namespace switchyard {
 

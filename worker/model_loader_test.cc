@@ -89,23 +89,23 @@ class ModelLoaderTest : public testing::Test {
 TEST_F(ModelLoaderTest, LoadsOneAfterTheOtherAndTellsHowFarItIs) {
   loader_->Load({Share(1), Share(2)});
   RunUntilEnded(2);
-  Shard shard;
+  RankExperts experts;
   for (LoadOutcome& outcome : outcomes_) {
     ASSERT_TRUE(outcome.status.ok()) << outcome.status;
     EXPECT_GT(outcome.part->engine->weight_bytes(), 0);
-    shard.Add(std::move(outcome.part));
+    experts.Add(std::move(outcome.part));
   }
   loader_ = nullptr;
   ASSERT_FALSE(progress_.empty());
   EXPECT_EQ(progress_.front().models.size(), 2u) << "all are open before the first is loaded";
   EXPECT_EQ(progress_.front().bytes_done(), 0);
   EXPECT_EQ(progress_.back().bytes_done(), progress_.back().bytes_total());
-  EXPECT_EQ(shard.Find(LayerId{11}).part->name, "m1");
-  EXPECT_EQ(shard.Find(LayerId{20}).engine_layer, LayerId{0});
-  for (const int32_t none : {0, 9, 12, 22}) EXPECT_EQ(shard.Find(LayerId{none}).part, nullptr) << none;
-  EXPECT_EQ(shard.Remove(ModelId{1})->name, "m1");
-  EXPECT_EQ(shard.Remove(ModelId{1}), nullptr);
-  EXPECT_EQ(shard.Find(LayerId{11}).part, nullptr);
+  EXPECT_EQ(experts.Find(LayerId{11}).part->name, "m1");
+  EXPECT_EQ(experts.Find(LayerId{20}).engine_layer, LayerId{0});
+  for (const int32_t none : {0, 9, 12, 22}) EXPECT_EQ(experts.Find(LayerId{none}).part, nullptr) << none;
+  EXPECT_EQ(experts.Remove(ModelId{1})->name, "m1");
+  EXPECT_EQ(experts.Remove(ModelId{1}), nullptr);
+  EXPECT_EQ(experts.Find(LayerId{11}).part, nullptr);
 }
 
 TEST_F(ModelLoaderTest, OneThatFailsLeavesTheOthers) {

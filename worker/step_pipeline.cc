@@ -20,7 +20,7 @@ StepPipeline::~StepPipeline() {
   completer_.join();
 }
 
-void StepPipeline::Submit(const Step& step, StepDoneFn done) {
+void StepPipeline::Submit(const RankStep& step, StepDoneFn done) {
   Entry entry;
   entry.engine = step.engine;
   entry.communicator = step.communicator;

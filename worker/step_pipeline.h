@@ -34,7 +34,7 @@ class StepPipeline {
   ~StepPipeline();
 
   // The plan's memory may be freed when this returns; rows, output and communicator must stay until `done`.
-  void Submit(const Step& step, StepDoneFn done);
+  void Submit(const RankStep& step, StepDoneFn done);
   // Reports a step that cannot be submitted, after the steps before it.
   void Refuse(const absl::Status& why, StepDoneFn done);
 

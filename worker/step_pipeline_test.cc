@@ -25,7 +25,7 @@ struct SharedStep {
     for (RankPlan& rank : plan.ranks) rank.num_chunks = num_chunks;
   }
 
-  Step ForRank(int rank, ExpertEngine* engine, Communicator* communicator) {
+  RankStep ForRank(int rank, ExpertEngine* engine, Communicator* communicator) {
     const int64_t begin = plan.home_offsets[rank], count = plan.home_offsets[rank + 1] - begin;
     return {.engine = engine,
             .communicator = communicator,

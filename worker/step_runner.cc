@@ -40,7 +40,7 @@ absl::Status CheckMatrix(absl::string_view name, ConstMatrixView matrix, int64_t
                                                  ShapeOf(matrix.num_rows, matrix.num_cols, matrix.dtype)));
 }
 
-absl::Status CheckShapes(const Step& step) {
+absl::Status CheckShapes(const RankStep& step) {
   const RankPlanView& plan = step.plan;
   if (plan.num_ranks != step.communicator->size()) {
     return absl::InvalidArgumentError(
@@ -53,12 +53,12 @@ absl::Status CheckShapes(const Step& step) {
 
 // A single rank's send rows are distinct and in order, so if there are as many of them as home rows, they are the home
 // rows.
-bool ExchangesNothing(const Step& step) {
+bool ExchangesNothing(const RankStep& step) {
   return step.communicator->size() == 1 && step.plan.num_send_rows() == step.plan.num_home_rows &&
          step.plan.num_recv_rows() == step.plan.num_home_rows;
 }
 
-absl::StatusOr<MatrixView> ScratchRows(const Step& step, ExpertEngine::Scratch purpose, int64_t num_rows) {
+absl::StatusOr<MatrixView> ScratchRows(const RankStep& step, ExpertEngine::Scratch purpose, int64_t num_rows) {
   MatrixView rows{nullptr, step.engine->compute_dtype(), num_rows, step.hidden_dim};
   SY_ASSIGN_OR_RETURN(rows.data, step.engine->ScratchBytes(purpose, rows.size_bytes()));
   return rows;
@@ -74,13 +74,13 @@ absl::Status Order(ExpertEngine& engine, DeviceStream earlier, DeviceStream late
 
 }  // namespace
 
-absl::Status StepRunner::Run(const Step& step, StepTimes* times) {
+absl::Status StepRunner::Run(const RankStep& step, StepTimes* times) {
   const absl::Status begun = Begin(step, /*lane=*/0, times);
   const absl::Status finished = Finish(*step.engine, *step.communicator, /*lane=*/0);
   return begun.ok() ? finished : begun;
 }
 
-absl::Status StepRunner::Begin(const Step& step, int lane, StepTimes* times) {
+absl::Status StepRunner::Begin(const RankStep& step, int lane, StepTimes* times) {
   *times = {};
   absl::Status begun = Enqueue(step, lane, times);
   // After a failure, ends the step without rows, so that Finish waits for the enqueued work, which may read the home
@@ -89,7 +89,7 @@ absl::Status StepRunner::Begin(const Step& step, int lane, StepTimes* times) {
   return begun;
 }
 
-absl::Status StepRunner::Enqueue(const Step& step, int lane, StepTimes* times) {
+absl::Status StepRunner::Enqueue(const RankStep& step, int lane, StepTimes* times) {
   const absl::Status shapes = CheckShapes(step);
   const absl::StatusOr<Sums> sums = shapes.ok() ? ComputeSums(step, lane, times) : absl::StatusOr<Sums>(shapes);
   if (!sums.ok()) {
@@ -113,7 +113,7 @@ absl::Status StepRunner::Finish(ExpertEngine& engine, Communicator& communicator
   return finished;
 }
 
-absl::StatusOr<StepRunner::Sums> StepRunner::ComputeSums(const Step& step, int lane, StepTimes* times) {
+absl::StatusOr<StepRunner::Sums> StepRunner::ComputeSums(const RankStep& step, int lane, StepTimes* times) {
   LapTimer timer;
   ExpertEngine& engine = *step.engine;
   SY_ASSIGN_OR_RETURN(const ConstMatrixView home_rows, engine.BeginStep(lane, step.home_rows));
@@ -136,7 +136,7 @@ absl::StatusOr<StepRunner::Sums> StepRunner::ComputeSums(const Step& step, int l
   return Sums{output, rows.returned};
 }
 
-absl::Status StepRunner::ExchangeAndCompute(const Step& step, const Buffers& rows, StepTimes* times) {
+absl::Status StepRunner::ExchangeAndCompute(const RankStep& step, const Buffers& rows, StepTimes* times) {
   ExpertEngine& engine = *step.engine;
   DeviceStream compute = engine.stream(), exchange = ExchangeStream(engine);
   const int num_chunks = chunks_.num_chunks(), first_exchanged = chunks_.is_own(0) ? 1 : 0;
@@ -160,7 +160,7 @@ absl::Status StepRunner::ExchangeAndCompute(const Step& step, const Buffers& row
   return Order(engine, exchange, compute);
 }
 
-absl::Status StepRunner::Dispatch(const Step& step, int chunk, const Buffers& rows) {
+absl::Status StepRunner::Dispatch(const RankStep& step, int chunk, const Buffers& rows) {
   const RankPlanView& plan = chunks_.chunk(chunk);
   CountBytes(plan.send_offsets, rows.send.row_bytes(), &send_bytes_);
   CountBytes(plan.recv_offsets, rows.send.row_bytes(), &recv_bytes_);
@@ -168,14 +168,14 @@ absl::Status StepRunner::Dispatch(const Step& step, int chunk, const Buffers& ro
                                       recv_bytes_, ExchangeStream(*step.engine));
 }
 
-absl::Status StepRunner::RunExperts(const Step& step, int chunk, const Buffers& rows) {
+absl::Status StepRunner::RunExperts(const RankStep& step, int chunk, const Buffers& rows) {
   const bool is_own = chunks_.is_own(chunk);
   return step.engine->RunExperts(step.layer, chunks_.chunk(chunk),
                                  is_own ? SendPart(rows.send, chunk) : RecvPart(rows.received, chunk),
                                  is_own ? SendPart(rows.returned, chunk) : RecvPart(rows.partial_sums, chunk));
 }
 
-absl::Status StepRunner::Return(const Step& step, int chunk, const Buffers& rows) {
+absl::Status StepRunner::Return(const RankStep& step, int chunk, const Buffers& rows) {
   const RankPlanView& plan = chunks_.chunk(chunk);
   CountBytes(plan.recv_offsets, rows.send.row_bytes(), &send_bytes_);
   CountBytes(plan.send_offsets, rows.send.row_bytes(), &recv_bytes_);

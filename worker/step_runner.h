@@ -30,7 +30,7 @@
 namespace switchyard {
 
 // This rank's share of a step. The caller owns all memory.
-struct Step {
+struct RankStep {
   ExpertEngine* engine = nullptr;
   Communicator* communicator = nullptr;
   LayerId layer;  // the layer's number in the engine
@@ -48,12 +48,12 @@ inline bool IsAsynchronous(const ExpertEngine& engine) { return engine.stream() 
 class StepRunner {
  public:
   // Calls Begin and Finish. Every rank of the group calls it with its share of the same step. For `times`, see Begin.
-  absl::Status Run(const Step& step, StepTimes* times);
+  absl::Status Run(const RankStep& step, StepTimes* times);
 
   // Enqueues the whole step in a lane of the engine; a host engine computes it. The plan may be freed afterwards; rows,
   // output and communicator must stay until Finish, which must follow even if this fails. `times` (not null) gets the
   // host's time for each phase, which on a device is the time to enqueue it.
-  absl::Status Begin(const Step& step, int lane, StepTimes* times);
+  absl::Status Begin(const RankStep& step, int lane, StepTimes* times);
 
   // Waits until the output rows of the step in `lane` are written. Another thread may call it, in the order of Begin.
   static absl::Status Finish(ExpertEngine& engine, Communicator& communicator, int lane);
@@ -70,12 +70,12 @@ class StepRunner {
     MatrixView send, received, partial_sums, returned;
   };
 
-  absl::Status Enqueue(const Step& step, int lane, StepTimes* times);
-  absl::StatusOr<Sums> ComputeSums(const Step& step, int lane, StepTimes* times);
-  absl::Status ExchangeAndCompute(const Step& step, const Buffers& rows, StepTimes* times);
-  absl::Status Dispatch(const Step& step, int chunk, const Buffers& rows);
-  absl::Status RunExperts(const Step& step, int chunk, const Buffers& rows);
-  absl::Status Return(const Step& step, int chunk, const Buffers& rows);
+  absl::Status Enqueue(const RankStep& step, int lane, StepTimes* times);
+  absl::StatusOr<Sums> ComputeSums(const RankStep& step, int lane, StepTimes* times);
+  absl::Status ExchangeAndCompute(const RankStep& step, const Buffers& rows, StepTimes* times);
+  absl::Status Dispatch(const RankStep& step, int chunk, const Buffers& rows);
+  absl::Status RunExperts(const RankStep& step, int chunk, const Buffers& rows);
+  absl::Status Return(const RankStep& step, int chunk, const Buffers& rows);
   // The rows of `chunk` in a buffer with the layout of the send buffer, or of the receive buffer.
   MatrixView SendPart(MatrixView rows, int chunk) const;
   MatrixView RecvPart(MatrixView rows, int chunk) const;

@@ -19,7 +19,7 @@ using testing::HasSubstr;
 class StepRunnerTest : public testing::Test {
  protected:
   // This rank's share of a step of the test's layer.
-  Step ShareOf(const StepPlan& plan, int rank, MatrixView rows, MatrixView output) const {
+  RankStep ShareOf(const StepPlan& plan, int rank, MatrixView rows, MatrixView output) const {
     const int64_t begin = plan.home_offsets[rank], count = plan.home_offsets[rank + 1] - begin;
     return {.layer = LayerId{0},
             .hidden_dim = layer_.spec().hidden_dim,
@@ -38,7 +38,7 @@ class StepRunnerTest : public testing::Test {
     const auto group = FormGroup(*factory, num_ranks);
     OnEveryRank(num_ranks, [&](int rank) {
       const auto engine = layer_.MakeEngine(placement, rank);
-      Step step = ShareOf(plan, rank, rows.view(), output.view());
+      RankStep step = ShareOf(plan, rank, rows.view(), output.view());
       step.engine = engine.get();
       step.communicator = group[rank].get();
       StepTimes times;
@@ -60,7 +60,7 @@ class StepRunnerTest : public testing::Test {
     OnEveryRank(num_ranks, [&](int rank) {
       FakeDeviceCommunicator communicator(group[rank].get());
       FakeDeviceEngine engine(layer_.MakeEngine(placement, rank), rows.view().size_bytes() * num_ranks);
-      Step step = ShareOf(plan, rank, rows.view(), output.view());
+      RankStep step = ShareOf(plan, rank, rows.view(), output.view());
       step.engine = &engine;
       step.communicator = &communicator;
       StepTimes times;
@@ -148,7 +148,7 @@ TEST_F(StepRunnerTest, HostEnginesTakeEveryStepInOneChunk) {
   const auto group = FormGroup(*factory, 2);
   OnEveryRank(2, [&](int rank) {
     const auto engine = layer_.MakeEngine(placement, rank);
-    Step step = ShareOf(plan, rank, rows.view(), output.view());
+    RankStep step = ShareOf(plan, rank, rows.view(), output.view());
     step.engine = engine.get();
     step.communicator = group[rank].get();
     StepTimes times;

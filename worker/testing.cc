@@ -115,7 +115,7 @@ void FakeDeviceEngine::Enqueue(std::function<absl::Status()> work) {
 
 absl::StatusOr<ConstMatrixView> FakeDeviceEngine::BeginStep(int lane, ConstMatrixView home_rows) {
   lane_ = lane;
-  Lane& mine = lanes_[lane];
+  FakeLane& mine = lanes_[lane];
   mine.done = nullptr;
   mine.rows_in.EnsureSize(home_rows.size_bytes());
   mine.rows_out.EnsureSize(home_rows.size_bytes());

@@ -92,7 +92,7 @@ class FakeDeviceEngine final : public ExpertEngine {
   absl::Status Combine(const RankPlanView& plan, ConstMatrixView returned, MatrixView output) override;
 
  private:
-  struct Lane {
+  struct FakeLane {
     HostBuffer rows_in, rows_out;
     std::shared_ptr<Notification> done;  // null until EndStep
     absl::Status status;                 // first error of the step's work; the compute stream writes it before `done`
@@ -103,7 +103,7 @@ class FakeDeviceEngine final : public ExpertEngine {
 
   const std::unique_ptr<ExpertEngine> host_;
   std::array<std::vector<std::byte>, 4> scratch_;
-  std::array<Lane, kNumLanes> lanes_;
+  std::array<FakeLane, kNumLanes> lanes_;
   int lane_ = 0;  // lane of the step being enqueued
   absl::Status enqueue_failure_, run_failure_, device_status_;
   // Declared last, so that remaining work runs while the other members still exist.

@@ -231,8 +231,8 @@ void Worker::Unload(ModelId id) {
   }
   worker::WorkerMessage answer;
   answer.mutable_model_unloaded()->set_model_id(id.value);
-  std::unique_ptr<ModelPart> part = shard_.Remove(id);
-  metrics_.SetWeightBytes(shard_.weight_bytes());
+  std::unique_ptr<ModelPart> part = experts_.Remove(id);
+  metrics_.SetWeightBytes(experts_.weight_bytes());
   GiveUp(std::move(part), answer);
 }
 
@@ -264,8 +264,8 @@ void Worker::TakeUp(std::unique_ptr<ModelPart> part) {
   worker::WorkerMessage answer;
   answer.mutable_model_loaded()->set_model_id(part->id.value);
   answer.mutable_model_loaded()->set_weight_bytes(engine.weight_bytes());
-  shard_.Add(std::move(part));
-  metrics_.SetWeightBytes(shard_.weight_bytes());
+  experts_.Add(std::move(part));
+  metrics_.SetWeightBytes(experts_.weight_bytes());
   control_->Send(std::move(answer));
 }
 
@@ -318,7 +318,7 @@ absl::Status Worker::ConnectGroup(const worker::ConnectGroup& message) {
 
 // Not OK when the device is lost, so that trying again would be in vain.
 absl::Status Worker::CheckDevice() const {
-  return Annotate(shard_.CheckDevice(), absl::StrCat("device ", device_->name()));
+  return Annotate(experts_.CheckDevice(), absl::StrCat("device ", device_->name()));
 }
 
 bool Worker::IsCurrent(Epoch epoch) const { return group_.communicator() != nullptr && group_.epoch() == epoch; }
@@ -347,7 +347,7 @@ absl::Status Worker::HandleLinkStep() {
   auto done = [this, epoch = step.epoch, id = step.step_id](const absl::Status& status, const StepTimes& times) {
     SendLinkResult({epoch, id, times, status});
   };
-  const Shard::Place place = shard_.Find(step.layer);
+  const RankExperts::Place place = experts_.Find(step.layer);
   const size_t row_bytes =
       place.part == nullptr ? 0 : place.layer().hidden_dim * SizeOf(place.engine().compute_dtype());
   if (place.part == nullptr || step.slot < 0 || step.slot >= layout_.num_slots || step.output < 0 ||
@@ -405,9 +405,9 @@ void Worker::RefuseStep(const absl::Status& why, StepDoneFn done) {
   steps_->Refuse(why, std::move(done));
 }
 
-absl::StatusOr<Step> Worker::MakeStep(LayerId layer_id, std::span<const std::byte> plan_bytes,
-                                      std::span<const std::byte> rows, std::span<std::byte> output) const {
-  const Shard::Place place = shard_.Find(layer_id);
+absl::StatusOr<RankStep> Worker::MakeStep(LayerId layer_id, std::span<const std::byte> plan_bytes,
+                                          std::span<const std::byte> rows, std::span<std::byte> output) const {
+  const RankExperts::Place place = experts_.Find(layer_id);
   if (place.part == nullptr) return absl::InternalError(absl::StrCat("no layer number ", layer_id.value));
   const ModelPart::Layer& layer = place.layer();
   const DType dtype = place.engine().compute_dtype();
@@ -422,13 +422,13 @@ absl::StatusOr<Step> Worker::MakeStep(LayerId layer_id, std::span<const std::byt
     return absl::InternalError(
         absl::StrCat("the plan has ", plan->num_home_rows, " home rows, ", rows.size(), " bytes of rows came"));
   }
-  return Step{.engine = &place.engine(),
-              .communicator = group_.communicator(),
-              .layer = place.engine_layer,
-              .hidden_dim = layer.hidden_dim,
-              .plan = *plan,
-              .home_rows = {rows.data(), dtype, num_rows, layer.hidden_dim},
-              .output = {output.data(), dtype, num_rows, layer.hidden_dim}};
+  return RankStep{.engine = &place.engine(),
+                  .communicator = group_.communicator(),
+                  .layer = place.engine_layer,
+                  .hidden_dim = layer.hidden_dim,
+                  .plan = *plan,
+                  .home_rows = {rows.data(), dtype, num_rows, layer.hidden_dim},
+                  .output = {output.data(), dtype, num_rows, layer.hidden_dim}};
 }
 
 }  // namespace switchyard

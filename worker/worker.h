@@ -22,7 +22,7 @@
 #include "worker/load_report.h"
 #include "worker/model_loader.h"
 #include "worker/options.h"
-#include "worker/shard.h"
+#include "worker/rank_experts.h"
 #include "worker/step_pipeline.h"
 #include "worker/worker_metrics.h"
 
@@ -70,8 +70,8 @@ class Worker {
   void RefuseStep(const absl::Status& why, StepDoneFn done);
   void RunStep(LayerId layer, std::span<const std::byte> plan, std::span<const std::byte> rows,
                std::span<std::byte> output, StepDoneFn done);
-  absl::StatusOr<Step> MakeStep(LayerId layer, std::span<const std::byte> plan, std::span<const std::byte> rows,
-                                std::span<std::byte> output) const;
+  absl::StatusOr<RankStep> MakeStep(LayerId layer, std::span<const std::byte> plan, std::span<const std::byte> rows,
+                                    std::span<std::byte> output) const;
   bool IsCurrent(Epoch epoch) const;
 
   absl::Status CheckDevice() const;
@@ -101,7 +101,7 @@ class Worker {
   bool drained_ = false;
   std::map<ModelId, SteadyTime> loading_;  // when the load was asked for
   std::set<ModelId> unwanted_;             // models in loading_ that the front has unloaded
-  Shard shard_;
+  RankExperts experts_;
   std::unique_ptr<ControlStream> control_;   // destroyed before the members above, which it uses
   std::unique_ptr<LoadReport> load_report_;  // used by the loader's thread
   std::unique_ptr<StepPipeline> steps_;      // made for the first model; destroyed before all above, which steps use

@@ -49,7 +49,7 @@ void WorkerMetrics::SetGroup(Epoch epoch, int rank) {
   epoch_.Set(static_cast<double>(epoch.value));
 }
 
-StepDoneFn WorkerMetrics::Watch(const Step& step, StepDoneFn done) {
+StepDoneFn WorkerMetrics::Watch(const RankStep& step, StepDoneFn done) {
   return [this, num_home_rows = step.plan.num_home_rows, num_pairs = step.plan.num_pairs(), done = std::move(done)](
              const absl::Status& status, const StepTimes& times) {
     RecordStep(num_home_rows, num_pairs, status, times);

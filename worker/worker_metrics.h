@@ -32,7 +32,7 @@ class WorkerMetrics {
   void SetGroup(Epoch epoch, int rank);
 
   // Returns a function that counts the step and then calls `done`.
-  StepDoneFn Watch(const Step& step, StepDoneFn done);
+  StepDoneFn Watch(const RankStep& step, StepDoneFn done);
 
  private:
   void RecordStep(int64_t num_home_rows, int64_t num_pairs, const absl::Status& status, const StepTimes& times);

@@ -19,10 +19,10 @@ struct Offer {
   std::span<const size_t> recv_bytes;
 };
 
-// The ranks that were given the same addresses. Guarded by the hub's mutex, except that between barriers `offers` does
+// The ranks that connect to the same addresses. Guarded by the hub's mutex, except that between barriers `offers` does
 // not change and is read without it.
-struct Group {
-  explicit Group(int size) : offers(size) {}
+struct ConnectedRanks {
+  explicit ConnectedRanks(int size) : offers(size) {}
 
   int num_joined = 0;
   std::vector<Offer> offers;
@@ -37,8 +37,8 @@ struct Hub {
   Mutex mu;
   CondVar changed;
   int64_t next_id ABSL_GUARDED_BY(mu) = 0;
-  std::map<std::string, std::weak_ptr<Group>> groups ABSL_GUARDED_BY(mu);  // by the joined addresses
-  std::set<std::string> alive ABSL_GUARDED_BY(mu);                         // addresses neither aborted nor destroyed
+  std::map<std::string, std::weak_ptr<ConnectedRanks>> by_addresses ABSL_GUARDED_BY(mu);
+  std::set<std::string> alive ABSL_GUARDED_BY(mu);  // addresses neither aborted nor destroyed
 };
 
 absl::Status CheckSizes(std::span<const Offer> offers, int rank) {
@@ -102,45 +102,45 @@ class InProcessCommunicator final : public Communicator {
 
   bool aborted_ ABSL_GUARDED_BY(hub_->mu) = false;
   bool joined_ ABSL_GUARDED_BY(hub_->mu) = false;
-  std::shared_ptr<Group> group_ ABSL_GUARDED_BY(hub_->mu);
+  std::shared_ptr<ConnectedRanks> ranks_ ABSL_GUARDED_BY(hub_->mu);
 };
 
 absl::Status InProcessCommunicator::Connect(std::span<const std::string> addresses) {
   MutexLock lock(&hub_->mu);
   if (aborted_) return absl::AbortedError("the communicator was aborted");
-  if (group_ != nullptr) return absl::FailedPreconditionError("Connect was called already");
+  if (ranks_ != nullptr) return absl::FailedPreconditionError("Connect was called already");
   if (static_cast<int>(addresses.size()) != size_) {
     return absl::InvalidArgumentError(absl::StrCat("expected ", size_, " addresses, got ", addresses.size()));
   }
   if (addresses[rank_] != address_) {
     return absl::InvalidArgumentError(absl::StrCat("address ", rank_, " is not this rank's own"));
   }
-  std::weak_ptr<Group>& entry = hub_->groups[absl::StrJoin(addresses, "\n")];
-  group_ = entry.lock();
-  if (group_ == nullptr) entry = group_ = std::make_shared<Group>(size_);
-  ++group_->num_joined;
+  std::weak_ptr<ConnectedRanks>& entry = hub_->by_addresses[absl::StrJoin(addresses, "\n")];
+  ranks_ = entry.lock();
+  if (ranks_ == nullptr) entry = ranks_ = std::make_shared<ConnectedRanks>(size_);
+  ++ranks_->num_joined;
   hub_->changed.SignalAll();
   return WaitForJoin(addresses);
 }
 
 absl::Status InProcessCommunicator::WaitForJoin(std::span<const std::string> addresses) {
-  while (group_->num_joined < size_ && group_->failure.ok()) {
+  while (ranks_->num_joined < size_ && ranks_->failure.ok()) {
     for (int peer = 0; peer < size_; ++peer) {
       if (!hub_->alive.contains(addresses[peer]) && peer != rank_) {
         Fail(absl::UnavailableError(absl::StrCat("there is no rank ", peer, " at '", addresses[peer], "'")));
       }
     }
-    if (group_->failure.ok()) hub_->changed.Wait(&hub_->mu);
+    if (ranks_->failure.ok()) hub_->changed.Wait(&hub_->mu);
   }
   if (aborted_) return absl::AbortedError("connecting was aborted");
-  SY_RETURN_IF_ERROR(group_->failure);
+  SY_RETURN_IF_ERROR(ranks_->failure);
   joined_ = true;
   return absl::OkStatus();
 }
 
 absl::Status InProcessCommunicator::CheckUsable() {
   if (aborted_) return absl::AbortedError("the communicator was aborted");
-  if (group_ != nullptr && !group_->failure.ok()) return group_->failure;
+  if (ranks_ != nullptr && !ranks_->failure.ok()) return ranks_->failure;
   if (!joined_) return absl::FailedPreconditionError("the communicator is not connected");
   return absl::OkStatus();
 }
@@ -149,45 +149,45 @@ absl::Status InProcessCommunicator::AllToAllV(const std::byte* send, std::span<c
                                               std::byte* recv, std::span<const size_t> recv_bytes, DeviceStream) {
   MutexLock lock(&hub_->mu);
   SY_RETURN_IF_ERROR(CheckUsable());
-  group_->offers[rank_] = {send, send_bytes, recv_bytes};
+  ranks_->offers[rank_] = {send, send_bytes, recv_bytes};
   const absl::Status done = Exchange(recv);
   // After a failure, a peer may still be reading this rank's send buffer.
-  while (group_->num_copying > 0 && !done.ok()) hub_->changed.Wait(&hub_->mu);
+  while (ranks_->num_copying > 0 && !done.ok()) hub_->changed.Wait(&hub_->mu);
   return aborted_ && !done.ok() ? absl::AbortedError("the all-to-all was aborted") : done;
 }
 
 absl::Status InProcessCommunicator::Exchange(std::byte* recv) {
   SY_RETURN_IF_ERROR(Barrier());  // all ranks have made their offers
   // If a rank has left since the barrier, its buffers may be gone.
-  SY_RETURN_IF_ERROR(group_->failure);
-  if (const absl::Status counts = CheckCounts(group_->offers); !counts.ok()) {
+  SY_RETURN_IF_ERROR(ranks_->failure);
+  if (const absl::Status counts = CheckCounts(ranks_->offers); !counts.ok()) {
     Fail(counts);
-    return group_->failure;
+    return ranks_->failure;
   }
-  ++group_->num_copying;
-  const std::vector<Offer>& offers = group_->offers;  // they stay as they are while a rank copies
+  ++ranks_->num_copying;
+  const std::vector<Offer>& offers = ranks_->offers;  // they stay as they are while a rank copies
   hub_->mu.Unlock();
   CopyBlocks(offers, rank_, recv);
   hub_->mu.Lock();
-  if (--group_->num_copying == 0) hub_->changed.SignalAll();
+  if (--ranks_->num_copying == 0) hub_->changed.SignalAll();
   return Barrier();  // all copies are made
 }
 
 absl::Status InProcessCommunicator::Barrier() {
-  const int64_t barrier_idx = group_->barrier_idx;
-  if (!group_->failure.ok()) return group_->failure;
-  if (++group_->num_arrived == size_) {
-    group_->num_arrived = 0;
-    ++group_->barrier_idx;
+  const int64_t barrier_idx = ranks_->barrier_idx;
+  if (!ranks_->failure.ok()) return ranks_->failure;
+  if (++ranks_->num_arrived == size_) {
+    ranks_->num_arrived = 0;
+    ++ranks_->barrier_idx;
     hub_->changed.SignalAll();
   }
   // A barrier that was passed counts as passed even if a rank has left since.
-  while (group_->barrier_idx == barrier_idx && group_->failure.ok()) hub_->changed.Wait(&hub_->mu);
-  return group_->barrier_idx == barrier_idx ? group_->failure : absl::OkStatus();
+  while (ranks_->barrier_idx == barrier_idx && ranks_->failure.ok()) hub_->changed.Wait(&hub_->mu);
+  return ranks_->barrier_idx == barrier_idx ? ranks_->failure : absl::OkStatus();
 }
 
 void InProcessCommunicator::Fail(const absl::Status& failure) {
-  if (group_->failure.ok()) group_->failure = failure;
+  if (ranks_->failure.ok()) ranks_->failure = failure;
   hub_->changed.SignalAll();
 }
 
@@ -196,7 +196,7 @@ void InProcessCommunicator::Abort() {
   if (aborted_) return;
   aborted_ = true;
   hub_->alive.erase(address_);
-  if (group_ != nullptr) Fail(absl::UnavailableError(absl::StrCat("rank ", rank_, " is gone")));
+  if (ranks_ != nullptr) Fail(absl::UnavailableError(absl::StrCat("rank ", rank_, " is gone")));
   hub_->changed.SignalAll();
 }
 
@@ -209,7 +209,7 @@ class InProcessFactory final : public CommunicatorFactory {
     MutexLock lock(&hub_->mu);
     std::string address = absl::StrCat("thread ", hub_->next_id++);
     hub_->alive.insert(address);
-    std::erase_if(hub_->groups, [](const auto& entry) { return entry.second.expired(); });
+    std::erase_if(hub_->by_addresses, [](const auto& entry) { return entry.second.expired(); });
     return std::make_unique<InProcessCommunicator>(hub_, rank, size, std::move(address));
   }
 

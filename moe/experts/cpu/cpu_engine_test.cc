@@ -134,9 +134,9 @@ MatrixView ScratchRows(ExpertEngine& engine, ExpertEngine::Scratch purpose, int6
 }
 
 // Runs whole steps of a group in one process. The exchanges are copies between the ranks' scratch.
-class Group {
+class GroupInProcess {
  public:
-  Group(DType compute, const LayerSpec& layer, const Weights& weights, int num_ranks)
+  GroupInProcess(DType compute, const LayerSpec& layer, const Weights& weights, int num_ranks)
       : layer_(layer), placement_(Placement::Even(layer.num_experts, num_ranks, layer.num_shared)) {
     for (int r = 0; r < num_ranks; ++r) engines_.push_back(LoadedEngine(compute, layer, weights, placement_, r));
   }
@@ -227,7 +227,7 @@ void ExpectClose(const HostMatrix& output, const std::vector<double>& expected) 
   }
 }
 
-void ExpectMatchesReference(Group& group, const LayerSpec& layer, const Weights& weights, DType compute,
+void ExpectMatchesReference(GroupInProcess& group, const LayerSpec& layer, const Weights& weights, DType compute,
                             const Routing& routing) {
   std::mt19937 random(99);
   const HostMatrix rows = RandomMatrix(compute, routing.num_rows, layer.hidden_dim, 1.0, &random);
@@ -244,7 +244,7 @@ INSTANTIATE_TEST_SUITE_P(All, CpuEngineTest, testing::Values(DType::kF64, DType:
 void ExpectRightOnRanks(DType compute, const LayerSpec& layer) {
   const Weights weights(layer, compute, /*transposed=*/false, 5);
   for (const int num_ranks : {1, 2}) {
-    Group group(compute, layer, weights, num_ranks);
+    GroupInProcess group(compute, layer, weights, num_ranks);
     for (const int64_t num_rows : {1, 20, 300}) {
       const Routing routed = RandomRouting(num_rows, 3, layer.num_experts, Skew::kUniform, 6);
       ExpectMatchesReference(group, layer, weights, compute, RoutingWithShared(layer, routed));
@@ -301,7 +301,7 @@ TEST_P(CpuEngineTest, SharedExpertsComputeEveryRow) {
       ExpectRightOnRanks(GetParam(), layer);
       layer.num_experts = 4;
       const Weights weights(layer, GetParam(), /*transposed=*/false, 5);
-      Group group(GetParam(), layer, weights, 6);  // two of the six ranks hold only shared experts
+      GroupInProcess group(GetParam(), layer, weights, 6);  // two of the six ranks hold only shared experts
       Routing routing = RoutingWithShared(layer, RandomRouting(31, 2, 4, Skew::kZipf, 6));
       for (int64_t row_idx = 0; row_idx < 31; row_idx += 3) routing.expert_idx[row_idx * routing.top_k] = -1;
       ExpectMatchesReference(group, layer, weights, GetParam(), routing);
@@ -330,7 +330,8 @@ TEST(CpuEngine, WeighedInputsAreRoundedToTheirType) {
 TEST_P(CpuEngineTest, EverySkewAndNumberOfRows) {
   const LayerSpec layer = SmallLayer();
   const Weights weights(layer, GetParam(), /*transposed=*/false, 7);
-  Group one(GetParam(), layer, weights, 1), two(GetParam(), layer, weights, 2), many(GetParam(), layer, weights, 9);
+  GroupInProcess one(GetParam(), layer, weights, 1), two(GetParam(), layer, weights, 2),
+      many(GetParam(), layer, weights, 9);
   for (const Skew skew : {Skew::kUniform, Skew::kZipf, Skew::kOneExpert, Skew::kSomeEmpty}) {
     for (const int64_t num_rows : {0, 1, 2, 3, 17, 64, 129, 300}) {
       SCOPED_TRACE(testing::Message() << "skew " << static_cast<int>(skew) << ", " << num_rows << " rows");
@@ -349,7 +350,7 @@ TEST_P(CpuEngineTest, WeightsOfEveryStoredType) {
     for (const bool transposed : {false, true}) {
       SCOPED_TRACE(testing::Message() << DTypeName(stored) << (transposed ? " transposed" : ""));
       const Weights weights(layer, stored, transposed, 4);
-      Group group(GetParam(), layer, weights, 1);
+      GroupInProcess group(GetParam(), layer, weights, 1);
       ExpectMatchesReference(group, layer, weights, GetParam(), routing);
     }
   }
@@ -362,7 +363,7 @@ TEST_P(CpuEngineTest, DroppedChoicesAddNothing) {
   for (int64_t row_idx = 0; row_idx < 40; row_idx += 3) routing.expert_idx[row_idx * 2] = -1;
   for (int64_t row_idx = 0; row_idx < 40; row_idx += 6) routing.expert_idx[row_idx * 2 + 1] = -1;  // no choice left
   for (const int num_ranks : {1, 2}) {
-    Group group(GetParam(), layer, weights, num_ranks);
+    GroupInProcess group(GetParam(), layer, weights, num_ranks);
     ExpectMatchesReference(group, layer, weights, GetParam(), routing);
   }
 }
@@ -370,7 +371,7 @@ TEST_P(CpuEngineTest, DroppedChoicesAddNothing) {
 TEST_P(CpuEngineTest, ARowDoesNotDependOnItsBatchBeyondRounding) {
   const LayerSpec layer = SmallLayer();
   const Weights weights(layer, GetParam(), false, 7);
-  Group group(GetParam(), layer, weights, 1);
+  GroupInProcess group(GetParam(), layer, weights, 1);
   std::mt19937 random(3);
   const HostMatrix rows = RandomMatrix(GetParam(), 200, layer.hidden_dim, 1.0, &random);
   const Routing routing = RandomRouting(200, 2, layer.num_experts, Skew::kZipf, 1);
@@ -392,7 +393,7 @@ TEST_P(CpuEngineTest, NanStaysInItsRow) {
     SCOPED_TRACE(testing::Message() << ActivationName(expert.activation) << " gated " << expert.gated);
     const LayerSpec layer = SmallLayer(expert);
     const Weights weights(layer, GetParam(), false, 7);
-    Group group(GetParam(), layer, weights, 2);
+    GroupInProcess group(GetParam(), layer, weights, 2);
     std::vector<double> values(8 * layer.hidden_dim, 0.5);
     values[3 * layer.hidden_dim + 5] = std::numeric_limits<double>::quiet_NaN();
     const HostMatrix rows = FromDoubles(values, GetParam(), 8, layer.hidden_dim);

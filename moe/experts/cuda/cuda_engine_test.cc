@@ -107,7 +107,7 @@ class EngineTest : public EngineVariantTest {
   void Ranks(const LayerSpec& spec, const std::vector<int>& group_sizes, const std::vector<int64_t>& row_counts) const {
     const TestLayer layer = Layer(spec);
     for (const int num_ranks : group_sizes) {
-      Group group(GetParam(), layer, num_ranks, row_counts.back());
+      GroupOnOneGpu group(GetParam(), layer, num_ranks, row_counts.back());
       for (const int64_t num_rows : row_counts) {
         SCOPED_TRACE(testing::Message() << num_rows << " rows on " << num_ranks << " ranks");
         Routing routing =

@@ -314,14 +314,14 @@ void RunAndCompare(ExpertEngine& engine, const TestLayer& layer, const Routing& 
   ExpectMatchesReference(output, layer, rows.view(), routing, sample_size, NormTolerance(dtype));
 }
 
-Group::Group(const CudaEngineOptions& options, const TestLayer& layer, int num_ranks, int64_t max_rows)
+GroupOnOneGpu::GroupOnOneGpu(const CudaEngineOptions& options, const TestLayer& layer, int num_ranks, int64_t max_rows)
     : layer_(layer), placement_(PlacementOf(layer.spec, num_ranks)) {
   for (int r = 0; r < num_ranks; ++r) {
     engines_.push_back(LoadedEngine(OpenCudaDevice({}).value(), options, {&layer_}, max_rows, r, num_ranks));
   }
 }
 
-HostMatrix Group::Run(ConstMatrixView rows, const Routing& routing, int num_chunks) {
+HostMatrix GroupOnOneGpu::Run(ConstMatrixView rows, const Routing& routing, int num_chunks) {
   plan_ = PlanStep(routing, placement_, HomeOffsets(rows.num_rows, num_ranks()));
   chunks_.resize(num_ranks());
   for (int r = 0; r < num_ranks(); ++r) chunks_[r].Split(plan_.ranks[r].view(), num_chunks, r);
@@ -341,13 +341,13 @@ HostMatrix Group::Run(ConstMatrixView rows, const Routing& routing, int num_chun
   return output;
 }
 
-absl::Status Group::ForEachRank(const std::function<absl::Status(int)>& phase) {
+absl::Status GroupOnOneGpu::ForEachRank(const std::function<absl::Status(int)>& phase) {
   for (int r = 0; r < num_ranks(); ++r) SY_RETURN_IF_ERROR(phase(r));
   const cudaError_t error = cudaDeviceSynchronize();
   return error == cudaSuccess ? absl::OkStatus() : absl::InternalError(cudaGetErrorString(error));
 }
 
-absl::Status Group::Dispatch(int rank, ConstMatrixView home_rows, Buffers* buffers) {
+absl::Status GroupOnOneGpu::Dispatch(int rank, ConstMatrixView home_rows, Buffers* buffers) {
   ExpertEngine& engine = *engines_[rank];
   const RankPlanView plan = plan_.ranks[rank].view();
   const int64_t num_send = plan.num_send_rows(), num_recv = plan.num_recv_rows();
@@ -359,14 +359,14 @@ absl::Status Group::Dispatch(int rank, ConstMatrixView home_rows, Buffers* buffe
   return engine.GatherSendRows(chunks_[rank].whole(), home, buffers->send);
 }
 
-absl::Status Group::RunChunk(int rank, int chunk, const Buffers& buffers) {
+absl::Status GroupOnOneGpu::RunChunk(int rank, int chunk, const Buffers& buffers) {
   const RankPlanView& plan = chunks_[rank].chunk(chunk);
   const int64_t begin = chunks_[rank].first_recv_row(chunk), count = plan.num_recv_rows();
   return engines_[rank]->RunExperts(LayerId{0}, plan, buffers.received.Rows(begin, count),
                                     buffers.partial.Rows(begin, count));
 }
 
-absl::Status Group::Finish(int rank, ConstMatrixView returned, MatrixView output) {
+absl::Status GroupOnOneGpu::Finish(int rank, ConstMatrixView returned, MatrixView output) {
   ExpertEngine& engine = *engines_[rank];
   SY_ASSIGN_OR_RETURN(const MatrixView step_output, engine.StepOutput(0, output));
   FillWithNan(engine, step_output);
@@ -375,7 +375,7 @@ absl::Status Group::Finish(int rank, ConstMatrixView returned, MatrixView output
   return engine.WaitStep(0);
 }
 
-void Group::Exchange(const std::vector<Buffers>& buffers, int chunk, bool back) {
+void GroupOnOneGpu::Exchange(const std::vector<Buffers>& buffers, int chunk, bool back) {
   for (int s = 0; s < num_ranks(); ++s) {
     for (int d = 0; d < num_ranks(); ++d) {
       const Buffers &source = buffers[s], &destination = buffers[d];
@@ -389,8 +389,8 @@ void Group::Exchange(const std::vector<Buffers>& buffers, int chunk, bool back) 
 
 // Source s's rows for destination d lie at send_offsets[d] in the source's buffer and at recv_offsets[s] in the
 // destination's. `back` reverses the direction.
-void Group::CopyRows(MatrixView at_source, int source, MatrixView at_destination, int destination, int chunk,
-                     bool back) {
+void GroupOnOneGpu::CopyRows(MatrixView at_source, int source, MatrixView at_destination, int destination, int chunk,
+                             bool back) {
   const RankPlanView &sent = chunks_[source].chunk(chunk), &received = chunks_[destination].chunk(chunk);
   const int64_t count = sent.send_offsets[destination + 1] - sent.send_offsets[destination];
   ASSERT_EQ(count, received.recv_offsets[source + 1] - received.recv_offsets[source]);

@@ -102,10 +102,10 @@ void RunAndCompare(ExpertEngine& engine, const TestLayer& layer, const Routing& 
 
 // A group of ranks on one GPU, each with a CudaDevice of its own. Runs each phase on all ranks one after another; the
 // exchanges are copies through host memory.
-class Group {
+class GroupOnOneGpu {
  public:
   // `layer` must outlive it.
-  Group(const CudaEngineOptions& options, const TestLayer& layer, int num_ranks, int64_t max_rows);
+  GroupOnOneGpu(const CudaEngineOptions& options, const TestLayer& layer, int num_ranks, int64_t max_rows);
 
   // Runs a step in `num_chunks` chunks.
   HostMatrix Run(ConstMatrixView rows, const Routing& routing, int num_chunks = 1);

@@ -11,7 +11,7 @@
 namespace switchyard {
 
 using CudaResult = int;  // 0 for success
-using CudaDevice = int;
+using CudaDeviceHandle = int;
 using CudaContext = void*;
 using CudaPointer = unsigned long long;  // NOLINT(google-runtime-int): the driver's own type
 
@@ -22,9 +22,9 @@ struct CudaIpcHandle {
 struct CudaDriver {
   CudaResult (*init)(unsigned flags);
   CudaResult (*get_device_count)(int* count);
-  CudaResult (*get_device)(CudaDevice* device, int ordinal);
-  CudaResult (*retain_primary_context)(CudaContext* context, CudaDevice device);
-  CudaResult (*release_primary_context)(CudaDevice device);
+  CudaResult (*get_device)(CudaDeviceHandle* device, int ordinal);
+  CudaResult (*retain_primary_context)(CudaContext* context, CudaDeviceHandle device);
+  CudaResult (*release_primary_context)(CudaDeviceHandle device);
   CudaResult (*push_context)(CudaContext context);
   CudaResult (*pop_context)(CudaContext* context);
   CudaResult (*open_ipc_handle)(CudaPointer* pointer, CudaIpcHandle handle, unsigned flags);

@@ -38,7 +38,7 @@ class CudaDevices : public std::enable_shared_from_this<CudaDevices> {
   const int num_devices_;
   Mutex mu_;
   struct Retained {
-    CudaDevice device = 0;
+    CudaDeviceHandle device = 0;
     CudaContext context = nullptr;
   };
   std::map<int64_t, Retained> retained_ ABSL_GUARDED_BY(mu_);  // by device id

@@ -21,7 +21,7 @@ struct Gpus {
   CudaResult init_result = 0;
   int num_devices = 2;
   std::vector<CudaContext> stack;
-  std::set<CudaDevice> retained;
+  std::set<CudaDeviceHandle> retained;
   int num_open = 0;
   int num_calls_without_context = 0;
   std::vector<std::byte> allocation = std::vector<std::byte>(kAllocation);
@@ -40,13 +40,13 @@ CudaDriver FakeDriver() {
   CudaDriver driver;
   driver.init = [](unsigned) { return gpus->init_result; };
   driver.get_device_count = [](int* count) { return *count = gpus->num_devices, 0; };
-  driver.get_device = [](CudaDevice* device, int ordinal) { return *device = 10 + ordinal, 0; };
-  driver.retain_primary_context = [](CudaContext* context, CudaDevice device) {
+  driver.get_device = [](CudaDeviceHandle* device, int ordinal) { return *device = 10 + ordinal, 0; };
+  driver.retain_primary_context = [](CudaContext* context, CudaDeviceHandle device) {
     EXPECT_TRUE(gpus->retained.insert(device).second) << "one context for each device";
     *context = gpus;
     return 0;
   };
-  driver.release_primary_context = [](CudaDevice device) {
+  driver.release_primary_context = [](CudaDeviceHandle device) {
     return gpus->retained.erase(device) == 1 ? 0 : kInvalidValue;
   };
   driver.push_context = [](CudaContext context) { return gpus->stack.push_back(context), 0; };

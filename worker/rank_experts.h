@@ -1,4 +1,4 @@
-// A rank's share of the models: an engine with this rank's experts for each model.
+// The experts that this rank holds: for each model, an engine with this rank's part of it.
 #pragma once
 
 #include <map>
@@ -26,8 +26,8 @@ struct ModelPart {
   std::unique_ptr<ExpertEngine> engine;
 };
 
-// Not thread-safe.
-class Shard {
+// This rank's parts of all models. Not thread-safe.
+class RankExperts {
  public:
   // Where a layer's experts are.
   struct Place {

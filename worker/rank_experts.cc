@@ -1,16 +1,16 @@
-#include "worker/shard.h"
+#include "worker/rank_experts.h"
 
 #include <algorithm>
 #include <iterator>
 
 namespace switchyard {
 
-void Shard::Add(std::unique_ptr<ModelPart> part) {
+void RankExperts::Add(std::unique_ptr<ModelPart> part) {
   const LayerId first = part->first_layer;
   parts_[first] = std::move(part);
 }
 
-std::unique_ptr<ModelPart> Shard::Remove(ModelId id) {
+std::unique_ptr<ModelPart> RankExperts::Remove(ModelId id) {
   const auto found =
       std::find_if(parts_.begin(), parts_.end(), [&](const auto& each) { return each.second->id == id; });
   if (found == parts_.end()) return nullptr;
@@ -19,7 +19,7 @@ std::unique_ptr<ModelPart> Shard::Remove(ModelId id) {
   return part;
 }
 
-Shard::Place Shard::Find(LayerId layer) const {
+RankExperts::Place RankExperts::Find(LayerId layer) const {
   const auto after = parts_.upper_bound(layer);
   if (after == parts_.begin()) return {};
   const ModelPart& part = *std::prev(after)->second;
@@ -28,13 +28,13 @@ Shard::Place Shard::Find(LayerId layer) const {
   return {&part, LayerId{index}};
 }
 
-int64_t Shard::weight_bytes() const {
+int64_t RankExperts::weight_bytes() const {
   int64_t total = 0;
   for (const auto& [first, part] : parts_) total += part->engine->weight_bytes();
   return total;
 }
 
-absl::Status Shard::CheckDevice() const {
+absl::Status RankExperts::CheckDevice() const {
   for (const auto& [first, part] : parts_) SY_RETURN_IF_ERROR(part->engine->CheckDevice());
   return absl::OkStatus();
 }
