@@ -1,5 +1,7 @@
 #include "base/tensor/buffer.h"
 
+#include <cstdio>
+#include <cstdlib>
 #include <new>
 #include <utility>
 
@@ -8,11 +10,19 @@ namespace {
 
 constexpr std::align_val_t kAlignment{64};
 
+std::byte* AllocateOrDie(size_t num_bytes) {
+  if (num_bytes == 0) return nullptr;
+  void* const data = ::operator new(num_bytes, kAlignment, std::nothrow);
+  if (data == nullptr) {
+    std::fprintf(stderr, "out of memory: cannot allocate a buffer of %zu bytes\n", num_bytes);
+    std::abort();
+  }
+  return static_cast<std::byte*>(data);
+}
+
 }  // namespace
 
-HostBuffer::HostBuffer(size_t num_bytes)
-    : data_(num_bytes == 0 ? nullptr : static_cast<std::byte*>(::operator new(num_bytes, kAlignment))),
-      size_(num_bytes) {}
+HostBuffer::HostBuffer(size_t num_bytes) : data_(AllocateOrDie(num_bytes)), size_(num_bytes) {}
 
 HostBuffer::HostBuffer(HostBuffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}

@@ -7,7 +7,7 @@
 
 namespace switchyard {
 
-// Uninitialised bytes; move-only. Aborts the process when memory runs out, as operator new would.
+// Uninitialised bytes; move-only. When memory runs out, it says so on stderr and aborts the process.
 class HostBuffer {
  public:
   HostBuffer() = default;

@@ -36,6 +36,13 @@ TEST(HostBuffer, GrowsAndNeverShrinks) {
   EXPECT_EQ(buffer.size(), 100u);
 }
 
+TEST(HostBufferDeathTest, SaysWhatItCouldNotAllocate) {
+  const size_t too_many = std::numeric_limits<size_t>::max() / 2;
+  // AddressSanitizer refuses such a size itself.
+  EXPECT_DEATH(HostBuffer buffer(too_many),
+               "out of memory: cannot allocate a buffer of|exceeds maximum supported size");
+}
+
 // Every 16-bit pattern survives the trip through fp32 (NaN payloads may be quietened).
 TEST(Float16, EveryPatternRoundTrips) {
   for (uint32_t bits = 0; bits <= 0xffff; ++bits) {

@@ -29,7 +29,6 @@ class WorkerGroup {
   const Scheduler& scheduler() const { return *scheduler_; }
   Group& group() { return *group_; }
   const Group& group() const { return *group_; }
-  const LinkLayout& link_layout() const { return links_.front()->layout(); }
 
  private:
   WorkerGroup() = default;

@@ -34,6 +34,7 @@ int nvmlDeviceGetUtilizationRates(void* device, unsigned int* rates) {
   return kSuccess;
 }
 
+// NOLINTNEXTLINE(google-runtime-int): NVML's own type
 int nvmlDeviceGetMemoryInfo(void* device, unsigned long long* memory) {
   memory[0] = 1000;
   memory[1] = IsFirst(device) ? 900 : 1000;

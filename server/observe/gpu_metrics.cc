@@ -20,7 +20,7 @@ struct NvmlUtilization {
   unsigned int memory = 0;
 };
 struct NvmlMemory {
-  unsigned long long total = 0, free = 0, used = 0;
+  unsigned long long total = 0, free = 0, used = 0;  // NOLINT(google-runtime-int): NVML's own type
 };
 constexpr int kSuccess = 0;
 

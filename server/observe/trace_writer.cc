@@ -124,16 +124,16 @@ absl::Status TraceWriter::Reopen() {
 }
 
 absl::Status TraceWriter::Append(const std::string& text) {
-  if (std::fseek(file_.get(), place_.end, SEEK_SET) != 0 ||
+  if (fseeko(file_.get(), place_.end, SEEK_SET) != 0 ||
       std::fwrite(text.data(), 1, text.size(), file_.get()) != text.size()) {
     return FileError(path_, "write");
   }
-  place_.end += static_cast<long>(text.size());
+  place_.end += static_cast<int64_t>(text.size());
   return absl::OkStatus();
 }
 
 absl::Status TraceWriter::Complete() {
-  if (std::fseek(file_.get(), place_.end, SEEK_SET) != 0 ||
+  if (fseeko(file_.get(), place_.end, SEEK_SET) != 0 ||
       std::fwrite(kEnd.data(), 1, kEnd.size(), file_.get()) != kEnd.size() || std::fflush(file_.get()) != 0) {
     return FileError(path_, "write");
   }

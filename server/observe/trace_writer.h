@@ -74,7 +74,7 @@ class TraceWriter {
   // How far a file is written.
   struct Place {
     int64_t num_traces = 0;
-    long end = 0;  // where the next trace goes
+    int64_t end = 0;  // where the next trace goes
   };
 
   std::unique_ptr<std::FILE, FileCloser> file_;

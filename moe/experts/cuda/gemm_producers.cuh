@@ -7,14 +7,14 @@
 
 namespace switchyard {
 
-// Scheduler: one warp that finds the thread block's units of work ahead of the warps that need them. Units are numbered
+// TileScheduler: one warp that finds the thread block's units of work ahead of the warps that need them. Units are numbered
 // group by group; within a group, all tiles of one stretch of weights come before those of the next stretch. A stretch
 // is some block rows and one of the splits along K. The warp looks at 32 groups at a time and never goes back to an
 // earlier group.
 template <typename Shape>
-class Scheduler {
+class TileScheduler {
  public:
-  __device__ Scheduler(typename Shape::Shared* shared, const GroupedGemmArgs& args)
+  __device__ TileScheduler(typename Shape::Shared* shared, const GroupedGemmArgs& args)
       : shared_(shared),
         args_(args),
         units_per_tile_((args.m_blocks + kBlocksPerUnit - 1) / kBlocksPerUnit * args.k_splits) {}

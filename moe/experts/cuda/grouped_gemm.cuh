@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (warp / 4 == Shape::kWarpgroups) {
     if constexpr (kMovesRegisters) hopper::ShrinkRegisters<40>();
     const bool leads = threadIdx.x % 32 == 0;
-    if (warp % 4 == 0) Scheduler<Shape>(shared, args).Run();
+    if (warp % 4 == 0) TileScheduler<Shape>(shared, args).Run();
     if (warp % 4 == 1 && leads) WeightProducer<T, Shape>(shared, args, cta_rank).Run();
     if (warp % 4 == 2 && leads) RowProducer<T, Shape>(shared, &map, cta_rank).Run();
   } else {

@@ -11,7 +11,8 @@ namespace switchyard {
 namespace {
 
 constexpr int kThreads = 256;
-// Blocks beyond those that are resident at once would only queue.
+// Twice as many blocks as an H100's 132 multiprocessors hold at once, which is 8 of this size each. Each block
+// loops, so that more rows need no more blocks.
 constexpr int64_t kMaxBlocks = 132 * 16;
 
 template <typename T>

@@ -1,13 +1,16 @@
 #include "server/api/calls/layer_call.h"
 
-#include "server/api/calls/request_checks.h"
+#include <optional>
+
+#include "base/clock.h"
 
 namespace switchyard {
 
 void LayerCall::Submit(absl::StatusOr<std::shared_ptr<Request>> request, const ServedLayer* layer) {
   const absl::Status status = TrySubmit(std::move(request));
   if (status.ok()) return;
-  RecordRefusal(*front_, layer, status, *identity_);
+  front_->metrics().RecordRejection(status.code(), layer == nullptr ? std::nullopt : std::optional(layer->id));
+  front_->request_log().Refused(layer, *identity_, status);
   Refuse(status);
 }
 
@@ -50,7 +53,23 @@ void LayerCall::OnDone(const std::shared_ptr<Request>& request, const absl::Stat
 }
 
 void LayerCall::Record(const Request& request, const absl::Status& status) const {
-  RecordAnswer(*front_, request, status, *identity_);
+  const SteadyTime now = Clock::Real().Now();
+  const int64_t total_us = MicrosBetween(request.ask.arrival, now);
+  front_->metrics().RecordRequest(request.ask.layer->id, status.code(), request.outcome.stats, total_us);
+  front_->request_log().Answered(request, *identity_, status, total_us, now);
+  front_->tracer().RequestAnswered(request, *identity_, status.ok(), now);
+}
+
+TensorSlices LayerCall::OutputSlices(const Request& request) {
+  using Owners = std::pair<std::shared_ptr<const void>, std::shared_ptr<const void>>;
+  TensorSlices slices;
+  for (const OutputPart& part : request.outcome.output) {
+    // gRPC takes bytes as non-const, even though it only reads these.
+    slices.emplace_back(
+        const_cast<std::byte*>(part.bytes.data()), part.bytes.size(),
+        [](void* owners) { delete static_cast<Owners*>(owners); }, new Owners(part.owner, request.outcome.held_bytes));
+  }
+  return slices;
 }
 
 }  // namespace switchyard

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/mutex.h"
+#include "rpc/slice_stream.h"
 #include "server/front/front.h"
 #include "server/requests/request_identity.h"
 
@@ -48,6 +49,8 @@ class LayerCall : public std::enable_shared_from_this<LayerCall> {
 
   // Records a submitted request in metrics, log and traces, by its final outcome.
   void Record(const Request& request, const absl::Status& status) const;
+  // The output rows of an answered request, where they lie. They keep the request's part of the budget of bytes.
+  static TensorSlices OutputSlices(const Request& request);
 
  private:
   absl::Status TrySubmit(absl::StatusOr<std::shared_ptr<Request>> made);

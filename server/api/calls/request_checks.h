@@ -1,17 +1,12 @@
-// The steps of a request for one layer that the native and the KServe API have in common: its gate, its place in the
-// queue, its output, its traces in metrics and log.
+// Checks the wishes of a request for one layer that the native and the KServe API have in common: its gate and its
+// place in the queue.
 #pragma once
 
-#include <grpcpp/grpcpp.h>
-
-#include <memory>
+#include <cstdint>
 #include <optional>
-#include <string>
 
 #include "base/status.h"
-#include "rpc/slice_stream.h"
-#include "server/front/front.h"
-#include "server/requests/request_identity.h"
+#include "server/requests/request.h"
 
 namespace switchyard {
 
@@ -35,20 +30,5 @@ struct QueueWish {
 // Sets the request's priority and queue timeout. InvalidArgument names priority or `timeout_name`, what was expected
 // and what came.
 absl::Status ChooseQueueing(const QueueWish& wish, const char* timeout_name, Request* request);
-
-// The output rows of an answered request, where they lie. They keep the request's part of the budget of bytes.
-TensorSlices OutputSlices(const Request& request);
-
-// Identifies the caller from the call's metadata. The id goes back to the caller as trailing metadata `x-request-id`.
-// Call it once for a call, before the call is finished.
-RequestIdentity IdentifyCall(grpc::CallbackServerContext* context);
-
-// Records that a submitted request was answered.
-void RecordAnswer(Front& front, const Request& request, const absl::Status& status, const RequestIdentity& identity);
-// Records that a request was refused before it was submitted; `layer` is null when the request named no known layer.
-void RecordRefusal(Front& front, const ServedLayer* layer, const absl::Status& status, const RequestIdentity& identity);
-
-// Adds trailing metadata that tells the caller how long to wait before it tries again, if it should.
-void AddPushback(const absl::Status& status, grpc::CallbackServerContext* context);
 
 }  // namespace switchyard

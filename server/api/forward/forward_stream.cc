@@ -1,6 +1,5 @@
 #include "server/api/forward/forward_stream.h"
 
-#include "server/api/calls/request_checks.h"
 #include "server/api/forward/forward_call.h"
 #include "server/requests/pushback.h"
 

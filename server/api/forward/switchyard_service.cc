@@ -2,58 +2,20 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <memory>
+#include <string>
+#include <utility>
+
 #include "base/version.h"
 #include "proto/switchyard.grpc.pb.h"
-#include "rpc/grpc_status.h"
-#include "server/api/calls/request_checks.h"
+#include "server/api/calls/call_identity.h"
+#include "server/api/calls/unary_call.h"
 #include "server/api/forward/forward_call.h"
 #include "server/api/forward/forward_stream.h"
 #include "server/front/front.h"
 
 namespace switchyard {
 namespace {
-
-// One Forward call. Deletes itself when gRPC is done with it.
-class UnaryForward final : public grpc::ServerUnaryReactor {
- public:
-  UnaryForward(Front* front, grpc::CallbackServerContext* context, const grpc::ByteBuffer& request,
-               grpc::ByteBuffer* response)
-      : context_(context),
-        response_(response),
-        call_(std::make_shared<ForwardCall>(front, OptionsOf(context), DecodeForward(request),
-                                            [this](const ForwardAnswer& answer) { Answer(answer); })) {}
-
-  void Start() {
-    const std::shared_ptr<ForwardCall> call = call_;  // this object may be gone before Start returns
-    call->Start();
-  }
-
- private:
-  static ForwardCall::Options OptionsOf(grpc::CallbackServerContext* context) {
-    return {.identity = std::make_shared<const RequestIdentity>(IdentifyCall(context)), .returns_stats = true};
-  }
-
-  void Answer(const ForwardAnswer& answer) {
-    if (answer.status.ok()) *response_ = EncodeForward(answer.head, answer.rows);
-    AddPushback(answer.status, context_);
-    Finish(ToGrpcStatus(answer.status));
-  }
-
-  void OnCancel() override { call_->Cancel(); }
-  void OnDone() override { delete this; }
-  // OnCancel and OnDone are short, so gRPC may call them inline instead of on a thread of its executor.
-  bool InternalInlineable() override { return true; }
-
-  grpc::CallbackServerContext* const context_;
-  grpc::ByteBuffer* const response_;
-  const std::shared_ptr<ForwardCall> call_;
-};
-
-grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(grpc::Status::OK);
-  return reactor;
-}
 
 void FillRank(int index, const RankInfo& info, int num_experts, v1::Rank* rank) {
   rank->set_rank(index);
@@ -101,9 +63,15 @@ class SwitchyardService final
 
 grpc::ServerUnaryReactor* SwitchyardService::Forward(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
-  auto* call = new UnaryForward(front_, context, *request, response);
-  call->Start();
-  return call;
+  auto* unary = new UnaryCall(context);
+  const auto answer = [unary, response](const ForwardAnswer& made) {
+    if (made.status.ok()) *response = EncodeForward(made.head, made.rows);
+    unary->End(made.status);
+  };
+  ForwardCall::Options options = {.identity = std::make_shared<const RequestIdentity>(IdentifyCall(context)),
+                                  .returns_stats = true};
+  unary->Start(std::make_shared<ForwardCall>(front_, std::move(options), DecodeForward(*request), answer));
+  return unary;
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* SwitchyardService::ForwardStream(
@@ -139,7 +107,7 @@ grpc::ServerUnaryReactor* SwitchyardService::ListModels(grpc::CallbackServerCont
       layer.set_gated(spec.expert.gated);
     }
   }
-  return FinishNow(context);
+  return FinishNow(context, absl::OkStatus());
 }
 
 grpc::ServerUnaryReactor* SwitchyardService::GetStatus(grpc::CallbackServerContext* context,
@@ -165,7 +133,7 @@ grpc::ServerUnaryReactor* SwitchyardService::GetStatus(grpc::CallbackServerConte
     load.set_layer(layer->spec.name);
     for (int64_t rows : front_->metrics().RowsPerExpert(layer->id)) load.add_rows_per_expert(rows);
   }
-  return FinishNow(context);
+  return FinishNow(context, absl::OkStatus());
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 #include <cstring>
 #include <utility>
 
-#include "server/api/calls/request_checks.h"
 #include "server/requests/pushback.h"
 
 namespace switchyard {

@@ -9,8 +9,9 @@
 #include "proto/inference.grpc.pb.h"
 #include "rpc/grpc_status.h"
 #include "server/api/calls/access_control.h"
+#include "server/api/calls/call_identity.h"
 #include "server/api/calls/memory_owner.h"
-#include "server/api/calls/request_checks.h"
+#include "server/api/calls/unary_call.h"
 #include "server/api/kserve/kserve_config.h"
 #include "server/api/kserve/kserve_infer_call.h"
 #include "server/api/kserve/kserve_memory.h"
@@ -35,12 +36,6 @@ constexpr const char* kExtensions[] = {"model_configuration",
                                        "model_repository(unload_dependents)"};
 constexpr const char* kMemoryExtensions[] = {"system_shared_memory", "cuda_shared_memory"};
 
-grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const absl::Status& status) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status));
-  return reactor;
-}
-
 // Registers on another thread, because CUDA takes its time to start and other calls need not wait for it.
 template <typename Request>
 grpc::ServerUnaryReactor* RegisterAndFinish(grpc::CallbackServerContext* context, MemoryAccess access,
@@ -63,39 +58,6 @@ ServingFacts FactsOf(const Front& front) {
   for (const RankInfo& rank : front.group_info().ranks) facts.devices.push_back(rank.device);
   return facts;
 }
-
-// One ModelInfer call. Deletes itself when gRPC is done with it.
-class UnaryInfer final : public grpc::ServerUnaryReactor {
- public:
-  UnaryInfer(Front* front, const KserveModels* models, MemoryAccess access, grpc::CallbackServerContext* context,
-             const grpc::ByteBuffer* request, grpc::ByteBuffer* response)
-      : context_(context),
-        response_(response),
-        call_(std::make_shared<InferCall>(front, models, std::move(access),
-                                          std::make_shared<const RequestIdentity>(IdentifyCall(context)), request,
-                                          [this](const InferAnswer& answer) { Answer(answer); })) {}
-
-  void Start() {
-    const std::shared_ptr<InferCall> call = call_;  // this object may be gone before Start returns
-    call->Start();
-  }
-
- private:
-  void Answer(const InferAnswer& answer) {
-    if (answer.status.ok()) *response_ = EncodeInfer(answer.head, answer.tensors);
-    AddPushback(answer.status, context_);
-    Finish(ToGrpcStatus(answer.status));
-  }
-
-  void OnCancel() override { call_->Cancel(); }
-  void OnDone() override { delete this; }
-  // OnCancel and OnDone are short, so gRPC may call them inline instead of on a thread of its executor.
-  bool InternalInlineable() override { return true; }
-
-  grpc::CallbackServerContext* const context_;
-  grpc::ByteBuffer* const response_;
-  const std::shared_ptr<InferCall> call_;
-};
 
 // Base with the methods mixed in, each around the next.
 template <class Base, template <class> class... Methods>
@@ -278,9 +240,14 @@ KserveService::Reactor* KserveService::RepositoryModelUnload(Context* context,
 
 KserveService::Reactor* KserveService::ModelInfer(Context* context, const grpc::ByteBuffer* request,
                                                   grpc::ByteBuffer* response) {
-  auto* call = new UnaryInfer(front_, models_, AccessOf(*context), context, request, response);
-  call->Start();
-  return call;
+  auto* unary = new UnaryCall(context);
+  const auto answer = [unary, response](const InferAnswer& made) {
+    if (made.status.ok()) *response = EncodeInfer(made.head, made.tensors);
+    unary->End(made.status);
+  };
+  auto identity = std::make_shared<const RequestIdentity>(IdentifyCall(context));
+  unary->Start(std::make_shared<InferCall>(front_, models_, AccessOf(*context), std::move(identity), request, answer));
+  return unary;
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* KserveService::ModelStreamInfer(Context* context) {
