@@ -4,8 +4,8 @@
   sy_cuda_cc_library, _binary, _test,
   _benchmark                          the rules of cc.bzl for C++ that needs CUDA. Tests are tagged "gpu".
 
-What is built either way depends on such targets with `deps = [...] + CUDA_DEPS([...])`. No source asks whether CUDA is
-there: a library that only builds with CUDA have registers what it brings (worker/accelerators.h).
+A target that is built with and without CUDA depends on such targets with `deps = [...] + CUDA_DEPS([...])`. No source
+asks whether CUDA is there: a library that only builds with CUDA have registers what it brings (worker/accelerators.h).
 """
 
 load("@bazel_tools//tools/cpp:toolchain_utils.bzl", "find_cpp_toolchain")

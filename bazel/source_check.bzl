@@ -1,4 +1,4 @@
-"""What the aspects that check sources share: which sources are checked, and how a source is compiled."""
+"""The parts that the aspects that check sources share: which sources are checked, and how a source is compiled."""
 
 _SOURCES = ["cc", "cpp", "cxx"]
 

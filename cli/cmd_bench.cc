@@ -294,7 +294,7 @@ void AddWorkloadFlags(CLI::App* command, BenchFlags* flags) {
       ->delimiter(',')
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
       ->capture_default_str();
-  command->add_option("--seed", flags->seed, "Of the rows and of the arrivals")->capture_default_str();
+  command->add_option("--seed", flags->seed, "Seed of the random rows and arrivals")->capture_default_str();
 }
 
 void AddLoadFlags(CLI::App* command, BenchFlags* flags) {

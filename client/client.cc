@@ -80,8 +80,8 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeCredentials(const 
 absl::StatusOr<std::string> MakeAuthorization(const std::string& target, const ClientOptions& options) {
   if (options.token_file.empty()) return std::string();
   if (!options.uses_tls() && !StaysHere(target)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("token_file: expected TLS too, for the token would cross the network to ", target, " in clear"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "token_file: expected TLS too, because the token would cross the network to ", target, " in clear"));
   }
   SY_ASSIGN_OR_RETURN(const std::string token, ReadToken({"token_file", options.token_file}));
   return absl::StrCat("Bearer ", token);

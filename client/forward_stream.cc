@@ -203,7 +203,7 @@ class ForwardStream::Impl final : public grpc::ClientBidiReactor<grpc::ByteBuffe
 
   void End(Pending pending, absl::StatusOr<ForwardResult> result) {
     deadlines_.Remove(pending.deadline);
-    const Callback done = std::move(pending.done);  // what it holds ends here, before the stream does
+    const Callback done = std::move(pending.done);  // its captures end here, before the stream does
     done(std::move(result));
   }
 

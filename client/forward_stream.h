@@ -4,7 +4,7 @@
 //   stream->Submit({.model = "jargon-moe", .layer = "3", .rows = rows.view(), .rows_owner = rows_owner},
 //                  [](absl::StatusOr<ForwardResult> result) { … });   // as soon as it is answered
 //   …
-//   absl::Status end = stream->Close();                               // what is in flight is answered first
+//   absl::Status end = stream->Close();                               // requests in flight are answered first
 //
 // A stream saves time on every request over Client::ForwardAsync, which opens a call for each. Answers that are ready
 // together are sent together. Requests are answered as they finish, in any order. A request that fails ends with its

@@ -64,8 +64,9 @@ absl::Status CheckConfig(const ServerOptions& options) {
 std::unique_ptr<ClientMemory> CreateClientMemory(const ServerOptions& options) {
   if (!options.allow_client_shm) return nullptr;
   if (!IsLoopback(options.host)) {
-    spdlog::warn("--allow_client_shm: whoever reaches {} may read and write shared memory that this process may",
-                 options.host);
+    spdlog::warn(
+        "--allow_client_shm: every client that reaches {} may read and write shared memory that this process may",
+        options.host);
   }
   return std::make_unique<ClientMemory>(options.max_queued_bytes);
 }

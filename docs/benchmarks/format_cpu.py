@@ -12,7 +12,7 @@ import sys
 
 PACKAGES = ["libdnnl2", "libgrpc++1.51", "libopenblas0-pthread", "libgloo0"]
 
-# Text, counter of the numerator, counter of the denominator, ratio, what is asked of it.
+# Text, counter of the numerator, counter of the denominator, counter of the ratio.
 ENGINE_RATIOS = [
     ("engine's speed relative to oneDNN alone", "onednn_ms", "engine_ms", "engine_vs_onednn"),
     ("gate and plan relative to the engine's step", "gate_plan_ms", "engine_ms", "gate_plan_share"),
@@ -22,8 +22,10 @@ SERVICE_RATIOS = [
     ("the same, median", "onednn_ms_median", "service_ms_median", "service_vs_onednn_median"),
 ]
 
-LOADING = """A checkpoint of the same layer twice, in published form and in the page cache. dd is `dd of=/dev/null bs=1M`; read is
-the worker's loader into an engine that sums up every word; load is the loader into the CPU engine, packing included."""
+LOADING = """\
+The checkpoint has the same layer twice, in published form, and is in the page cache. "dd" is `dd of=/dev/null bs=1M`.
+"read" is the worker's loader with an engine that only sums up every word. "load" is the loader with the CPU engine,
+packing included."""
 
 
 def table(header, rows):
@@ -97,8 +99,9 @@ def main():
 {datetime.date.today()}, {cpu_model()}, {os.cpu_count()} cores, load average {load_average(folder):.1f} before. {versions()}.
 Written by [run_cpu.sh](run_cpu.sh), which repeats it.
 
-The layer has the size of Qwen3-30B-A3B's: width 2048, 128 experts of width 768, top-8, bf16; a step has 1024 rows.
-oneDNN alone is the step's products as bare primitives on packed weights. Both sides of a ratio ran with
+These figures compare the CPU engine, and the whole service on CPUs, with the bare matrix products of oneDNN. The layer
+has the size of Qwen3-30B-A3B's: width 2048, 128 experts of width 768, top-8, bf16; a step has 1024 rows. "oneDNN alone"
+computes only the step's matrix products, as bare oneDNN primitives on packed weights. Both sides of a ratio ran with
 `OMP_WAIT_POLICY={os.environ.get("OMP_WAIT_POLICY", "")} GOMP_SPINCOUNT={os.environ.get("GOMP_SPINCOUNT", "")}`.
 
 ## Engine
@@ -106,7 +109,8 @@ oneDNN alone is the step's products as bare primitives on packed weights. Both s
 {ratio_table(engine, ENGINE_RATIOS)}
 ## Service
 
-A front with one worker. The products are those of the routing that the service gave the very rows sent.
+A front with one worker, called over gRPC. oneDNN alone computes the products that result from the service's routing of
+the same rows.
 
 {ratio_table(service, SERVICE_RATIOS)}
 {service_figures(service)}

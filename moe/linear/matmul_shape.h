@@ -23,7 +23,7 @@ namespace switchyard {
 // oneDNN's name of fp32 or bf16.
 dnnl::memory::data_type DnnlType(DType dtype);
 
-// What distinguishes the primitives of one shape.
+// The properties in which the primitives of one shape differ.
 struct MatmulVariant {
   int64_t num_rows = 0;
   DType y_dtype = DType::kF32;

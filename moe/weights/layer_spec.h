@@ -1,4 +1,4 @@
-// What a MoE layer computes, independent of where its weights are stored.
+// Describes the computation of a MoE layer, independent of where its weights are stored.
 //
 //   logits  = router(x)                             [T, E]
 //   routing = gate(logits)                          k experts and weights per row

@@ -55,7 +55,7 @@ struct SharedNames {
   ProjectionNames projections;
 };
 
-// One gate's tensors. Of several names the first that exists is taken; with an empty list the gate has no such tensor.
+// One gate's tensors. The first name of a list that exists is taken; with an empty list the gate has no such tensor.
 struct GateNames {
   std::vector<std::string> weight = {"gate.weight"};  // [E, D], or of a cosine gate [projection_dim, E]
   std::vector<std::string> bias;                      // [E]

@@ -80,7 +80,7 @@ TEST(ServerConfig, ValuesReachTheOptionsThroughTheFlags) {
   EXPECT_EQ(options.gpu_memory_limit, int64_t{2} << 30);
   EXPECT_EQ(options.max_queued_bytes, int64_t{1} << 31);
   EXPECT_EQ(options.host, "127.0.0.2");
-  EXPECT_EQ(options.port, 8001) << "what is not set keeps its default";
+  EXPECT_EQ(options.port, 8001) << "a field that is not set keeps its default";
 }
 
 TEST(ServerConfig, TheCommandLineWins) {

@@ -52,12 +52,12 @@ absl::Status CheckSecurity(const ServerOptions& options) {
   if (!options.tls_client_ca.empty() && options.tls_cert.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("--tls_client_ca=", options.tls_client_ca,
-                     ": --tls_cert and --tls_key are needed with it, for there is no mutual TLS without TLS"));
+                     ": --tls_cert and --tls_key are needed with it, because there is no mutual TLS without TLS"));
   }
   for (const FlagFile& tokens : {options.auth_tokens(), options.admin_tokens()}) {
     if (!tokens.given() || !options.tls_cert.empty() || IsLoopback(options.host)) continue;
     return absl::InvalidArgumentError(absl::StrCat(
-        tokens.flag, "=", tokens.path, ": --tls_cert and --tls_key are needed with it, for --host=", options.host,
+        tokens.flag, "=", tokens.path, ": --tls_cert and --tls_key are needed with it, because --host=", options.host,
         " is reachable from other hosts and tokens would cross the network in clear"));
   }
   return absl::OkStatus();

@@ -44,7 +44,7 @@ class Formation {
   bool IsLate(SteadyTime now) const { return is_forming() && now > deadline_; }
   // The front was not running for `absence`, which does not count against the ranks.
   void Excuse(SteadyTime::duration absence) { deadline_ += absence; }
-  // Nothing forms any more, and nobody is told when the group breaks.
+  // From now on nothing forms, and no worker is told when the group breaks.
   void Stop() { is_stopped_ = true; }
 
   SteadyTime AfterBackoff(SteadyTime now) const { return now + options_.form_backoff; }

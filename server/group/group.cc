@@ -33,8 +33,8 @@ void Group::Loop() {
   const auto interval = options_.membership.ping_interval;
   SteadyTime next_tick = now() + interval;
   while (true) {
-    // What has been said before the tick is heard before it: a worker is not taken for silent while its answer is
-    // queued.
+    // Events that were posted before the tick are handled before it, so that a worker is not taken for silent while its
+    // answer is queued.
     for (const GroupEvents::Event& event : events_->Take(next_tick)) event(*this);
     if (events_->is_closed()) return;
     if (now() >= next_tick) {
@@ -146,7 +146,7 @@ void Group::Drain() {
   PostAndWait([this] { membership_.Drain(); });
 }
 
-// ---- What membership decides ----------------------------------------------------------------------------------------
+// ---- Membership's decisions -----------------------------------------------------------------------------------------
 
 void Group::OnGroupFormed(Epoch epoch) {
   std::vector<std::shared_ptr<LinkConnection>> connections;

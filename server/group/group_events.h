@@ -1,5 +1,5 @@
-// What happens to the group, in the order in which it was noticed: threads post events, and the group's thread handles
-// them.
+// The queue of the group's events. Threads post the events that they notice, and the group's thread handles them in
+// that order.
 //
 // Outlives the group and everything that posts, so that an event that comes during the end finds a queue, and is
 // dropped.
@@ -38,7 +38,7 @@ class GroupEvents {
     return std::exchange(events_, {});
   }
 
-  // Drops what is queued and what comes.
+  // Drops the queued events, and all that come later.
   void Close() {
     std::deque<Event> dropped;  // ends outside the lock
     MutexLock lock(&mu_);

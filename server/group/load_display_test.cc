@@ -67,8 +67,8 @@ class LoadDisplayTest : public testing::Test {
 
 TEST_F(LoadDisplayTest, BarOfAllRanksInOneLinePerModel) {
   Start(/*draws=*/true);
-  EXPECT_THAT(Update(seconds(0), {{}, {}}), IsEmpty()) << "nobody is there";
-  EXPECT_THAT(Update(seconds(0), {Loading({}), {}}), IsEmpty()) << "nobody knows how much there is";
+  EXPECT_THAT(Update(seconds(0), {{}, {}}), IsEmpty()) << "no worker has joined";
+  EXPECT_THAT(Update(seconds(0), {Loading({}), {}}), IsEmpty()) << "the sizes are not known yet";
   EXPECT_THAT(Update(seconds(0), {Loading({{0, 40}, {0, 10}}), Loading({{0, 40}, {0, 10}})}),
               ElementsAre(Erased("a  [" + std::string(40, '-') + "]    0 %  0 B of 80.0 MiB")));
   EXPECT_THAT(Update(seconds(2), {Loading({{30, 40}, {0, 10}}), Loading({{10, 40}, {0, 10}})}),

@@ -123,7 +123,7 @@ spdlog::level::level_enum Membership::LossLevel() const {
   return draining_ ? spdlog::level::info : spdlog::level::warn;
 }
 
-// ---- What workers say -----------------------------------------------------------------------------------------------
+// ---- Messages of workers --------------------------------------------------------------------------------------------
 
 void Membership::OnMessage(const WorkerChannel* channel, const worker::WorkerMessage& message, SteadyTime now) {
   const int index = RankOf(channel);

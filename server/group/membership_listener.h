@@ -1,4 +1,4 @@
-// Told what Membership decides, from within Membership's calls.
+// Hears the decisions of Membership, from within Membership's calls.
 #pragma once
 
 #include <string>

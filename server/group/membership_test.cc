@@ -383,10 +383,10 @@ TEST_F(MembershipModelsTest, AWorkerLostDuringALoadDoesNotLoseIt) {
   membership_->Leave(b_.get(), "killed", clock_.Now());
   const auto c = JoinWorker();
   ASSERT_EQ(c->sent[0].welcome().models_size(), 2);
-  EXPECT_EQ(c->sent[0].welcome().models(0).model_id(), 1) << "what is needed comes first";
+  EXPECT_EQ(c->sent[0].welcome().models(0).model_id(), 1) << "the needed model comes first";
   SayLoaded(c, 1);
   Form({a_, c}, 2);
-  EXPECT_TRUE(serving()) << "without what is not needed yet";
+  EXPECT_TRUE(serving()) << "without the model that is not needed yet";
   SayLoaded(c, 2);
   EXPECT_EQ(loaded_, std::vector<int64_t>{2});
 }
@@ -491,11 +491,12 @@ TEST_F(MembershipModelsTest, AModelGivesWayToASuccessorThatIsNeededToo) {
 TEST_F(MembershipModelsTest, AReleasedModelThatCannotBeHadAnyMoreIsAbandoned) {
   membership_->Leave(b_.get(), "killed", clock_.Now());
   SayFailed(JoinWorker(), 1);
-  EXPECT_EQ(load_failures_.size(), 1u) << "whoever asks for it waits for a worker that has it";
+  EXPECT_EQ(load_failures_.size(), 1u) << "requests for it wait for a worker that has it";
   membership_->ReleaseModel(ModelId{1});
   membership_->ReleaseModel(ModelId{9});  // the membership does not know this model
   const auto c = JoinWorker();
-  EXPECT_EQ(c->sent[0].welcome().models_size(), 1) << "what was asked of it is still to be answered";
+  EXPECT_EQ(c->sent[0].welcome().models_size(), 1)
+      << "the worker still has to answer for the model that it was asked to load";
   EXPECT_EQ(membership_->ranks()[1].state, RankState::kLoading);
   SayFailed(c, 1);
   EXPECT_EQ(load_failures_.size(), 1u);

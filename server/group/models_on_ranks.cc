@@ -34,7 +34,7 @@ std::vector<ModelsOnRanks::Model>::iterator ModelsOnRanks::Find(ModelId id) {
   return std::find_if(models_.begin(), models_.end(), [&](const Model& model) { return model.what.id == id; });
 }
 
-// ---- What the group is to have --------------------------------------------------------------------------------------
+// ---- The models that are wanted -------------------------------------------------------------------------------------
 
 void ModelsOnRanks::Add(GroupModel model, bool is_needed) {
   const ModelId id = model.id;
@@ -154,7 +154,7 @@ void ModelsOnRanks::OnVacated(GroupRank& rank) {
   for (const auto& [id, model] : gone) CheckGone(id);
 }
 
-// ---- What the workers say -------------------------------------------------------------------------------------------
+// ---- Messages of the workers ----------------------------------------------------------------------------------------
 
 void ModelsOnRanks::OnProgress(GroupRank& rank, const worker::LoadProgress& message) {
   if (!IsPlausible(message)) return;

@@ -125,7 +125,7 @@ absl::Status AgreeOnComputeDType(const std::vector<std::string>& available, Serv
                                                     absl::StrJoin(available, ", ")));
 }
 
-// ---- What workers are told ------------------------------------------------------------------------------------------
+// ---- Messages to workers --------------------------------------------------------------------------------------------
 
 std::vector<worker::ModelShare> MakeShares(const ServedModel& model, int num_ranks) {
   std::vector<worker::ModelShare> shares(num_ranks);

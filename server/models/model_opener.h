@@ -45,7 +45,7 @@ absl::StatusOr<ComputeDType> ChooseComputeDType(const ServerOptions& options, DT
 // FAILED_PRECONDITION when the worker cannot compute the model. One thread at a time for each model.
 absl::Status AgreeOnComputeDType(const std::vector<std::string>& available, ServedModel* model);
 
-// ---- What workers are told
+// ---- Messages to workers
 
 // Tells each rank which experts to load; indexed by rank. The compute type is the model's current one.
 std::vector<worker::ModelShare> MakeShares(const ServedModel& model, int num_ranks);

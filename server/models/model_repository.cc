@@ -55,7 +55,7 @@ std::vector<ModelOption> CheckpointsIn(const std::string& folder) {
 
 }  // namespace
 
-// ---- What workers hold ----------------------------------------------------------------------------------------------
+// ---- Models on workers ----------------------------------------------------------------------------------------------
 
 class ModelRepository::Residence : public std::enable_shared_from_this<Residence> {
  public:

@@ -214,7 +214,7 @@ TEST_F(ModelRepositoryTest, AReloadTakesTheOldOnesPlaceAndTheOldOneGoesWithItsLa
   std::shared_ptr<ServedLayer> request = *repository_->table()->Find("two", "1");
   EXPECT_EQ(Load("two"), absl::OkStatus());
   EXPECT_NE(IdOf("1"), old_id);
-  EXPECT_EQ(request->id, old_id) << "it answers what was submitted to it";
+  EXPECT_EQ(request->id, old_id) << "the old layer answers its own requests";
   Notification done;
   repository_->Unload("two", [&](const absl::Status& status) {
     EXPECT_EQ(status, absl::OkStatus());
@@ -239,7 +239,7 @@ TEST_F(ModelRepositoryTest, LayersComeAndGoAlone) {
   EXPECT_EQ(IdOf("1"), id) << "nothing was loaded for that";
   EXPECT_EQ(Unload("two.0"), absl::OkStatus());
   EXPECT_EQ(Load("two.1"), absl::OkStatus());
-  EXPECT_THAT(ServedNames(), ElementsAre("two.1")) << "a reload leaves what is not served unserved";
+  EXPECT_THAT(ServedNames(), ElementsAre("two.1")) << "a reload leaves the unserved layer unserved";
   EXPECT_NE(IdOf("1"), id);
   EXPECT_EQ(Unload("two.1"), absl::OkStatus());
   EXPECT_EQ(host_.num_held(), 0u) << "that was the last one";
@@ -261,7 +261,7 @@ TEST_F(ModelRepositoryTest, AFailedLoadLeavesWhatWasServed) {
   open_status_ = absl::OkStatus();
   host_.FailWith(absl::ResourceExhaustedError("rank 1: full"));
   EXPECT_EQ(Load("two"), absl::ResourceExhaustedError("rank 1: full"));
-  EXPECT_EQ(host_.num_held(), 0u) << "what it was loaded to is undone";
+  EXPECT_EQ(host_.num_held(), 0u) << "the ranks that loaded it have freed it";
   EXPECT_EQ(IdOf("0"), id);
   host_.FailWith(absl::OkStatus());
   host_.FailWarmUpWith(absl::InternalError("warm-up of two.0: cannot be computed"));
@@ -284,7 +284,7 @@ TEST_F(ModelRepositoryTest, AnAbandonedModelIsOutOfTheTable) {
   EXPECT_EQ(repository_->Abandon(ModelId{-1}), nullptr);
   EXPECT_EQ(repository_->Abandon(Known(0).loaded->id)->name, "two");
   EXPECT_TRUE(ServedNames().empty());
-  EXPECT_EQ(host_.num_held(), 1u) << "nobody kept the old one";
+  EXPECT_EQ(host_.num_held(), 1u) << "no request kept the old one";
   host_.EndLoad();
   done.WaitForNotification();
   EXPECT_EQ(ServedNames().size(), 2u);

@@ -135,8 +135,8 @@ std::vector<MetricFamily> GpuMetrics::Collect() const {
     if (!family.metric.empty()) families.push_back(std::move(family));
   };
   add("nv_gpu_utilization", "Part of the time that the GPU was busy, 0 to 1.", &Nvml::Gpu::utilization);
-  add("nv_gpu_power_usage", "What the GPU draws, in watts.", &Nvml::Gpu::power);
-  add("nv_gpu_power_limit", "What the GPU may draw, in watts.", &Nvml::Gpu::power_limit);
+  add("nv_gpu_power_usage", "Power that the GPU draws, in watts.", &Nvml::Gpu::power);
+  add("nv_gpu_power_limit", "Power that the GPU may draw, in watts.", &Nvml::Gpu::power_limit);
   add("nv_gpu_memory_total_bytes", "Memory of the GPU.", &Nvml::Gpu::total_bytes);
   add("nv_gpu_memory_used_bytes", "Memory of the GPU that is in use.", &Nvml::Gpu::used_bytes);
   return families;

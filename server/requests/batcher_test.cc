@@ -264,7 +264,7 @@ TEST_F(BatcherTest, RequestsOfAClientLeaveInOrderUnlessLargerThanAStep) {
   EXPECT_EQ(batch->pieces[0].request, first);
   EXPECT_EQ(batch->pieces[1].request, second);
   const auto rest = Take(batcher);
-  EXPECT_EQ(rest->pieces[0].request, second) << "what is left of one that fits a step keeps its place";
+  EXPECT_EQ(rest->pieces[0].request, second) << "the rest of a request that fits a step keeps its place";
   EXPECT_EQ(rest->pieces[1].request, huge);
 }
 

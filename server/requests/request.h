@@ -48,7 +48,7 @@ class ChunkedRows {
   Position next_;
 };
 
-// What one request cost; sums over its steps.
+// The costs of one request, summed over its steps.
 struct RequestStats {
   int num_steps = 0;
   int64_t queue_us = 0;
@@ -57,7 +57,7 @@ struct RequestStats {
   int64_t step_us = 0;
   int64_t rows_crossed = 0;
   int replays = 0;
-  int64_t upload_us = 0;  // of gate_us: rows to the links
+  int64_t upload_us = 0;  // the part of gate_us that copies rows to the links
   // When its first step was begun and planned, and its last one computed; set once it has been in a step.
   SteadyTime first_started, first_planned, last_computed;
 };

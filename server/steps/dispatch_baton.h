@@ -24,7 +24,7 @@
 
 namespace switchyard {
 
-// A capability of clang's -Wthread-safety: only code with a DispatchTurn touches what is guarded by the baton.
+// A capability of clang's -Wthread-safety: only code with a DispatchTurn touches state that the baton guards.
 class ABSL_LOCKABLE DispatchBaton {
  public:
   // Under the scheduler's lock, these three.

@@ -91,7 +91,7 @@ class Scheduler {
   Load load() const;
 
  private:
-  // What the dispatcher does next, with the baton.
+  // The dispatcher's next task, for which it has the baton: replays and a fresh step, or the end.
   struct Work {
     bool stop = false;
     StepsInFlight::Replays replays;

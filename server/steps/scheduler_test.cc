@@ -690,7 +690,7 @@ TEST_F(SchedulerTest, ReadersThatKeepTheirAnswersHoldUpNobody) {
   kept.clear();
   const auto next = Send(7);
   next->ExpectRightAnswer();
-  EXPECT_GT(NumLent(*next), 0) << "what was given back is lent again";
+  EXPECT_GT(NumLent(*next), 0) << "an output that was given back is lent again";
 }
 
 TEST_F(SchedulerTest, OutputsOfCancelledRequestsComeBack) {

@@ -94,7 +94,7 @@ absl::Status WarmUp(const WarmUpOptions& options, const std::vector<std::shared_
   for (const int64_t num_rows : {int64_t{1}, options.full_rows}) {
     for (const std::shared_ptr<ServedLayer>& layer : layers) {
       if (Clock::Real().Now() - begin > options.time_limit) {
-        spdlog::warn("warm-up: {} of {} steps in {} s; what is left is warmed up by the first requests", num_steps,
+        spdlog::warn("warm-up: {} of {} steps in {} s; the first requests warm up the rest", num_steps,
                      2 * layers.size(), options.time_limit.count() / 1000);
         return absl::OkStatus();
       }

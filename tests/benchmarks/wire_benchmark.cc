@@ -299,15 +299,17 @@ void PrintHead(const Settings& settings) {
   absl::PrintF(
       "Written by [run_wire.sh](run_wire.sh), which repeats it; [wire.md](../wire.md) says what a request costs and "
       "why.\n\n"
-      "One client, callback API, %d connection(s) to each server. The echo is a gRPC server of the front's settings, "
-      "in a\n"
-      "process of its own, whose `Forward` returns the `ByteBuffer` it gets. The service is `switchyard_server` with "
-      "one\n"
-      "local worker whose engine returns rows as they are, and a gate for one expert. Rows are 4 KiB (2048 bf16); "
-      "bytes are\n"
-      "theirs, one way. They take turns, %d times, on closed loops. `ForwardStream` has one stream for each "
-      "connection, and\n"
-      "is compared with the same echo of unary calls.\n\n",
+      "The benchmark compares the service with a bare gRPC echo. One client with the callback API has %d connection(s) "
+      "to each\n"
+      "server. The echo is a gRPC server with the front's settings, in a process of its own, whose `Forward` returns "
+      "the\n"
+      "`ByteBuffer` that it gets. The service is `switchyard_server` with one local worker, whose engine returns rows "
+      "as they\n"
+      "are, and a gate for one expert. A row has 4 KiB (2048 bf16), and only the bytes of rows count, in one "
+      "direction. The\n"
+      "echo, `Forward`, `ModelInfer` and `ForwardStream` take turns, %d times, on closed loops. `ForwardStream` has "
+      "one stream\n"
+      "for each connection, and is compared with the same echo of unary calls.\n\n",
       settings.connections, settings.rounds);
 }
 

@@ -12,8 +12,8 @@ from conftest import Server
 
 FOLDER = "client/python/examples"
 
-# What each example prints. Each also checks itself, and reports the outcome by its exit code. The last one takes the
-# model away for a while, which is why it is the last.
+# The text that each example prints. Each also checks itself, and reports the outcome by its exit code. The last one
+# takes the model away for a while, which is why it is the last.
 PRINTS = {
     "infer": "first row: experts .* with weights",
     "infer_asyncio": "200 requests of one row in",

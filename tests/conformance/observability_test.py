@@ -1,4 +1,4 @@
-"""What an operator can see of requests: ids, log lines, traces, and the settings that change them at run time."""
+"""The views of requests that an operator has: ids, log lines, traces, and the settings that change them at run time."""
 
 import json
 

@@ -222,7 +222,7 @@ TEST_F(BadRequestTest, ProbesAndMetricsAnswer) {
   }
 }
 
-// ---- What stops a server from starting ------------------------------------------------------------------------------
+// ---- Settings that keep a server from starting ----------------------------------------------------------------------
 
 void ExpectStartFails(const std::vector<std::string>& flags, const std::string& text) {
   const auto server = ServerProcess::Start(flags);

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures on this machine's GPUs: from the unpacked bundle or, after `bazel build -c opt //deploy:bundle`, from the
 # source tree. Needs CUDA 13 and NCCL; torch and transformers for the peers, a second GPU for what has two ranks, and
-# matplotlib for the plot. What cannot be measured is left out, and said to be. Leave the machine idle meanwhile.
+# matplotlib for the plot. It leaves out what cannot be measured here, and says so. Leave the machine idle meanwhile.
 #
 #   tests/gpu/bench.sh                       everything, about fourteen minutes
 #   tests/gpu/bench.sh --only=engine,peers   some parts: engine, peers, exchange, ranks, service, wire

@@ -11,8 +11,8 @@
 
 step_us: rows, expert indices and weights on the GPU to combined rows on the GPU, without gating. whole_us: rows in
 page-locked host memory to rows in host memory, gating included, the host's clock. Both are medians over inputs that take
-turns, captured as CUDA graphs; what cannot be captured runs eagerly, with `mode` and `reason` saying so. step_us is the
-GPU's time, the host's own time to launch hidden. What fails is a line with an `error`, and the rest goes on.
+turns, captured as CUDA graphs; code that cannot be captured runs eagerly, and `mode` and `reason` say so. step_us is
+the GPU's time, the host's own time to launch hidden. A failure becomes a line with an `error`, and the rest goes on.
 """
 
 import argparse

@@ -153,7 +153,7 @@ def report(results):
             sections.append(f"## {title}\n\n{make(results)}")
     failures = failures_text(results)
     if failures:
-        sections.append(f"## What could not be measured, or not as intended\n\n{failures}")
+        sections.append(f"## Measurements that failed or ran differently\n\n{failures}")
     return "\n".join(sections)
 
 

@@ -103,9 +103,9 @@ int Main(int argc, char** argv) {
   app.add_option("--concurrency", flags.concurrency, "calls in flight, when there is no rate");
   app.add_option("--seconds", flags.seconds, "duration of the load");
   app.add_option("--deadline_ms", flags.deadline_ms, "deadline of each request");
-  app.add_option("--bytes", flags.bytes, "of the huge message");
+  app.add_option("--bytes", flags.bytes, "size of the huge message");
   app.add_option("--what", flags.what, "plain, gzip or fields");
-  app.add_option("--seed", flags.seed, "of what is random");
+  app.add_option("--seed", flags.seed, "seed of the random choices");
   app.add_subcommand("cancel", "calls that are opened and cancelled")->callback([&] { Cancel(flags); });
   app.add_subcommand("load", "requests at a rate, or in a closed loop")->callback([&] { Load(flags); });
   app.add_subcommand("garbage", "mutated messages")->callback([&] { Garbage(flags); });

@@ -419,12 +419,13 @@ void Soak(Table& table) {
 int Main(int argc, char** argv) {
   CLI::App app{"Storms at full size, each with an honest caller measured before and during it."};
   app.add_option("--cancels", settings.cancels, "calls that are opened and cancelled, over four methods");
-  app.add_option("--cancel_rate", settings.cancel_rate, "of them, per second");
+  app.add_option("--cancel_rate", settings.cancel_rate, "cancelled calls per second");
   app.add_option("--half_open", settings.half_open, "connections");
-  app.add_option("--huge_bytes", settings.huge_bytes, "of a message");
+  app.add_option("--huge_bytes", settings.huge_bytes, "size of a message");
   app.add_option("--overload_seconds", settings.overload_seconds, "duration of each overload");
   app.add_option("--soak_seconds", settings.soak_seconds, "duration of the soak");
-  app.add_option("--baseline_seconds", settings.baseline_seconds, "duration of what storms are compared with");
+  app.add_option("--baseline_seconds", settings.baseline_seconds,
+                 "duration of the calm load that storms are compared with");
   app.add_option("--attack", settings.attack, "the attacking program");
   app.add_option("--checkpoint", settings.checkpoint, "jargon-moe");
   app.add_option("--only", settings.only, "cancel, half_open, huge, overload or soak; repeat it for several");

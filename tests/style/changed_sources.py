@@ -3,8 +3,9 @@
 
     tests/style/changed_sources.py
 
-A change is what differs from the commit where this branch left its upstream branch, uncommitted and new files included;
-without an upstream branch, or where there is nothing of one's own, what differs from the commit before. Printed are
+A change is every difference from the commit where this branch left its upstream branch, uncommitted and new files
+included. Without an upstream branch, or without changes of one's own, it is every difference from the commit before.
+Printed are
 
 - first the sources that changed themselves;
 - then, for each header that changed, the sources of its folder's library, or, where it has none, the sources of the
@@ -23,7 +24,7 @@ NOT_IN_LIBRARY = re.compile(r"(_test|benchmark)\.cc$")
 
 
 def git(*arguments):
-    """What git prints, or None where it fails."""
+    """The output of git, or None where it fails."""
     done = subprocess.run(["git", "-c", "safe.directory=*", *arguments], capture_output=True, text=True, check=False)
     return done.stdout if done.returncode == 0 else None
 
@@ -51,7 +52,7 @@ def sources_for_header(header, sources, read):
 
 
 def select(changed, sources, read):
-    """What to check, of `sources`, the paths of all of them. `read(path)` is a source's text."""
+    """The paths to check, out of `sources`, the paths of all. `read(path)` is a source's text."""
     chosen = {path: None for path in changed if path in sources}  # in order, each once
     for header in changed:
         if header.endswith(".h"):

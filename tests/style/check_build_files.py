@@ -219,7 +219,7 @@ CHECKS = (check_loads, check_blank_lines, check_indentation, check_trailing_comm
 
 
 def check(path, text):
-    """What is wrong with a file, by line. `path` is relative to the repository's root."""
+    """The findings of a file, by line. `path` is relative to the repository's root."""
     try:
         file = BuildFile(path, text)
     except (SyntaxError, tokenize.TokenError) as error:

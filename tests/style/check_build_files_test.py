@@ -7,7 +7,7 @@ import unittest
 from check_build_files import check, fix, sort_key
 
 GOOD = '''\
-"""What the package is."""
+"""Describes the package."""
 
 load("//bazel:cc.bzl", "sy_cc_library")
 load("//bazel:cuda.bzl", "CUDA_DEPS")

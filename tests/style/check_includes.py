@@ -8,7 +8,7 @@ A room is a folder with all that is below it, or a single file. It checks that
 - a file includes only its own room, base, and the rooms that the table lists for it;
 - a file includes gRPC's headers only where the table lists gRPC;
 - a room's row lists only rooms above it, so that the table has no cycle; and no rooms include each other in a cycle;
-- every C++ and CUDA file lies in a room of the table, and every folder of the tables "what lives there" that has such
+- every C++ and CUDA file lies in a room of the table, and every folder of the tables of "contents" that has such
   files has a room.
 
 Files that only tests and benchmarks use may also include proto, and every room that their own room reaches over the
@@ -27,7 +27,7 @@ GRPC = "gRPC"
 EVERYWHERE = "base"  # every room may include it
 FOR_TESTS = "proto"  # every file of a test may include it
 
-# What only tests and benchmarks use.
+# Files that only tests and benchmarks use.
 TEST_FILE = re.compile(r"(_test\.(cc|cu)|benchmark\.(cc|cu)|/testing\.(h|cc)|/fake_[^/]*)$")
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')
@@ -63,7 +63,7 @@ def rooms_of_cell(cell, above):
 
 
 def read_picture(text):
-    """What the document says: which rooms there are and what each may include."""
+    """Reads the document: which rooms there are and what each may include."""
     rooms, findings = {}, []
     for _, (name, cell) in rows_of(text, ("room",)):
         room = name.strip("`")
@@ -155,7 +155,7 @@ def edges_of(includes, rooms):
 
 
 def check(picture_text, files):
-    """What is wrong with a tree, as texts. `files` is {path: text} of its C++ and CUDA files."""
+    """The findings of a tree, as texts. `files` is {path: text} of its C++ and CUDA files."""
     rooms, folders, findings = read_picture(picture_text)
     includes = []
     for path, text in sorted(files.items()):
@@ -172,7 +172,7 @@ def check(picture_text, files):
 
     for room in rooms:
         if not any((room + "/").startswith(folder + "/") for folder in folders):
-            findings.append(f"{PICTURE}: the room {room} is in no folder of the tables \"what lives there\"")
+            findings.append(f"{PICTURE}: the room {room} is in no folder of the tables of \"contents\"")
     for folder in folders:
         has_sources = any(path.startswith(folder + "/") for path in files)
         if has_sources and not any((room + "/").startswith(folder + "/") for room in rooms):

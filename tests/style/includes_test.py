@@ -9,16 +9,16 @@ from check_includes import check, check_tree, find_cycles, reached, read_picture
 PICTURE = """\
 # Architecture
 
-| folder | what lives there |
+| folder | contents |
 |---|---|
-| `base/` | What all use. |
+| `base/` | Common parts. |
 | `moe/weights` | Weights. |
 | `moe/gating` | Gates. |
 | `proto/` | Messages. |
 | `server/` | The front. |
 | `deploy/` | No C++. |
 
-| folder of `server/` | what lives there |
+| folder of `server/` | contents |
 |---|---|
 | `models/` | Models. |
 | `front/` | All of it. |
@@ -45,7 +45,7 @@ FILES = {
 
 
 def findings(picture=PICTURE, **changes):
-    """What is found in the tree with other files. A name's "__" stands for "/" and its "_h" or "_cc" for the end."""
+    """The findings in the tree with other files. A name's "__" stands for "/" and its "_h" or "_cc" for the end."""
     files = dict(FILES)
     for name, text in changes.items():
         stem, end = name.replace("__", "/").rsplit("_", 1)
@@ -102,10 +102,8 @@ class CheckIncludesTest(unittest.TestCase):
     def test_the_tables_name_the_same_rooms(self):
         without_folders = PICTURE.replace("| `models/` | Models. |\n", "").replace("| `server/` | The front. |\n", "")
         self.assertEqual(findings(without_folders),
-                         ["docs/architecture.md: the room server/models is in no folder of the tables \"what lives "
-                          "there\"",
-                          "docs/architecture.md: the room server/main.cc is in no folder of the tables \"what lives "
-                          "there\""])
+                         ["docs/architecture.md: the room server/models is in no folder of the tables of \"contents\"",
+                          "docs/architecture.md: the room server/main.cc is in no folder of the tables of \"contents\""])
         without_row = PICTURE.replace("| `moe/gating` | `moe/weights` |\n", "")
         self.assertIn("docs/architecture.md: the folder moe/gating has no row in the table \"room | may include\"",
                       findings(without_row))

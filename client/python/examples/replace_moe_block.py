@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 from connection import connect, hidden_states, parse_arguments
 
-# ---- What the example is about
+# ---- The subject of the example
 
 
 class RemoteMoe:

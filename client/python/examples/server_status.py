@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a server is, what it serves, whether it is well, and what it has done.
+"""Shows which server this is, what it serves, whether it is well, and what it has done.
 
     server_status.py
 """

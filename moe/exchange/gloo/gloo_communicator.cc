@@ -217,7 +217,8 @@ absl::Status GlooCommunicator::Handshake() {
   for (int peer = 0; peer < size_; ++peer) {
     const Greeting expected{kHandshakeMagic, static_cast<uint64_t>(peer), static_cast<uint64_t>(size_)};
     if (received[peer] == expected) continue;
-    return absl::UnavailableError(absl::StrCat("what answers as rank ", peer, " is not rank ", peer, " of ", size_));
+    return absl::UnavailableError(
+        absl::StrCat("the process that answers as rank ", peer, " is not rank ", peer, " of ", size_));
   }
   return absl::OkStatus();
 }

@@ -47,7 +47,7 @@ class StreamProtocol {
  public:
   virtual ~StreamProtocol() = default;
 
-  // What one message asks for. `call`: run this call, which will answer through the given `reply`. `cancel`: cancel the
+  // The wish of one message. `call`: run this call, which will answer through the given `reply`. `cancel`: cancel the
   // calls in flight with this id; the message itself is not answered.
   struct Action {
     std::shared_ptr<LayerCall> call;

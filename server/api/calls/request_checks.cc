@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "server/config/options.h"
+
 namespace switchyard {
 namespace {
 

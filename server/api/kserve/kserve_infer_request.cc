@@ -51,7 +51,7 @@ absl::Status AddOutput(InferOutput output, std::optional<TensorPlace> place, std
   if (it == outputs->end()) {
     outputs->push_back({output, std::move(place)});
   } else if (place.has_value() || it->place.has_value()) {
-    return absl::InvalidArgumentError("expected once, for it is in shared memory, found again");
+    return absl::InvalidArgumentError("expected once, because it is in shared memory, found again");
   }
   return absl::OkStatus();
 }

@@ -289,7 +289,7 @@ TEST_F(InferRequestInSharedMemoryTest, OutputsNeedRoom) {
 TEST_F(InferRequestInSharedMemoryTest, AnOutputHasOnePlace) {
   AddOutput("output", 96, 0);
   AddOutput("output", 96, 200);
-  ExpectInvalid("outputs output: expected once, for it is in shared memory, found again");
+  ExpectInvalid("outputs output: expected once, because it is in shared memory, found again");
 }
 
 }  // namespace
