@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "client/fake_front.h"
-#include "moe/weights/safetensors.h"
+#include "moe/weights/checkpoint/safetensors.h"
 #include "rpc/version_line.h"
 
 namespace switchyard {

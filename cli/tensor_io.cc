@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_join.h"
 #include "base/tensor/convert.h"
-#include "moe/weights/safetensors.h"
+#include "moe/weights/checkpoint/safetensors.h"
 
 namespace switchyard {
 namespace {

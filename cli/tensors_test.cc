@@ -10,7 +10,7 @@
 #include "cli/compare.h"
 #include "cli/table.h"
 #include "cli/tensor_io.h"
-#include "moe/weights/safetensors.h"
+#include "moe/weights/checkpoint/safetensors.h"
 
 namespace switchyard {
 namespace {

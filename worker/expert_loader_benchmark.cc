@@ -17,7 +17,7 @@
 
 #include "base/clock.h"
 #include "moe/experts/cpu/cpu_engine.h"
-#include "moe/weights/checkpoint_writer.h"
+#include "moe/weights/writer/checkpoint_writer.h"
 #include "worker/expert_loader.h"
 
 namespace switchyard {

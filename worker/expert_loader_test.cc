@@ -10,7 +10,7 @@
 #include <unordered_set>
 
 #include "base/mutex.h"
-#include "moe/weights/checkpoint_writer.h"
+#include "moe/weights/writer/checkpoint_writer.h"
 
 namespace switchyard {
 namespace {

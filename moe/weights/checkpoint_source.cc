@@ -6,11 +6,11 @@
 #include <span>
 #include <utility>
 
-#include "moe/weights/checkpoint.h"
-#include "moe/weights/family.h"
-#include "moe/weights/quoted.h"
+#include "moe/weights/checkpoint/checkpoint.h"
+#include "moe/weights/checkpoint/quoted.h"
+#include "moe/weights/families/family.h"
 #include "moe/weights/source_index.h"
-#include "moe/weights/tensor_resolver.h"
+#include "moe/weights/storage/tensor_resolver.h"
 
 namespace switchyard {
 namespace {

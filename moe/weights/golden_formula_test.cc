@@ -7,9 +7,9 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "moe/weights/checkpoint/safetensors.h"
 #include "moe/weights/golden_folders.h"
 #include "moe/weights/plain_layer.h"
-#include "moe/weights/safetensors.h"
 
 namespace switchyard {
 namespace {

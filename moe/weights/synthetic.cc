@@ -11,8 +11,8 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
-#include "moe/weights/fingerprint.h"
-#include "moe/weights/quoted.h"
+#include "moe/weights/checkpoint/fingerprint.h"
+#include "moe/weights/checkpoint/quoted.h"
 #include "moe/weights/source_index.h"
 #include "moe/weights/synthetic_values.h"
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "absl/strings/match.h"
-#include "moe/weights/testing.h"
+#include "moe/weights/checkpoint/testing.h"
 #include "moe/weights/weight_source.h"
 
 namespace switchyard {

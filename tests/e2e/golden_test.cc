@@ -10,7 +10,7 @@
 #include "absl/strings/match.h"
 #include "cli/compare.h"
 #include "cli/tensor_io.h"
-#include "moe/weights/safetensors.h"
+#include "moe/weights/checkpoint/safetensors.h"
 #include "tests/e2e/server_process.h"
 
 namespace switchyard {

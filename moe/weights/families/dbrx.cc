@@ -1,6 +1,6 @@
 // DBRX: softmax over all experts, top-k, weights ÷ their p-norm (p is moe_normalize_expert_weights; null: not
 // normalised); experts stacked as [E · F, D], the down projection w2 too: silu(x · w1ᵀ) ⊙ (x · v1ᵀ) · w2.
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 
 namespace switchyard {
 namespace {

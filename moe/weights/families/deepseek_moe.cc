@@ -2,7 +2,7 @@
 
 #include <limits>
 
-#include "moe/weights/quoted.h"
+#include "moe/weights/checkpoint/quoted.h"
 
 namespace switchyard {
 namespace {

@@ -5,7 +5,7 @@
 // not served.
 #pragma once
 
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 
 namespace switchyard {
 

@@ -1,8 +1,8 @@
 // DeepSeek-V2: softmax over all experts, top-k (within the groups with the best single experts, where topk_method says
 // so), × routed_scaling_factor; shared experts. Weights are never renormalised, because transformers does not either,
 // whatever norm_topk_prob says.
+#include "moe/weights/checkpoint/quoted.h"
 #include "moe/weights/families/deepseek_moe.h"
-#include "moe/weights/quoted.h"
 
 namespace switchyard {
 namespace {

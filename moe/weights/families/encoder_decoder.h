@@ -1,7 +1,7 @@
 // Common parts of encoder-decoder models: two stacks of layers, each with its own path and its own sparse layers.
 #pragma once
 
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 
 namespace switchyard {
 

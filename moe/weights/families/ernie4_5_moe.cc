@@ -1,7 +1,7 @@
 // ERNIE 4.5: softmax over all experts, top-k by probability + correction, weights ÷ max(sum, moe_norm_min); shared
 // experts as one FFN; biases where use_bias says so. Experts in every moe_layer_interval-th layer from
 // moe_layer_start_index to moe_layer_end_index.
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 
 namespace switchyard {
 namespace {

@@ -1,7 +1,7 @@
 // gpt-oss: logits with a bias, top-k, softmax over the chosen (the same as softmax over all, divided by their sum);
 // experts with biases, gate and up interleaved and clamped, (up + 1) · gate · sigmoid(1.702 · gate). Published weights
 // are MXFP4.
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 
 namespace switchyard {
 namespace {

@@ -1,6 +1,6 @@
 // Granite MoE: top-k logits, softmax over the chosen (the same as softmax over all, divided by their sum); experts of a
 // layer fused in every checkpoint.
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 
 namespace switchyard {
 namespace {

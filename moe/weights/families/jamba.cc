@@ -1,6 +1,6 @@
 // Jamba: softmax over all experts, top-k, not renormalised; experts in layers L with
 // L % expert_layer_period == expert_layer_offset.
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 
 namespace switchyard {
 namespace {

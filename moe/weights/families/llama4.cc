@@ -3,7 +3,7 @@
 // "language_model.".
 #include <algorithm>
 
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 
 namespace switchyard {
 namespace {

@@ -1,6 +1,6 @@
 // MiniMax-M2: sigmoid scores, top-k by score + correction, weights ÷ sum; experts in every layer.
-#include "moe/weights/family.h"
-#include "moe/weights/quoted.h"
+#include "moe/weights/checkpoint/quoted.h"
+#include "moe/weights/families/family.h"
 
 namespace switchyard {
 namespace {

@@ -1,5 +1,5 @@
 // Mixtral: softmax over all experts, top-k, always renormalised; gated experts without biases in every layer.
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 
 namespace switchyard {
 namespace {

@@ -3,8 +3,8 @@
 #include <limits>
 
 #include "absl/strings/match.h"
+#include "moe/weights/checkpoint/quoted.h"
 #include "moe/weights/families/encoder_decoder.h"
-#include "moe/weights/quoted.h"
 
 namespace switchyard {
 namespace {

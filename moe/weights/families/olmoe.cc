@@ -1,5 +1,5 @@
 // OLMoE: softmax over all experts, top-k, renormalised when norm_topk_prob says so; experts in every layer.
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 
 namespace switchyard {
 namespace {

@@ -1,5 +1,5 @@
 // Phi-3.5-MoE: two experts drawn by sparsemixer, whose weights do not sum to 1; experts in every layer.
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 
 namespace switchyard {
 namespace {

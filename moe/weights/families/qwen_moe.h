@@ -2,7 +2,7 @@
 // says so; gated experts without biases under mlp; some layers dense.
 #pragma once
 
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 
 namespace switchyard {
 

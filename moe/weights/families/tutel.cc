@@ -11,8 +11,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "moe/weights/family.h"
-#include "moe/weights/quoted.h"
+#include "moe/weights/checkpoint/quoted.h"
+#include "moe/weights/families/family.h"
 
 namespace switchyard {
 namespace {

@@ -1,5 +1,5 @@
 // Under which names, and in which order of elements, a checkpoint stores one MoE layer. A family describes its layers
-// in these terms; tensor_resolver.h finds and checks the tensors.
+// in these terms; storage/tensor_resolver.h finds and checks the tensors.
 //
 // E experts, D model width, H inner width of an expert, W of the shared one. All names stand under the layer's module
 // path P ("model.layers.3.mlp"), or bare where P is empty.

@@ -1,13 +1,13 @@
-#include "moe/weights/checkpoint_writer.h"
+#include "moe/weights/writer/checkpoint_writer.h"
 
 #include <cmath>
 #include <fstream>
 
 #include "base/ceil_div.h"
-#include "moe/weights/family.h"
-#include "moe/weights/fingerprint.h"
-#include "moe/weights/quantized.h"
-#include "moe/weights/safetensors.h"
+#include "moe/weights/checkpoint/fingerprint.h"
+#include "moe/weights/checkpoint/safetensors.h"
+#include "moe/weights/families/family.h"
+#include "moe/weights/storage/quantized.h"
 #include "moe/weights/synthetic_values.h"
 
 namespace switchyard {

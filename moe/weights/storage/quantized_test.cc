@@ -1,5 +1,5 @@
 // Checks every code of both quantised types against a decoder that follows the formats' definition digit by digit.
-#include "moe/weights/quantized.h"
+#include "moe/weights/storage/quantized.h"
 
 #include <gtest/gtest.h>
 

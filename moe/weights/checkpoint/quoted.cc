@@ -1,4 +1,4 @@
-#include "moe/weights/quoted.h"
+#include "moe/weights/checkpoint/quoted.h"
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"

@@ -7,8 +7,8 @@
 #include <memory>
 #include <vector>
 
-#include "moe/weights/safetensors.h"
-#include "moe/weights/weight_source.h"
+#include "base/tensor/buffer.h"
+#include "moe/weights/checkpoint/safetensors.h"
 
 namespace switchyard {
 

@@ -1,9 +1,9 @@
-#include "moe/weights/strict_json.h"
+#include "moe/weights/checkpoint/strict_json.h"
 
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
-#include "moe/weights/quoted.h"
+#include "moe/weights/checkpoint/quoted.h"
 
 namespace switchyard {
 namespace {

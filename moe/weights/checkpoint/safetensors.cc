@@ -1,4 +1,4 @@
-#include "moe/weights/safetensors.h"
+#include "moe/weights/checkpoint/safetensors.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>

@@ -1,4 +1,4 @@
-#include "moe/weights/quantized.h"
+#include "moe/weights/storage/quantized.h"
 
 #include <array>
 #include <bit>

@@ -1,6 +1,6 @@
-#include "moe/weights/config_reader.h"
+#include "moe/weights/checkpoint/config_reader.h"
 
-#include "moe/weights/strict_json.h"
+#include "moe/weights/checkpoint/strict_json.h"
 
 namespace switchyard {
 namespace {

@@ -1,10 +1,10 @@
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 
 #include <map>
 
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
-#include "moe/weights/quoted.h"
+#include "moe/weights/checkpoint/quoted.h"
 
 namespace switchyard {
 namespace {

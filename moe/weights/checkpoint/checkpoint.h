@@ -1,8 +1,8 @@
 // A checkpoint folder as published: config.json, and either model.safetensors or model.safetensors.index.json with the
 // shards it names. Finds a tensor wherever it lies; knows nothing of what tensors mean.
 //
-// Opening maps every shard and checks its header, and checks the index against the shards. It reads no tensor data but the
-// fingerprint's samples.
+// Opening maps every shard and checks its header, and checks the index against the shards. It reads no tensor data but
+// the fingerprint's samples.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 #include <string_view>
 #include <vector>
 
-#include "moe/weights/config_reader.h"
-#include "moe/weights/safetensors.h"
+#include "moe/weights/checkpoint/config_reader.h"
+#include "moe/weights/checkpoint/safetensors.h"
 
 namespace switchyard {
 

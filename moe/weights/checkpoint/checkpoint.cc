@@ -1,4 +1,4 @@
-#include "moe/weights/checkpoint.h"
+#include "moe/weights/checkpoint/checkpoint.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -9,9 +9,9 @@
 
 #include "absl/strings/match.h"
 #include "base/unique_fd.h"
-#include "moe/weights/fingerprint.h"
-#include "moe/weights/quoted.h"
-#include "moe/weights/strict_json.h"
+#include "moe/weights/checkpoint/fingerprint.h"
+#include "moe/weights/checkpoint/quoted.h"
+#include "moe/weights/checkpoint/strict_json.h"
 
 namespace switchyard {
 namespace {

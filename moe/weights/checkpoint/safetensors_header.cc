@@ -1,12 +1,12 @@
-#include "moe/weights/safetensors_header.h"
+#include "moe/weights/checkpoint/safetensors_header.h"
 
 #include <algorithm>
 #include <array>
 #include <limits>
 
 #include "absl/strings/str_join.h"
-#include "moe/weights/quoted.h"
-#include "moe/weights/strict_json.h"
+#include "moe/weights/checkpoint/quoted.h"
+#include "moe/weights/checkpoint/strict_json.h"
 
 namespace switchyard {
 namespace {

@@ -1,11 +1,11 @@
-#include "moe/weights/tensor_resolver.h"
+#include "moe/weights/storage/tensor_resolver.h"
 
 #include <algorithm>
 
 #include "absl/strings/str_join.h"
 #include "base/ceil_div.h"
-#include "moe/weights/quantized.h"
-#include "moe/weights/quoted.h"
+#include "moe/weights/checkpoint/quoted.h"
+#include "moe/weights/storage/quantized.h"
 
 namespace switchyard {
 namespace {

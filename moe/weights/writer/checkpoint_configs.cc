@@ -1,7 +1,7 @@
 // The keys under which each family keeps its sizes, as its published configs spell them.
 #include <map>
 
-#include "moe/weights/checkpoint_writer.h"
+#include "moe/weights/writer/checkpoint_writer.h"
 
 namespace switchyard {
 namespace {

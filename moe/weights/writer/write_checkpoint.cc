@@ -9,7 +9,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
-#include "moe/weights/checkpoint_writer.h"
+#include "moe/weights/writer/checkpoint_writer.h"
 
 namespace switchyard {
 namespace {

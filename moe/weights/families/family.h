@@ -14,9 +14,9 @@
 #include <string_view>
 #include <vector>
 
-#include "moe/weights/config_reader.h"
+#include "moe/weights/checkpoint/config_reader.h"
+#include "moe/weights/families/storage_names.h"
 #include "moe/weights/layer_spec.h"
-#include "moe/weights/storage_names.h"
 
 namespace switchyard {
 

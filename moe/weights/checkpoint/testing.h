@@ -1,4 +1,4 @@
-// Helpers of this folder's tests.
+// Files and bytes, for tests of checkpoints.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "moe/weights/safetensors.h"
+#include "moe/weights/checkpoint/safetensors.h"
 
 namespace switchyard {
 

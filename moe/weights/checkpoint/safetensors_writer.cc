@@ -7,9 +7,9 @@
 #include <cstring>
 
 #include "base/unique_fd.h"
-#include "moe/weights/quoted.h"
-#include "moe/weights/safetensors.h"
-#include "moe/weights/strict_json.h"
+#include "moe/weights/checkpoint/quoted.h"
+#include "moe/weights/checkpoint/safetensors.h"
+#include "moe/weights/checkpoint/strict_json.h"
 
 namespace switchyard {
 namespace {

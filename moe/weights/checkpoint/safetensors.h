@@ -24,7 +24,7 @@
 #include <vector>
 
 #include "base/tensor/tensor.h"
-#include "moe/weights/safetensors_header.h"
+#include "moe/weights/checkpoint/safetensors_header.h"
 
 namespace switchyard {
 

@@ -9,7 +9,7 @@
 #include <random>
 
 #include "base/unique_fd.h"
-#include "moe/weights/testing.h"
+#include "moe/weights/checkpoint/testing.h"
 
 namespace switchyard {
 namespace {

@@ -1,4 +1,4 @@
-#include "moe/weights/safetensors.h"
+#include "moe/weights/checkpoint/safetensors.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -8,7 +8,7 @@
 #include <numeric>
 
 #include "base/tensor/buffer.h"
-#include "moe/weights/testing.h"
+#include "moe/weights/checkpoint/testing.h"
 
 namespace switchyard {
 namespace {

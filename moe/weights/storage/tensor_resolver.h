@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "moe/weights/checkpoint.h"
-#include "moe/weights/family.h"
-#include "moe/weights/stored_matrix.h"
+#include "moe/weights/checkpoint/checkpoint.h"
+#include "moe/weights/families/family.h"
+#include "moe/weights/storage/stored_matrix.h"
 
 namespace switchyard {
 

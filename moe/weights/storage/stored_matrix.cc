@@ -1,11 +1,11 @@
-#include "moe/weights/stored_matrix.h"
+#include "moe/weights/storage/stored_matrix.h"
 
 #include <algorithm>
 #include <cstring>
 
 #include "base/ceil_div.h"
 #include "base/tensor/convert.h"
-#include "moe/weights/quantized.h"
+#include "moe/weights/storage/quantized.h"
 
 namespace switchyard {
 namespace {

@@ -1,12 +1,12 @@
 // Synthetic checkpoints of every family open, are of the sizes asked for and compute finite outputs.
-#include "moe/weights/checkpoint_writer.h"
+#include "moe/weights/writer/checkpoint_writer.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 #include "moe/weights/plain_layer.h"
 #include "moe/weights/test_checkpoint.h"
 

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "moe/weights/family.h"
+#include "moe/weights/families/family.h"
 #include "moe/weights/golden_folders.h"
 #include "moe/weights/plain_layer.h"
 #include "moe/weights/test_checkpoint.h"
