@@ -3,7 +3,7 @@
 
 #include "moe/experts/cuda/cublas_status.h"
 #include "moe/experts/cuda/expert_ffn.h"
-#include "moe/experts/cuda/row_kernels.h"
+#include "moe/experts/cuda/kernels/row_kernels.h"
 
 namespace switchyard {
 namespace {

@@ -8,7 +8,7 @@
 #include "moe/experts/check_layer.h"
 #include "moe/experts/cuda/cuda_device.h"
 #include "moe/experts/cuda/expert_ffn.h"
-#include "moe/experts/cuda/row_kernels.h"
+#include "moe/experts/cuda/kernels/row_kernels.h"
 #include "moe/experts/cuda/step_tables.h"
 #include "moe/experts/cuda/weight_loader.h"
 #include "moe/gpu/cuda_status.h"

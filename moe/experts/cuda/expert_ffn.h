@@ -7,7 +7,7 @@
 #include <memory>
 
 #include "moe/experts/cuda/cuda_device.h"
-#include "moe/experts/cuda/layouts.h"
+#include "moe/experts/cuda/kernels/layouts.h"
 #include "moe/experts/cuda/weight_loader.h"
 #include "moe/gpu/memory.h"
 #include "moe/plan/step_plan.h"

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <span>
 
-#include "moe/experts/cuda/grouped_gemm.h"
+#include "moe/experts/cuda/kernels/grouped_gemm.h"
 
 namespace switchyard {
 

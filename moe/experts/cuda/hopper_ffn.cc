@@ -5,7 +5,7 @@
 
 #include "moe/experts/cuda/expert_ffn.h"
 #include "moe/experts/cuda/gemm_choice.h"
-#include "moe/experts/cuda/grouped_gemm.h"
+#include "moe/experts/cuda/kernels/grouped_gemm.h"
 #include "moe/experts/cuda/step_tables.h"
 #include "moe/gpu/cuda_status.h"
 

@@ -8,12 +8,12 @@
 #include <span>
 #include <vector>
 
-#include "moe/experts/cuda/layouts.h"
+#include "moe/experts/cuda/kernels/layouts.h"
 #include "moe/plan/step_plan.h"
 
 namespace switchyard {
 
-// Lists of RowLists (row_kernels.h): `offsets` [num_rows + 1], `indices` and `weights` one per entry.
+// Lists of RowLists (kernels/row_kernels.h): `offsets` [num_rows + 1], `indices` and `weights` one per entry.
 struct HostRowLists {
   std::span<int32_t> offsets;
   std::span<int32_t> indices;

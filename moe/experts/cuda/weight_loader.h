@@ -10,7 +10,7 @@
 #include "absl/base/thread_annotations.h"
 #include "base/mutex.h"
 #include "base/status.h"
-#include "moe/experts/cuda/pack_weights.h"
+#include "moe/experts/cuda/kernels/pack_weights.h"
 #include "moe/gpu/memory.h"
 #include "moe/gpu/stream.h"
 #include "moe/weights/weight_source.h"

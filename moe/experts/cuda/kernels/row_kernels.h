@@ -13,7 +13,7 @@
 
 #include "base/status.h"
 #include "base/tensor/tensor.h"
-#include "moe/experts/cuda/inner_formula.h"
+#include "moe/experts/cuda/kernels/inner_formula.h"
 
 namespace switchyard {
 

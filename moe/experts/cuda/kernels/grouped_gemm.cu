@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "moe/experts/cuda/grouped_gemm.cuh"
-#include "moe/experts/cuda/grouped_gemm.h"
+#include "moe/experts/cuda/kernels/grouped_gemm.cuh"
+#include "moe/experts/cuda/kernels/grouped_gemm.h"
 #include "moe/gpu/cuda_status.h"
 
 namespace switchyard {

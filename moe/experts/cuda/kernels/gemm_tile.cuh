@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "moe/experts/cuda/layouts.h"
+#include "moe/experts/cuda/kernels/layouts.h"
 
 namespace switchyard {
 

@@ -1,16 +1,16 @@
 // The warps of the grouped GEMM that supply work: the scheduler and the producers of weights and rows.
 #pragma once
 
-#include "moe/experts/cuda/gemm_tile.cuh"
-#include "moe/experts/cuda/grouped_gemm.h"
-#include "moe/experts/cuda/hopper.cuh"
+#include "moe/experts/cuda/kernels/gemm_tile.cuh"
+#include "moe/experts/cuda/kernels/grouped_gemm.h"
+#include "moe/experts/cuda/kernels/hopper.cuh"
 
 namespace switchyard {
 
-// TileScheduler: one warp that finds the thread block's units of work ahead of the warps that need them. Units are numbered
-// group by group; within a group, all tiles of one stretch of weights come before those of the next stretch. A stretch
-// is some block rows and one of the splits along K. The warp looks at 32 groups at a time and never goes back to an
-// earlier group.
+// TileScheduler: one warp that finds the thread block's units of work ahead of the warps that need them. Units are
+// numbered group by group; within a group, all tiles of one stretch of weights come before those of the next stretch. A
+// stretch is some block rows and one of the splits along K. The warp looks at 32 groups at a time and never goes back
+// to an earlier group.
 template <typename Shape>
 class TileScheduler {
  public:

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "moe/experts/cuda/inner_formula.h"
+#include "moe/experts/cuda/kernels/inner_formula.h"
 
 namespace switchyard {
 

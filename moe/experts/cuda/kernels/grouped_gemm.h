@@ -23,8 +23,8 @@
 
 #include "base/status.h"
 #include "base/tensor/dtype.h"
-#include "moe/experts/cuda/inner_formula.h"
-#include "moe/experts/cuda/layouts.h"
+#include "moe/experts/cuda/kernels/inner_formula.h"
+#include "moe/experts/cuda/kernels/layouts.h"
 
 namespace switchyard {
 

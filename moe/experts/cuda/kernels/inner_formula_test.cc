@@ -1,4 +1,4 @@
-#include "moe/experts/cuda/inner_formula.h"
+#include "moe/experts/cuda/kernels/inner_formula.h"
 
 #include <gtest/gtest.h>
 

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "moe/experts/cuda/layouts.h"
-#include "moe/experts/cuda/pack_weights.h"
+#include "moe/experts/cuda/kernels/layouts.h"
+#include "moe/experts/cuda/kernels/pack_weights.h"
 #include "moe/gpu/cuda_status.h"
 
 namespace switchyard {

@@ -1,8 +1,8 @@
 // The kernel of grouped_gemm.h.
 #pragma once
 
-#include "moe/experts/cuda/gemm_consumer.cuh"
-#include "moe/experts/cuda/gemm_producers.cuh"
+#include "moe/experts/cuda/kernels/gemm_consumer.cuh"
+#include "moe/experts/cuda/kernels/gemm_producers.cuh"
 
 namespace switchyard {
 

@@ -1,9 +1,9 @@
 // The warps of the grouped GEMM that multiply and write out.
 #pragma once
 
-#include "moe/experts/cuda/activation.cuh"
-#include "moe/experts/cuda/gemm_producers.cuh"
-#include "moe/experts/cuda/wgmma_ops.cuh"
+#include "moe/experts/cuda/kernels/activation.cuh"
+#include "moe/experts/cuda/kernels/gemm_producers.cuh"
+#include "moe/experts/cuda/kernels/wgmma_ops.cuh"
 
 namespace switchyard {
 

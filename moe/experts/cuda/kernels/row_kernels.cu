@@ -1,10 +1,10 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "moe/experts/cuda/activation.cuh"
-#include "moe/experts/cuda/hopper.cuh"
-#include "moe/experts/cuda/layouts.h"
-#include "moe/experts/cuda/row_kernels.h"
+#include "moe/experts/cuda/kernels/activation.cuh"
+#include "moe/experts/cuda/kernels/hopper.cuh"
+#include "moe/experts/cuda/kernels/layouts.h"
+#include "moe/experts/cuda/kernels/row_kernels.h"
 #include "moe/gpu/cuda_status.h"
 
 namespace switchyard {
