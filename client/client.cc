@@ -20,6 +20,7 @@
 #include "client/rpc_status.h"
 #include "proto/inference.grpc.pb.h"
 #include "proto/switchyard.grpc.pb.h"
+#include "rpc/deadline.h"
 #include "rpc/loopback.h"
 #include "rpc/tls.h"
 #include "rpc/token_list.h"
@@ -113,12 +114,6 @@ grpc::ChannelArguments ChannelArgs(const ClientOptions& options) {
     args.SetInt(GRPC_ARG_PER_RPC_RETRY_BUFFER_SIZE, std::numeric_limits<int>::max());
   }
   return args;
-}
-
-// Uses the monotonic clock, so that setting the wall clock moves no deadline.
-gpr_timespec DeadlineAfter(absl::Duration timeout) {
-  const gpr_timespec span = gpr_time_from_micros(absl::ToInt64Microseconds(timeout), GPR_TIMESPAN);
-  return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), span);
 }
 
 // One Forward in progress: everything that gRPC reads or writes until it has called back.

@@ -4,14 +4,15 @@
 #include <signal.h>
 #include <sys/resource.h>
 
-#include <chrono>
 #include <cstdio>
 
+#include "absl/time/time.h"
 #include "base/deadlock_detection.h"
 #include "base/logging.h"
 #include "base/stop_signals.h"
 #include "base/version.h"
 #include "http/http_server.h"
+#include "rpc/deadline.h"
 #include "rpc/loopback.h"
 #include "rpc/tls.h"
 #include "server/api/calls/access_control.h"
@@ -95,7 +96,7 @@ absl::Status Serve(const ServerOptions& options, const sigset_t& stop_signals) {
     ServeUntilStopped(*front, health, stop_signals);
   }
   front->repository().Stop();  // ends the changes that RPCs wait for
-  server->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+  server->Shutdown(DeadlineAfter(absl::Seconds(1)));
   return absl::IsCancelled(serving) ? absl::OkStatus() : serving;
 }
 

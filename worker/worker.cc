@@ -8,12 +8,14 @@
 #include <chrono>
 #include <limits>
 
+#include "absl/time/time.h"
 #include "base/clock.h"
 #include "base/logging.h"
 #include "base/version.h"
 #include "moe/link/spin_wait.h"
 #include "moe/plan/plan_codec.h"
 #include "rpc/build_fingerprint.h"
+#include "rpc/deadline.h"
 #include "rpc/tls.h"
 #include "rpc/token_list.h"
 
@@ -126,9 +128,8 @@ absl::StatusOr<worker::Hello> Worker::MakeHello() const {
 absl::Status Worker::JoinFront() {
   SY_ASSIGN_OR_RETURN(worker::Hello hello, MakeHello());
   SY_ASSIGN_OR_RETURN(const auto channel, ConnectToFront(options_.front, options_.tls));
-  const auto deadline = std::chrono::system_clock::now() + std::chrono::milliseconds(options_.join_timeout_ms);
   spdlog::info("joining the front at {}", options_.front);
-  if (!channel->WaitForConnected(deadline)) {
+  if (!channel->WaitForConnected(DeadlineAfter(absl::Milliseconds(options_.join_timeout_ms)))) {
     return absl::UnavailableError(
         absl::StrCat("no front answered at ", options_.front, " within ", options_.join_timeout_ms, " ms"));
   }

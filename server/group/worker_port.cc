@@ -3,9 +3,10 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <limits>
 
+#include "absl/time/time.h"
+#include "rpc/deadline.h"
 #include "rpc/listen.h"
 #include "rpc/port_credentials.h"
 #include "server/group/worker_service.h"
@@ -38,7 +39,7 @@ absl::StatusOr<std::unique_ptr<WorkerPort>> WorkerPort::Listen(const std::string
 WorkerPort::WorkerPort(Group* group) : service_(MakeWorkerService(group)) {}
 
 WorkerPort::~WorkerPort() {
-  if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
+  if (server_ != nullptr) server_->Shutdown(DeadlineAfter(absl::ZeroDuration()));
 }
 
 }  // namespace switchyard

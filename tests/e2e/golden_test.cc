@@ -133,29 +133,18 @@ TEST(AwaitedWorkers, EveryLayerOverGrpc) {
   flags.insert(flags.end(), {"--port=0", "--http_port=0", "--await_workers=2", "--worker_port=0",
                              "--compute_dtype=fp32", "--worker_token_file=" + token_file});
   auto front = *ChildProcess::Start("server/switchyard_server", flags);
-  // The front logs the port on which it waits. Workers keep trying until it does.
-  std::string port;
-  const std::string announcement = "waiting for 2 workers on 127.0.0.1:";
-  for (int i = 0; i < 3000 && port.empty(); ++i) {
-    const std::string log = front->Log();
-    const size_t found = log.find(announcement);
-    if (found != std::string::npos && log.find('\n', found) != std::string::npos) {
-      port = log.substr(found + announcement.size(), log.find('\n', found) - found - announcement.size());
-    } else {
-      usleep(10'000);
-    }
-  }
-  ASSERT_FALSE(port.empty()) << front->Log();
+  const auto worker_port = WaitForWorkerPort(*front);
+  ASSERT_TRUE(worker_port.ok()) << worker_port.status();
+  const std::string join = absl::StrCat("--front=", *worker_port);
   // First a stranger without the token: it is refused, with the reason, and harms nothing.
-  auto stranger = *ChildProcess::Start("worker/switchyard_worker", {"--front=127.0.0.1:" + port, "--device=cpu"});
+  auto stranger = *ChildProcess::Start(kWorkerProgram, {join, "--device=cpu"});
   EXPECT_EQ(stranger->Wait(), 1);
   EXPECT_NE(stranger->Log().find("worker refused: its token is not this front's"), std::string::npos)
       << stranger->Log();
   std::vector<std::unique_ptr<ChildProcess>> workers;
   for (int i = 0; i < 2; ++i) {
-    workers.push_back(*ChildProcess::Start(
-        "worker/switchyard_worker",
-        {"--front=127.0.0.1:" + port, "--device=cpu", "--threads=1", "--worker_token_file=" + token_file}));
+    workers.push_back(*ChildProcess::Start(kWorkerProgram,
+                                           {join, "--device=cpu", "--threads=1", "--worker_token_file=" + token_file}));
   }
   auto server = ServerProcess::WaitUntilReady(std::move(front));
   ASSERT_TRUE(server.ok()) << server.status();
@@ -166,8 +155,8 @@ TEST(AwaitedWorkers, EveryLayerOverGrpc) {
   // One worker dies and another takes its place: the front goes on, and a call in between only waits.
   workers[0]->Signal(SIGKILL);
   while (client->GetStatus()->state() == "serving") usleep(1000);  // an earlier worker would find the place taken
-  workers[0] = *ChildProcess::Start("worker/switchyard_worker", {"--front=127.0.0.1:" + port, "--device=cpu",
-                                                                 "--threads=1", "--worker_token_file=" + token_file});
+  workers[0] =
+      *ChildProcess::Start(kWorkerProgram, {join, "--device=cpu", "--threads=1", "--worker_token_file=" + token_file});
   ExpectGolden(*client, "fp32");
   EXPECT_EQ((*server)->Stop(), 0);
   for (auto& worker : workers) EXPECT_EQ(worker->Wait(), 0) << worker->Log();

@@ -13,8 +13,8 @@
 #include <thread>
 
 #include "base/clock.h"
-#include "cli/compare.h"
 #include "cli/tensor_io.h"
+#include "tests/e2e/checked_load.h"
 #include "tests/e2e/server_process.h"
 
 namespace switchyard {
@@ -29,63 +29,10 @@ struct Settings {
 };
 Settings settings;  // from the command line; constant while tests run
 
+// The front itself has to hide the loss of a worker.
+const ClientOptions kOneAttempt = {.timeout = absl::Seconds(60), .max_attempts = 1};
+
 std::string Model() { return settings.testdata + "/jargon-moe"; }
-
-// Calls random rows of random layers until told to stop, and checks every answer.
-class Load {
- public:
-  Load(const ServerProcess& server, int num_callers) {
-    for (int layer = 0; layer < 4; ++layer) {
-      const auto tensor = [&](const char* what) {
-        const std::string key = absl::StrCat("model.layers.", layer, ".mlp.", what);
-        return LoadMatrix({Model() + "/golden.safetensors", key}).value();
-      };
-      inputs_.push_back(tensor("input"));
-      outputs_.push_back(tensor("output"));
-    }
-    for (int caller = 0; caller < num_callers; ++caller) {
-      callers_.emplace_back([this, &server, caller] { Run(server, caller); });
-    }
-  }
-  ~Load() { Stop(); }
-
-  void Stop() {
-    stop_.store(true);
-    for (std::thread& caller : callers_) caller.join();
-    callers_.clear();
-  }
-
-  int64_t answered() const { return answered_.load(); }
-  int64_t failed() const { return failed_.load(); }
-  int64_t wrong() const { return wrong_.load(); }
-
- private:
-  void Run(const ServerProcess& server, int caller) {
-    // Makes one attempt per call, because the front itself has to hide the loss of a worker.
-    const auto client = server.Connect({.timeout = absl::Seconds(60), .max_attempts = 1});
-    std::mt19937 random(caller);
-    while (!stop_.load()) {
-      const int layer = random() % 4;
-      const int64_t begin = random() % 400, count = 1 + random() % 100;
-      const auto result = client->Forward({.model = "m",
-                                           .layer = std::to_string(layer),
-                                           .rows = std::as_const(inputs_[layer]).view().Rows(begin, count)});
-      if (!result.ok()) {
-        ++failed_;
-        ADD_FAILURE() << result.status();
-        continue;
-      }
-      const auto expected = std::as_const(outputs_[layer]).view().Rows(begin, count);
-      if (!Compare(result->rows.view(), expected, {1e-4, 1e-5}).within_tolerance()) ++wrong_;
-      ++answered_;
-    }
-  }
-
-  std::vector<HostMatrix> inputs_, outputs_;
-  std::vector<std::thread> callers_;
-  std::atomic<bool> stop_{false};
-  std::atomic<int64_t> answered_{0}, failed_{0}, wrong_{0};
-};
 
 absl::StatusOr<std::unique_ptr<ServerProcess>> StartServer(int num_workers) {
   return ServerProcess::Start({absl::StrCat("--model=m=", Model()), absl::StrCat("--local_workers=", num_workers),
@@ -108,7 +55,8 @@ TEST(Kill, RandomWorkersUnderLoad) {
   auto server = StartServer(settings.num_workers);
   ASSERT_TRUE(server.ok()) << server.status();
   const auto client = (*server)->Connect();
-  Load load(**server, 4);
+  const auto caller = (*server)->Connect(kOneAttempt);
+  CheckedLoad load(caller.get(), Model(), 4);
   std::mt19937 random(20);
   int64_t slowest_detection_us = 0, slowest_recovery_us = 0;
   std::vector<int> survivors_before;
@@ -148,7 +96,8 @@ TEST(Kill, AStoppedWorkerIsReplaced) {
   auto server = StartServer(2);
   ASSERT_TRUE(server.ok()) << server.status();
   const auto client = (*server)->Connect();
-  Load load(**server, 2);
+  const auto caller = (*server)->Connect(kOneAttempt);
+  CheckedLoad load(caller.get(), Model(), 2);
   const auto before = *client->GetStatus();
   ASSERT_EQ(kill(before.ranks(1).pid(), SIGSTOP), 0);
   WaitFor(*client, [&](const v1::GetStatusResponse& status) {
@@ -164,7 +113,7 @@ TEST(Drain, SigtermUnderLoadLosesNoAcceptedRequest) {
   auto server = StartServer(2);
   ASSERT_TRUE(server.ok()) << server.status();
   const HostMatrix input = *LoadMatrix({Model() + "/golden.safetensors", "model.layers.0.mlp.input"});
-  const auto client = (*server)->Connect({.timeout = absl::Seconds(60), .max_attempts = 1});
+  const auto client = (*server)->Connect(kOneAttempt);
   std::atomic<bool> stop{false};
   std::atomic<int64_t> answered{0};
   std::vector<std::thread> callers;

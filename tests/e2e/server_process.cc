@@ -14,6 +14,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <fstream>
+#include <regex>
 #include <sstream>
 
 #include "base/unique_fd.h"
@@ -95,6 +96,16 @@ std::string ChildProcess::Log() const {
   std::stringstream text;
   text << file.rdbuf();
   return text.str();
+}
+
+absl::StatusOr<std::string> WaitForWorkerPort(const ChildProcess& front) {
+  for (int i = 0; i < 3000; ++i) {
+    std::smatch found;
+    const std::string log = front.Log();
+    if (std::regex_search(log, found, std::regex("waiting for \\d+ workers on (\\S+:\\d+)\n"))) return found[1].str();
+    usleep(10'000);
+  }
+  return absl::DeadlineExceededError(absl::StrCat("the front awaits no workers\n", Tail(front.Log())));
 }
 
 absl::StatusOr<std::unique_ptr<ServerProcess>> ServerProcess::Start(const std::vector<std::string>& flags,

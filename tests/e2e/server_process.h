@@ -38,8 +38,13 @@ class ChildProcess {
   std::string log_path_;
 };
 
-// The front's program in the runfiles.
+// The programs in the runfiles.
 inline constexpr char kServerProgram[] = "server/switchyard_server";
+inline constexpr char kWorkerProgram[] = "worker/switchyard_worker";
+
+// Waits until a front that was started with --await_workers says in its log where it awaits them; returns HOST:PORT.
+// The error contains the end of the log.
+absl::StatusOr<std::string> WaitForWorkerPort(const ChildProcess& front);
 
 // A serving front.
 class ServerProcess {
