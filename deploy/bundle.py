@@ -6,8 +6,10 @@ The archive holds one folder, switchyard-bundle/:
     bin/         the three programs
     lib/         every shared library they need, beyond the C library and NVIDIA's
     tests/       the GPU tests and benchmarks, with the scripts that run them
-    testdata/    small checkpoints with recorded outputs
     licenses/    of Switchyard and of each package that lib/ was taken from
+
+The small checkpoints with recorded outputs, which some GPU tests need, are not in it: they are in a source tree's
+tests/testdata, and do not compress.
 
 Run paths are relative, so the folder may lie anywhere. NVIDIA's libraries are looked for in LD_LIBRARY_PATH and in
 /usr/local/cuda/lib64; only workers and GPU tests need them.
@@ -30,6 +32,11 @@ DEFAULT_CUDA_LIBRARIES = "/usr/local/cuda/lib64"
 # The C library must be the system's, because it must match the system's loader.
 C_LIBRARY = re.compile(r"^(linux-vdso|ld-linux.*|lib(c|m|dl|rt|pthread|resolv|util|anl|nsl|nss_\w+))\.so")
 NVIDIA = re.compile(r"^lib(cuda|cudart|cublas|cublasLt|nccl|nvrtc|nvJitLink|nvidia-.*)\.so")
+
+# More than the whole archive, because five programs hold the same GPU kernels, far apart: within one dictionary they are
+# stored once. Unpacking needs as much memory.
+DICTIONARY = "256MiB"
+
 SYSTEM_FOLDERS = ("/lib/", "/usr/lib/", "/lib64/")
 
 
@@ -104,8 +111,6 @@ def fill(root, arguments):
         add_binary(path, f"{root}/lib/{soname}", "$ORIGIN")
     for path in arguments.script:
         add_file(path, f"{root}/tests/{below(path, 'tests')}")
-    for path in arguments.data:
-        add_file(path, f"{root}/testdata/{below(path, 'testdata')}")
     add_file(arguments.license, f"{root}/licenses/switchyard.txt")
     add_licences(libraries.values(), f"{root}/licenses")
 
@@ -115,7 +120,8 @@ def pack(root, output):
     tar = ["tar", "--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner", "-C", os.path.dirname(root)]
     with open(output, "wb") as file:
         packing = subprocess.Popen(tar + ["-c", NAME], stdout=subprocess.PIPE)
-        compressing = subprocess.run(["xz", "-3", "--threads=0", "--block-size=16MiB"], stdin=packing.stdout, stdout=file)
+        compressing = subprocess.run(["xz", "--threads=1", f"--lzma2=preset=4,dict={DICTIONARY}"], stdin=packing.stdout,
+                                     stdout=file)
         packing.stdout.close()
         if packing.wait() != 0 or compressing.returncode != 0:
             sys.exit(f"bundle.py: {output} could not be written")
@@ -129,7 +135,6 @@ def main():
     parser.add_argument("--program", nargs="+", required=True, help="for bin/")
     parser.add_argument("--test", nargs="*", default=[], help="programs for tests/")
     parser.add_argument("--script", nargs="*", default=[], help="files for tests/, with their folders below tests/")
-    parser.add_argument("--data", nargs="*", default=[], help="files for testdata/, with their folders below testdata/")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         fill(f"{work}/{NAME}", arguments)

@@ -62,6 +62,7 @@ def tail(text):
 class Runner:
     def __init__(self, arguments, work):
         self.root = os.path.abspath(arguments.root)
+        self.testdata = os.path.abspath(arguments.testdata)
         self.device = arguments.device
         self.dtypes = arguments.dtypes.split(",")
         self.workers = [int(count) for count in arguments.workers.split(",")]
@@ -79,7 +80,7 @@ class Runner:
             "server/switchyard_server": "bin/switchyard_server",
             "worker/switchyard_worker": "bin/switchyard_worker",
             "client/switchyard": "bin/switchyard",
-            "tests/testdata": "testdata",
+            "tests/testdata": self.testdata,
         }.items():
             os.makedirs(os.path.dirname(os.path.join(folder, link)), exist_ok=True)
             os.symlink(os.path.join(self.root, target), os.path.join(folder, link))
@@ -195,7 +196,7 @@ class Runner:
     def run_golden_service(self, target, num_workers, dtype):
         command = [os.path.join(self.root, "bin/switchyard_server"), f"--local_workers={num_workers}",
                    f"--device={self.device}", f"--compute_dtype={dtype}", "--port=0", "--http_port=0"]
-        command += [f"--model={model}={self.root}/testdata/{model}" for model in golden_models(self.root)]
+        command += [f"--model={model}={self.testdata}/{model}" for model in golden_models(self.testdata)]
         with open(os.path.join(self.work, "server.log"), "w+", encoding="utf-8") as log:
             server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
             # Ends a server that hangs; then everything that waits for it goes on.
@@ -244,7 +245,7 @@ class Runner:
         return found
 
     def check_layer(self, target, address, model, layer, dtype):
-        golden = f"{self.root}/testdata/{model}/golden.safetensors"
+        golden = f"{self.testdata}/{model}/golden.safetensors"
         paths = [path for path in golden_paths(golden) if layer_of(path) == layer]
         if not paths:
             self.add(target, f"{model} layer {layer}", FAILED, f"{golden} has no vectors of this layer")
@@ -267,9 +268,8 @@ class Runner:
                  f"{found['max_abs_error']}")
 
 
-def golden_models(root):
-    """The folders of the bundle that hold a checkpoint with vectors."""
-    folder = os.path.join(root, "testdata")
+def golden_models(folder):
+    """The folders in `folder` that hold a checkpoint with vectors."""
     return sorted(name for name in os.listdir(folder) if os.path.exists(f"{folder}/{name}/golden.safetensors"))
 
 
@@ -301,6 +301,7 @@ def largest_value(path, key):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--root", required=True, help="the unpacked bundle")
+    parser.add_argument("--testdata", required=True, help="the folder with small checkpoints and recorded outputs")
     parser.add_argument("--only", default=",".join(PARTS), help="parts to run, with commas between them")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu checks the golden part itself")
     parser.add_argument("--dtypes", default="fp32,bf16,fp16,fp64", help="compute types of the golden part")
@@ -308,6 +309,9 @@ def main():
     parser.add_argument("--sanitizer_filter", default="*Small*", help="--gtest_filter under compute-sanitizer")
     parser.add_argument("--timeout_s", type=int, default=300, help="how long one program may run")
     arguments = parser.parse_args()
+    if not golden_models(arguments.testdata):
+        parser.error(f"--testdata: {arguments.testdata} has no folder with a golden.safetensors; a source tree has them "
+                     "in tests/testdata")
     parts = arguments.only.split(",")
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
