@@ -53,7 +53,8 @@ struct RouterWeights {
 struct StoragePosition {
   std::string_view file;  // lives as long as the source
   size_t offset = 0;      // of the expert's first byte
-  auto operator<=>(const StoragePosition&) const = default;
+  // clang-tidy takes its comparisons with 0 for null pointers.
+  auto operator<=>(const StoragePosition&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
 // Thread-safe.
