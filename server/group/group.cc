@@ -155,6 +155,7 @@ void Group::ReleaseModel(ModelId id) {
 
 void Group::RemoveModel(ModelId id, std::function<void()> done) {
   events_->Post([id, done = std::move(done)](Group& group) {
+    group.adding_.erase(id);  // the caller has given up waiting for it
     group.removing_[id] = done;
     group.membership_.RemoveModel(id);
   });

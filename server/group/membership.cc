@@ -102,7 +102,7 @@ void Membership::Vacate(int index, const std::string& why, SteadyTime now) {
   rank.channel = nullptr;
   channel->Close(draining_ ? absl::OkStatus() : absl::UnavailableError(why));
   Break(absl::StrCat("rank ", index, ": ", why), now);
-  models_.OnVacated(rank);
+  models_.OnVacated(index, why);
 }
 
 void Membership::Leave(const WorkerChannel* channel, const std::string& why, SteadyTime now) {

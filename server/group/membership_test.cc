@@ -603,13 +603,107 @@ TEST_F(MembershipModelsTest, AWorkerLostDuringALoadDoesNotLoseIt) {
   SayLoaded(a_, 2);
   membership_->Leave(b_.get(), "killed", clock_.Now());
   const auto c = JoinWorker();
-  ASSERT_EQ(c->sent[0].welcome().models_size(), 2);
+  ASSERT_EQ(c->sent[0].welcome().models_size(), 1);
   EXPECT_EQ(c->sent[0].welcome().models(0).model_id(), 1) << "the needed model comes first";
   SayLoaded(c, 1);
+  EXPECT_EQ(c->CountOf(worker::FrontMessage::kLoadModel), 1) << "then the one that may have killed the other, alone";
   Form({a_, c}, 2);
   EXPECT_TRUE(serving()) << "without the model that is not needed yet";
   SayLoaded(c, 2);
   EXPECT_EQ(loaded_, std::vector<int64_t>{2});
+}
+
+TEST_F(MembershipModelsTest, AModelThatKillsItsWorkersIsGivenUp) {
+  Add(2, false);
+  SayLoaded(a_, 2);
+  std::shared_ptr<FakeWorker> victim = b_;
+  for (int death = 1; death <= 3; ++death) {
+    EXPECT_TRUE(failed_.empty());
+    EXPECT_EQ(victim->CountOf(worker::FrontMessage::kLoadModel), 1) << "death " << death;
+    membership_->Leave(victim.get(), "worker killed by signal 9", clock_.Now());
+    victim = JoinWorker();
+    SayLoaded(victim, 1);
+  }
+  ASSERT_EQ(failed_.size(), 1u);
+  EXPECT_EQ(failed_[0].first, 2);
+  EXPECT_NE(std::string(failed_[0].second.message())
+                .find("3 workers in a row died while they loaded nothing but this, the last one of rank 1: worker "
+                      "killed by signal 9"),
+            std::string::npos)
+      << failed_[0].second;
+  EXPECT_EQ(victim->CountOf(worker::FrontMessage::kLoadModel), 0) << "it is not tried again";
+  EXPECT_EQ(a_->CountOf(worker::FrontMessage::kUnloadModel), 1);
+  Form({a_, victim}, membership_->epoch().value);
+  EXPECT_TRUE(serving());
+}
+
+TEST_F(MembershipModelsTest, OfModelsThatAreLoadedAtOnceOnlyTheKillerIsGivenUp) {
+  Add(2, false);
+  Add(3, false);
+  SayLoaded(a_, 2);
+  SayLoaded(a_, 3);
+  std::shared_ptr<FakeWorker> victim = b_;
+  const auto replace = [&] {
+    membership_->Leave(victim.get(), "killed", clock_.Now());
+    victim = JoinWorker();
+    SayLoaded(victim, 1);
+  };
+  const auto told = [&] {
+    std::vector<int64_t> models;
+    for (const auto& sent : victim->sent) {
+      if (sent.has_load_model()) models.push_back(sent.load_model().model().model_id());
+    }
+    return models;
+  };
+  EXPECT_EQ(told(), (std::vector<int64_t>{2, 3})) << "side by side";
+  replace();
+  EXPECT_EQ(told(), std::vector<int64_t>{2}) << "each suspect is tried alone";
+  Add(4, false);
+  EXPECT_EQ(told(), std::vector<int64_t>{2}) << "so nothing else is loaded beside it";
+  EXPECT_EQ(a_->sent.back().load_model().model().model_id(), 4) << "but on the other rank";
+  SayLoaded(victim, 2);
+  EXPECT_EQ(loaded_, std::vector<int64_t>{2});
+  EXPECT_EQ(told(), (std::vector<int64_t>{2, 3}));
+  for (int death = 1; death <= 3; ++death) {
+    replace();
+    SayLoaded(victim, 2);  // needed by now
+  }
+  ASSERT_EQ(failed_.size(), 1u);
+  EXPECT_EQ(failed_[0].first, 3);
+  SayLoaded(a_, 4);
+  SayLoaded(victim, 4);
+  EXPECT_EQ(loaded_, (std::vector<int64_t>{2, 4}));
+}
+
+TEST_F(MembershipModelsTest, DeathsThatASuccessInterruptsAreNotInARow) {
+  Add(2, false);
+  std::shared_ptr<FakeWorker> victim = b_;
+  const auto replace = [&] {
+    membership_->Leave(victim.get(), "killed", clock_.Now());
+    victim = JoinWorker();
+    SayLoaded(victim, 1);
+  };
+  replace();
+  replace();
+  SayLoaded(a_, 2);
+  replace();
+  EXPECT_TRUE(failed_.empty());
+  SayLoaded(victim, 2);
+  EXPECT_EQ(loaded_, std::vector<int64_t>{2});
+}
+
+TEST_F(MembershipModelsTest, ALoadThatIsCalledOffIsOver) {
+  Add(2, false);
+  SayLoaded(a_, 2);
+  membership_->ReleaseModel(ModelId{2});
+  membership_->RemoveModel(ModelId{2});
+  EXPECT_EQ(b_->sent.back().unload_model().model_id(), 2);
+  SayLoaded(b_, 2);  // it was too late
+  SayUnloaded(a_, 2);
+  SayUnloaded(b_, 2);
+  EXPECT_EQ(gone_, std::vector<int64_t>{2});
+  EXPECT_TRUE(loaded_.empty());
+  EXPECT_TRUE(serving());
 }
 
 TEST_F(MembershipModelsTest, AFailureOnOneRankIsUndoneOnTheOthers) {
