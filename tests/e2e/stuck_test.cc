@@ -1,5 +1,7 @@
 // Steps that do not end: one thread of a worker is stopped while its process answers pings, or packets between two
 // workers are dropped. The front has to notice, to say which rank it was, and to answer every request all the same.
+//
+// Under Bazel it uses CPU workers and the build's own programs. Elsewhere flags say what to run, as those of kill_test.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <linux/filter.h>
@@ -10,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <cerrno>
 #include <filesystem>
 #include <fstream>
@@ -26,11 +29,31 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr char kModel[] = "tests/testdata/jargon-moe";
 constexpr int64_t kMaxNoticeUs = 3'000'000;
 
+struct Settings {
+  std::string device = "cpu";
+  std::string server = kServerProgram;
+  std::string testdata = "tests/testdata";
+};
+Settings settings;  // from the command line; constant while tests run
+
+std::string Model() { return settings.testdata + "/jargon-moe"; }
+
 absl::StatusOr<std::unique_ptr<ServerProcess>> StartServer() {
-  return ServerProcess::Start({absl::StrCat("--model=m=", kModel), "--local_workers=2", "--compute_dtype=fp32"});
+  return ServerProcess::Start({absl::StrCat("--model=m=", Model()), "--local_workers=2", "--compute_dtype=fp32",
+                               absl::StrCat("--device=", settings.device)},
+                              settings.server);
+}
+
+// The number of the thread of this name; -1 when the process has none.
+pid_t FindThread(pid_t pid, const std::string& name) {
+  for (const auto& entry : std::filesystem::directory_iterator(absl::StrCat("/proc/", pid, "/task"))) {
+    std::ifstream file(entry.path() / "comm");
+    std::string found;
+    if (std::getline(file, found) && found == name) return std::stoi(entry.path().filename());
+  }
+  return -1;
 }
 
 // Keeps one thread of another process stopped. Used by one thread.
@@ -93,17 +116,17 @@ int64_t WaitForRecovery(
   return noticed;
 }
 
-// The step thread is the main thread of the process.
-TEST(Stuck, AStoppedStepThreadIsNoticedNamedAndReplacedUnderLoad) {
+// Stops the thread of rank 1's worker that `find` finds, while requests come in.
+void StopThreadUnderLoad(const std::string& name, pid_t (*find)(pid_t worker)) {
   auto server = StartServer();
   ASSERT_TRUE(server.ok()) << server.status();
   const auto client = (*server)->Connect();
   {
     const auto caller = (*server)->Connect({.timeout = absl::Seconds(60), .max_attempts = 1});
-    CheckedLoad load(caller.get(), kModel, 2);
+    CheckedLoad load(caller.get(), Model(), 2);
     load.WaitForAnswers(3);
     const auto before = *client->GetStatus();
-    StoppedThread stopped(before.ranks(1).pid());
+    StoppedThread stopped(find(before.ranks(1).pid()));
     if (stopped.error() != 0) GTEST_SKIP() << "ptrace is not allowed here: error " << stopped.error();
     const int64_t noticed_us = WaitForRecovery(*client, load, before.epoch(), [&] { stopped.Reap(); });
     EXPECT_LT(noticed_us, kMaxNoticeUs);
@@ -113,9 +136,19 @@ TEST(Stuck, AStoppedStepThreadIsNoticedNamedAndReplacedUnderLoad) {
     load.Stop();
     EXPECT_EQ(load.failed() + load.wrong(), 0);
   }
-  EXPECT_THAT((*server)->process().Log(), HasSubstr("rank 1: left: its step thread stands still"));
+  EXPECT_THAT((*server)->process().Log(), HasSubstr(absl::StrCat("rank 1: left: its ", name, " thread stands still")));
   EXPECT_THAT((*server)->Get("/metrics"), HasSubstr("switchyard_oldest_step_seconds"));
   EXPECT_EQ((*server)->Stop(), 0);
+}
+
+// The step thread is the main thread of the process.
+TEST(Stuck, AStoppedStepThreadIsNoticedNamedAndReplacedUnderLoad) {
+  StopThreadUnderLoad("step", [](pid_t worker) { return worker; });
+}
+
+TEST(Stuck, AStoppedCompletionThreadIsNoticedNamedAndReplacedUnderLoad) {
+  if (settings.device == "cpu") GTEST_SKIP() << "only workers on GPUs have a completion thread";
+  StopThreadUnderLoad("completion", [](pid_t worker) { return FindThread(worker, "completion"); });
 }
 
 TEST(Stuck, AStoppedStepThreadIsNoticedBeforeARequestNeedsIt) {
@@ -164,12 +197,13 @@ int DropPacketsFromPeers(pid_t pid) {
 }
 
 TEST(Stuck, PacketsDroppedBetweenTwoWorkersCostSecondsAndNoRequest) {
+  if (settings.device != "cpu") GTEST_SKIP() << "GPUs of one host exchange rows without packets";
   auto server = StartServer();
   ASSERT_TRUE(server.ok()) << server.status();
   const auto client = (*server)->Connect();
   {
     const auto caller = (*server)->Connect({.timeout = absl::Seconds(60), .max_attempts = 1});
-    CheckedLoad load(caller.get(), kModel, 2);
+    CheckedLoad load(caller.get(), Model(), 2);
     load.WaitForAnswers(3);
     const auto before = *client->GetStatus();
     if (DropPacketsFromPeers(before.ranks(1).pid()) == 0) {
@@ -189,8 +223,10 @@ TEST(Stuck, PacketsDroppedBetweenTwoWorkersCostSecondsAndNoRequest) {
 
 // A worker that joined from elsewhere has no front that could start it again, so it must end by itself.
 TEST(Stuck, AnAwaitedWorkerThatHearsNothingOfItsFrontEnds) {
-  auto front = ChildProcess::Start(kServerProgram, {absl::StrCat("--model=m=", kModel), "--await_workers=1", "--port=0",
-                                                    "--http_port=0", "--worker_port=0", "--compute_dtype=fp32"});
+  if (settings.device != "cpu") GTEST_SKIP() << "one test of this is enough";
+  auto front =
+      ChildProcess::Start(kServerProgram, {absl::StrCat("--model=m=", Model()), "--await_workers=1", "--port=0",
+                                           "--http_port=0", "--worker_port=0", "--compute_dtype=fp32"});
   ASSERT_TRUE(front.ok()) << front.status();
   const auto port = WaitForWorkerPort(**front);
   ASSERT_TRUE(port.ok()) << port.status();
@@ -204,5 +240,19 @@ TEST(Stuck, AnAwaitedWorkerThatHearsNothingOfItsFrontEnds) {
   (*front)->Signal(SIGCONT);
 }
 
+void AddFlags(CLI::App& app) {
+  app.add_option("--device", settings.device, "device of the workers");
+  app.add_option("--server", settings.server, "the front's program, with the worker's beside it");
+  app.add_option("--testdata", settings.testdata, "the folder with jargon-moe");
+}
+
 }  // namespace
 }  // namespace switchyard
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  CLI::App app{"Gets workers stuck under load and checks every answer."};
+  switchyard::AddFlags(app);
+  CLI11_PARSE(app, argc, argv);
+  return RUN_ALL_TESTS();
+}
