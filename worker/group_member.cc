@@ -1,5 +1,7 @@
 #include "worker/group_member.h"
 
+#include "base/heartbeat.h"
+
 namespace switchyard {
 namespace {
 
@@ -10,6 +12,7 @@ absl::Status Superseded(Epoch epoch) {
 }  // namespace
 
 absl::StatusOr<std::string> GroupMember::Prepare(Epoch epoch, int rank, int size) {
+  const Heartbeat::Doing connecting(Heartbeat::Activity::kConnecting);
   connected_ = false;
   std::shared_ptr<Communicator> old;
   {
@@ -28,6 +31,7 @@ absl::StatusOr<std::string> GroupMember::Prepare(Epoch epoch, int rank, int size
 }
 
 absl::Status GroupMember::Connect(Epoch epoch, const std::vector<std::string>& addresses) {
+  const Heartbeat::Doing connecting(Heartbeat::Activity::kConnecting);
   {
     MutexLock lock(&mu_);
     if (newest_ > epoch || prepared_ != epoch || current_ == nullptr) return Superseded(epoch);
@@ -48,6 +52,15 @@ void GroupMember::Announce(Epoch epoch) {
     if (prepared_ < epoch) old = current_;
   }
   if (old != nullptr) old->Abort();
+}
+
+void GroupMember::Nudge() {
+  std::shared_ptr<Communicator> current;
+  {
+    MutexLock lock(&mu_);
+    current = current_;
+  }
+  if (current != nullptr) current->Nudge();
 }
 
 }  // namespace switchyard

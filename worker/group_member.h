@@ -32,6 +32,8 @@ class GroupMember {
 
   // Tells that epochs older than `epoch` have ended. Any thread may call it.
   void Announce(Epoch epoch);
+  // Lets a step thread that waits for a peer beat (base/heartbeat.h). Any thread may call it.
+  void Nudge();
 
  private:
   const std::unique_ptr<CommunicatorFactory> factory_;

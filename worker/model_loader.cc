@@ -100,8 +100,8 @@ struct ModelLoader::Shared {
   Mutex mu;
   CondVar changed;
   bool stopping ABSL_GUARDED_BY(mu) = false;
-  std::vector<std::shared_ptr<Job>> waiting ABSL_GUARDED_BY(mu);
-  std::set<ModelId> cancelled ABSL_GUARDED_BY(mu);  // models that wait or are being loaded
+  std::array<int, kNumLoaders> num_calls ABSL_GUARDED_BY(mu) = {};  // by loader: calls that wait or are worked on
+  std::set<ModelId> cancelled ABSL_GUARDED_BY(mu);                  // models that wait or are being loaded
 };
 
 ModelLoader::ModelLoader(ModelLoaderOptions options)
@@ -114,11 +114,19 @@ ModelLoader::~ModelLoader() {
 }
 
 void ModelLoader::Load(std::vector<worker::ModelShare> shares) {
+  std::vector<std::shared_ptr<Job>> jobs;
+  for (worker::ModelShare& share : shares) jobs.push_back(std::make_shared<Job>(std::move(share)));
+  size_t loader = 0;
   {
     MutexLock lock(&shared_->mu);
-    for (worker::ModelShare& share : shares) shared_->waiting.push_back(std::make_shared<Job>(std::move(share)));
+    loader = std::min_element(shared_->num_calls.begin(), shared_->num_calls.end()) - shared_->num_calls.begin();
+    ++shared_->num_calls[loader];
   }
-  tasks_.Add([this] { LoadWaiting(); });
+  loaders_[loader].Add([this, loader, jobs = std::move(jobs)] {
+    LoadAll(jobs);
+    MutexLock lock(&shared_->mu);
+    --shared_->num_calls[loader];
+  });
 }
 
 void ModelLoader::Cancel(ModelId id) {
@@ -127,7 +135,7 @@ void ModelLoader::Cancel(ModelId id) {
 }
 
 void ModelLoader::Free(std::unique_ptr<ModelPart> part, std::function<void()> done) {
-  tasks_.Add([part = std::shared_ptr<ModelPart>(std::move(part)), done = std::move(done)]() mutable {
+  frees_.Add([part = std::shared_ptr<ModelPart>(std::move(part)), done = std::move(done)]() mutable {
     part = nullptr;
     malloc_trim(0);  // because experts too small for malloc to map leave holes in its heap
     done();
@@ -141,27 +149,36 @@ absl::Status ModelLoader::CheckWanted(const Job& job) {
   return absl::OkStatus();
 }
 
-void ModelLoader::LoadWaiting() {
-  std::vector<std::shared_ptr<Job>> jobs;
+void ModelLoader::LoadAll(const std::vector<std::shared_ptr<Job>>& jobs) {
+  std::vector<std::shared_ptr<Job>> opened;
+  for (const auto& job : jobs) {
+    const absl::Status status = Open(*job);
+    status.ok() ? opened.push_back(job) : Finish(*job, status);
+  }
   {
-    MutexLock lock(&shared_->mu);
-    jobs.swap(shared_->waiting);
+    MutexLock lock(&progress_mu_);
+    for (const auto& job : opened) progress_.models.push_back({job->id, job->share.name(), 0, job->bytes_total});
+    if (!opened.empty()) options_.progress(progress_);
   }
-  LoadProgress so_far;
-  std::erase_if(jobs, [&](const std::shared_ptr<Job>& job) {
-    const absl::Status opened = Open(*job);
-    if (!opened.ok()) Finish(*job, opened);
-    if (opened.ok()) so_far.models.push_back({job->id, job->share.name(), 0, job->bytes_total});
-    return !opened.ok();
+  for (const auto& job : opened) {
+    Finish(*job, LoadOne(*job, [&](int64_t num_bytes) { Report(*job, num_bytes); }));
+  }
+  ForgetProgress(opened);
+}
+
+void ModelLoader::Report(const Job& job, int64_t num_bytes) {
+  MutexLock lock(&progress_mu_);
+  for (LoadProgress::Model& model : progress_.models) {
+    if (model.id == job.id) model.bytes_done += num_bytes;
+  }
+  options_.progress(progress_);
+}
+
+void ModelLoader::ForgetProgress(const std::vector<std::shared_ptr<Job>>& jobs) {
+  MutexLock lock(&progress_mu_);
+  std::erase_if(progress_.models, [&](const LoadProgress::Model& model) {
+    return std::any_of(jobs.begin(), jobs.end(), [&](const auto& job) { return job->id == model.id; });
   });
-  if (!jobs.empty()) options_.progress(so_far);
-  for (size_t i = 0; i < jobs.size(); ++i) {
-    const absl::Status loaded = LoadOne(*jobs[i], [&](int64_t num_bytes) {
-      so_far.models[i].bytes_done += num_bytes;
-      options_.progress(so_far);
-    });
-    Finish(*jobs[i], loaded);
-  }
 }
 
 void ModelLoader::Finish(Job& job, const absl::Status& status) {

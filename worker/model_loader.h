@@ -4,15 +4,19 @@
 // that touches resources shared with steps (a device's streams and buffers) runs on the step thread between steps;
 // `on_step_thread` takes it there. Engines that compute on the host share nothing with each other.
 //
-//   loader thread   for all waiting models: open the files, check that the front opened the same ones
+//   loader thread   for all models of one call: open the files, check that the front opened the same ones
 //   then, for one model after the other:
 //   step thread     make the engine, declare the layers, reserve memory
 //   loader thread   read and pack the experts, report progress
+//
+// There are a few loader threads, so that a model that takes long does not keep others waiting. Models of one call are
+// loaded by one of them.
 //
 // Every load ends with exactly one call of `done`. A failed load passes on the engine too if it was made, because the
 // step thread must free device memory.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <map>
 #include <memory>
@@ -54,10 +58,10 @@ struct ModelLoaderOptions {
   EngineFactory make_engine;
   // Runs a task on the step thread some time later, or drops it when the worker ends.
   std::function<void(std::function<void()> task)> on_step_thread;
-  // Called once the number of bytes to load is known, and after every expert. The loader's thread, or a thread that it
+  // Called once the number of bytes to load is known, and after every expert. A loader's thread, or a thread that it
   // starts, calls it, one at a time.
   std::function<void(const LoadProgress&)> progress;
-  // Called on the loader's thread.
+  // Called on a loader's thread.
   std::function<void(LoadOutcome)> done;
 };
 
@@ -65,26 +69,29 @@ struct ModelLoaderOptions {
 class ModelLoader {
  public:
   explicit ModelLoader(ModelLoaderOptions options);
-  // Ends the current load with an error and does not begin the waiting ones. `done` is called for each of them.
+  // Ends the current loads with an error and does not begin the waiting ones. `done` is called for each of them.
   ~ModelLoader();
 
-  // Loads models in order, one at a time. Models of one call are opened together before the first of them is loaded.
+  // Loads these models in order, one at a time. They are opened together before the first of them is loaded.
   void Load(std::vector<worker::ModelShare> shares);
   // Ends the load of a model that waits or is being loaded as soon as possible, with an error, unless it is done
   // already.
   void Cancel(ModelId id);
 
-  // Frees `part` on the loader's thread after the loads before it, then calls `done`. For parts that any thread may
-  // free.
+  // Frees `part` on a thread that loads nothing, then calls `done`. For parts that any thread may free.
   void Free(std::unique_ptr<ModelPart> part, std::function<void()> done);
 
  private:
+  static constexpr int kNumLoaders = 3;
+
   struct Job;
 
   struct Shared;
 
-  // These run on the loader's thread.
-  void LoadWaiting();
+  // These run on a loader's thread.
+  void LoadAll(const std::vector<std::shared_ptr<Job>>& jobs);
+  void Report(const Job& job, int64_t num_bytes);
+  void ForgetProgress(const std::vector<std::shared_ptr<Job>>& jobs);
   absl::Status Open(Job& job);
   absl::Status LoadOne(Job& job, const std::function<void(int64_t num_bytes)>& expert_done);
   void Finish(Job& job, const absl::Status& status);
@@ -97,7 +104,12 @@ class ModelLoader {
   const ModelLoaderOptions options_;
   const std::shared_ptr<Shared> shared_;  // also owned by tasks on the step thread, which may be dropped or run late
 
-  TaskQueue tasks_;  // declared last because it must be destroyed first
+  Mutex progress_mu_;
+  LoadProgress progress_ ABSL_GUARDED_BY(progress_mu_);
+
+  // Declared last because they must be destroyed first.
+  TaskQueue frees_;
+  std::array<TaskQueue, kNumLoaders> loaders_;
 };
 
 }  // namespace switchyard

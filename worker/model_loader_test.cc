@@ -6,6 +6,7 @@
 #include <deque>
 #include <thread>
 
+#include "base/notification.h"
 #include "moe/experts/cpu/cpu_engine.h"
 
 namespace switchyard {
@@ -106,6 +107,27 @@ TEST_F(ModelLoaderTest, LoadsOneAfterTheOtherAndTellsHowFarItIs) {
   EXPECT_EQ(experts.Remove(ModelId{1})->name, "m1");
   EXPECT_EQ(experts.Remove(ModelId{1}), nullptr);
   EXPECT_EQ(experts.Find(LayerId{11}).part, nullptr);
+}
+
+TEST_F(ModelLoaderTest, AModelThatTakesLongKeepsNoOtherWaiting) {
+  loader_->Load({Share(1)});
+  WaitForTask();  // it waits for the step thread
+  std::function<void()> first;
+  {
+    MutexLock lock(&mu_);
+    first = std::move(tasks_.front());
+    tasks_.pop_front();
+  }
+  loader_->Load({Share(2)});
+  RunUntilEnded(1);
+  EXPECT_EQ(outcomes_[0].id, ModelId{2});
+  Notification is_free;
+  loader_->Free(std::move(outcomes_[0].part), [&] { is_free.Notify(); });
+  is_free.WaitForNotification();
+  first();
+  RunUntilEnded(2);
+  EXPECT_EQ(outcomes_[1].id, ModelId{1});
+  EXPECT_TRUE(outcomes_[1].status.ok()) << outcomes_[1].status;
 }
 
 TEST_F(ModelLoaderTest, OneThatFailsLeavesTheOthers) {

@@ -35,6 +35,8 @@ struct WorkerOptions {
   std::optional<int> http_port;
   // How long to keep trying to reach a front that is not up yet.
   int join_timeout_ms = 60'000;
+  // A worker that a front did not start ends when it hears nothing from its front for this long; 0 for never.
+  int front_timeout_ms = 10'000;
   // Set by a front that started this worker: its number there and how many there are, and the inherited socket of the
   // shared-memory link.
   int local_index = -1;

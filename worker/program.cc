@@ -18,6 +18,11 @@
 namespace switchyard {
 namespace {
 
+constexpr int kExitOk = 0;
+constexpr int kExitError = 1;
+constexpr int kExitUsage = 2;
+constexpr int kExitFrontSilent = 3;  // the front may still be there: start the worker again
+
 void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
   app.add_option("--front", options.front, "HOST:PORT of the server's worker port")->required();
   app.add_option("--device", options.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
@@ -42,6 +47,9 @@ void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
                  "port of /metrics, /livez and /readyz, which are not served without it; 0 takes a free one");
   app.add_option("--http_host", options.http_host, "address that they are served at")->capture_default_str();
   app.add_option("--join_timeout_ms", options.join_timeout_ms, "how long to wait for a server that is not up yet")
+      ->capture_default_str();
+  app.add_option("--front_timeout_ms", options.front_timeout_ms,
+                 "end with status 3 when the server is silent for so long, not even pinging; 0 waits for ever")
       ->capture_default_str();
   app.add_option("--log_level", logging.level, "trace, debug, info, warn, error or off")->capture_default_str();
   app.add_option("--log_format", logging.format, "text or json")->capture_default_str();
@@ -92,14 +100,14 @@ int RunWorkerProgram(int argc, char** argv, DeviceOpener open_device) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
   logging.process = options.local_index >= 0 ? absl::StrCat("worker ", options.local_index) : "worker";
   const absl::Status status = RunWorker(options, logging, open_device);
-  if (status.ok()) return 0;
+  if (status.ok()) return kExitOk;
   const std::string erase(StderrIsTerminal() ? kEraseLine : "");
   std::fprintf(stderr, "%sswitchyard_worker: %s\n", erase.c_str(), std::string(status.message()).c_str());
-  return 1;
+  return absl::IsDeadlineExceeded(status) ? kExitFrontSilent : kExitError;
 }
 
 }  // namespace switchyard

@@ -1,11 +1,13 @@
 #include "worker/step_pipeline.h"
 
+#include <pthread.h>
+
 #include <utility>
 
 namespace switchyard {
 
-StepPipeline::StepPipeline(int num_lanes, std::function<void(const absl::Status&)> on_device_lost)
-    : num_lanes_(num_lanes), on_device_lost_(std::move(on_device_lost)) {
+StepPipeline::StepPipeline(int num_lanes, std::function<void(const absl::Status&)> on_device_lost, Heartbeat* heartbeat)
+    : num_lanes_(num_lanes), on_device_lost_(std::move(on_device_lost)), heartbeat_(heartbeat) {
   if (num_lanes_ > 0) completer_ = std::thread([this] { CompleteLoop(); });
 }
 
@@ -40,14 +42,23 @@ void StepPipeline::Refuse(const absl::Status& why, StepDoneFn done) {
 
 void StepPipeline::Drain() {
   MutexLock lock(&mu_);
-  while (!entries_.empty()) changed_.Wait(&mu_);
+  const Heartbeat::Doing waiting(Heartbeat::Activity::kWaiting);
+  while (!entries_.empty()) WaitAndBeat();
+}
+
+void StepPipeline::WaitAndBeat() {
+  changed_.WaitFor(&mu_, Heartbeat::kInterval);
+  Heartbeat::Beat();
 }
 
 // Steps end in order, so lanes become free in the order in which they were taken.
 int StepPipeline::TakeLane() {
   if (num_lanes_ == 0) return 0;
   MutexLock lock(&mu_);
-  while (lanes_taken_ == num_lanes_) changed_.Wait(&mu_);
+  if (lanes_taken_ == num_lanes_) {
+    const Heartbeat::Doing waiting(Heartbeat::Activity::kWaiting);
+    while (lanes_taken_ == num_lanes_) WaitAndBeat();
+  }
   ++lanes_taken_;
   return std::exchange(next_lane_, (next_lane_ + 1) % num_lanes_);
 }
@@ -60,11 +71,13 @@ void StepPipeline::Push(Entry entry) {
 }
 
 void StepPipeline::CompleteLoop() {
+  pthread_setname_np(pthread_self(), "completion");
+  if (heartbeat_ != nullptr) heartbeat_->WatchThisThread();
   while (true) {
     Entry* entry = nullptr;
     {
       MutexLock lock(&mu_);
-      while (entries_.empty() && !stopping_) changed_.Wait(&mu_);
+      while (entries_.empty() && !stopping_) WaitAndBeat();
       if (entries_.empty()) return;
       entry = &entries_.front();  // stays valid when entries are added, because a deque does not move its elements
     }
@@ -76,12 +89,18 @@ void StepPipeline::CompleteLoop() {
   }
 }
 
+absl::Status StepPipeline::Finish(const Entry& entry) const {
+  if (num_lanes_ == 0) return StepRunner::Finish(*entry.engine, *entry.communicator, entry.lane);
+  const Heartbeat::Doing waiting(Heartbeat::Activity::kWaiting);
+  return StepRunner::Finish(*entry.engine, *entry.communicator, entry.lane);
+}
+
 void StepPipeline::Complete(Entry& entry) {
   absl::Status status = entry.begun;
   if (entry.engine != nullptr) {
     // Also after a failure to enqueue, because the lane is free only when the work enqueued before the failure has
     // ended.
-    const absl::Status finished = StepRunner::Finish(*entry.engine, *entry.communicator, entry.lane);
+    const absl::Status finished = Finish(entry);
     if (status.ok()) status = finished;
     if (num_lanes_ > 0) entry.times.expert_us = MicrosBetween(entry.begin, Clock::Real().Now());
   }

@@ -7,6 +7,8 @@
 // Every step is reported exactly once, in the order of submission. When a submitted step fails, its communicator is
 // aborted, unless only combining its returned rows could not be enqueued.
 //
+// Both threads beat while they wait (base/heartbeat.h).
+//
 // Thread-safety: one thread calls Submit, Refuse and Drain.
 #pragma once
 
@@ -16,6 +18,7 @@
 #include <thread>
 
 #include "base/clock.h"
+#include "base/heartbeat.h"
 #include "base/mutex.h"
 #include "worker/step_runner.h"
 
@@ -28,8 +31,9 @@ using StepDoneFn = std::function<void(const absl::Status& status, const StepTime
 class StepPipeline {
  public:
   // `num_lanes` is the engines' number of lanes, the same for all, or 0 if they compute on the host. `on_device_lost`
-  // is called, from the thread that reports, when this process cannot compute steps any more.
-  StepPipeline(int num_lanes, std::function<void(const absl::Status&)> on_device_lost);
+  // is called, from the thread that reports, when this process cannot compute steps any more. `heartbeat`, which may be
+  // null, watches the completion thread if there is one, and outlives this.
+  StepPipeline(int num_lanes, std::function<void(const absl::Status&)> on_device_lost, Heartbeat* heartbeat = nullptr);
   // Drains.
   ~StepPipeline();
 
@@ -53,13 +57,17 @@ class StepPipeline {
     StepDoneFn done;
   };
 
+  // Waits for a change of the entries, or only until it is time to beat.
+  void WaitAndBeat() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   int TakeLane();
   void Push(Entry entry);
   void CompleteLoop();
+  absl::Status Finish(const Entry& entry) const;
   void Complete(Entry& entry);
 
   const int num_lanes_;
   const std::function<void(const absl::Status&)> on_device_lost_;
+  Heartbeat* const heartbeat_;
 
   // Submitting thread only.
   StepRunner runner_;

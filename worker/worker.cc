@@ -25,6 +25,8 @@ namespace {
 // The front's port refuses messages that are too large, so the worker only lifts gRPC's default limit of 4 MB.
 constexpr int kUnlimitedMessage = -1;
 
+constexpr int kMinFrontTimeoutMs = 1000;
+
 std::string HostName() {
   char name[256] = {};
   return gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
@@ -66,6 +68,18 @@ void FillResult(const absl::Status& status, const StepTimes& times, worker::Step
   result->mutable_times()->set_combine_us(times.combine_us);
 }
 
+void Describe(const Heartbeat& heartbeat, worker::Pong* pong) {
+  if (!heartbeat.is_watching()) return;
+  const Heartbeat::View view = heartbeat.Look();
+  worker::ThreadProgress& thread = *pong->add_threads();
+  thread.set_moves(view.moves);
+  thread.set_activity(static_cast<worker::ThreadProgress::Activity>(view.activity));
+  thread.set_peer(view.peer);
+  thread.set_num_waits(view.num_waits);
+  thread.set_epoch(view.epoch.value);
+  thread.set_step_id(view.step.value);
+}
+
 }  // namespace
 
 Worker::Worker(const WorkerOptions& options, std::unique_ptr<Device> device)
@@ -81,6 +95,11 @@ Worker::~Worker() {
 absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(const WorkerOptions& options, DeviceOpener open_device) {
   if (options.front.empty()) {
     return absl::InvalidArgumentError("--front=HOST:PORT of the server's worker port is needed");
+  }
+  if (options.front_timeout_ms != 0 && options.front_timeout_ms < kMinFrontTimeoutMs) {
+    return absl::InvalidArgumentError(absl::StrCat("--front_timeout_ms=", options.front_timeout_ms,
+                                                   ": expected 0 or at least ", kMinFrontTimeoutMs,
+                                                   ", because the server pings five times a second"));
   }
   SY_ASSIGN_OR_RETURN(auto device, open_device(options));
   std::unique_ptr<Worker> worker(new Worker(options, std::move(device)));
@@ -134,8 +153,10 @@ absl::Status Worker::JoinFront() {
         absl::StrCat("no front answered at ", options_.front, " within ", options_.join_timeout_ms, " ms"));
   }
   stub_ = worker::WorkerHub::NewStub(channel);
-  control_ = std::make_unique<ControlStream>(stub_.get(), std::move(hello), inbox_.get(),
-                                             [this](Epoch epoch) { group_.Announce(epoch); });
+  control_ = std::make_unique<ControlStream>(
+      stub_.get(), std::move(hello), inbox_.get(), [this](Epoch epoch) { group_.Announce(epoch); },
+      [this](worker::Pong* pong) { DescribeThreads(pong); },
+      std::chrono::milliseconds(options_.local_index < 0 ? options_.front_timeout_ms : 0));
   load_report_ = std::make_unique<LoadReport>(
       [this](worker::WorkerMessage message) { control_->Send(std::move(message)); }, options_.local_index < 0);
   loader_ = std::make_unique<ModelLoader>(
@@ -157,7 +178,14 @@ absl::Status Worker::JoinFront() {
   return absl::OkStatus();
 }
 
+void Worker::DescribeThreads(worker::Pong* pong) {
+  Describe(step_heartbeat_, pong);
+  Describe(completion_heartbeat_, pong);
+  group_.Nudge();
+}
+
 absl::Status Worker::Run(int stop_fd) {
+  step_heartbeat_.WatchThisThread();
   SY_RETURN_IF_ERROR(JoinFront());
   SY_RETURN_IF_ERROR(Serve(stop_fd));
   if (steps_ != nullptr) steps_->Drain();
@@ -170,21 +198,26 @@ absl::Status Worker::Serve(int stop_fd) {
   SpinWait spin{std::chrono::microseconds(options_.link_spin_us)};
   while (!drained_) {
     const bool is_ready = polled[2].fd >= 0 && spin.Until([&] { return poll(polled, 3, 0) > 0; });
-    if (!is_ready && poll(polled, 3, -1) < 0 && errno != EINTR) return ErrnoStatus(errno, "poll");
+    if (!is_ready && poll(polled, 3, Heartbeat::kInterval.count()) < 0 && errno != EINTR) {
+      return ErrnoStatus(errno, "poll");
+    }
     SY_RETURN_IF_ERROR(DeviceStatus());
     if ((polled[1].revents & POLLIN) != 0) break;
+    const Heartbeat::Doing working(Heartbeat::Activity::kWorking);
     if (auto item = inbox_->Pop(); item.has_value()) {
-      if (auto* const task = std::get_if<Inbox::Task>(&*item)) {
-        (*task)();
-      } else {
-        SY_RETURN_IF_ERROR(Handle(std::get<worker::FrontMessage>(*std::move(item))));
-      }
+      SY_RETURN_IF_ERROR(HandleItem(*std::move(item)));
     } else if (auto closed = inbox_->closed(); closed.has_value()) {
       return Annotate(*closed, absl::StrCat("front at ", options_.front));
     } else if (polled[2].revents != 0) {
       SY_RETURN_IF_ERROR(HandleLinkStep());
     }
   }
+  return absl::OkStatus();
+}
+
+absl::Status Worker::HandleItem(Inbox::Item item) {
+  if (auto* const message = std::get_if<worker::FrontMessage>(&item)) return Handle(std::move(*message));
+  std::get<Inbox::Task>(item)();
   return absl::OkStatus();
 }
 
@@ -257,7 +290,8 @@ void Worker::TakeUp(std::unique_ptr<ModelPart> part) {
   const ExpertEngine& engine = *part->engine;
   if (steps_ == nullptr) {
     const int num_lanes = engine.stream() == nullptr ? 0 : engine.num_lanes();
-    steps_ = std::make_unique<StepPipeline>(num_lanes, [this](const absl::Status& why) { OnDeviceLost(why); });
+    steps_ = std::make_unique<StepPipeline>(
+        num_lanes, [this](const absl::Status& why) { OnDeviceLost(why); }, &completion_heartbeat_);
   }
   spdlog::info("rank {}: model {}: {:.1f} MiB of weights in {:.2f} s", rank_, part->name,
                engine.weight_bytes() / 1048576.0, MicrosBetween(loading_[part->id], Clock::Real().Now()) / 1e6);
@@ -311,7 +345,8 @@ absl::Status Worker::ConnectGroup(const worker::ConnectGroup& message) {
   } else {
     answer.mutable_group_failed()->set_epoch(message.epoch());
     answer.mutable_group_failed()->set_message(std::string(status.message()));
-    spdlog::warn("rank {}: could not form the group of epoch {}: {}", rank_, message.epoch(), status.message());
+    // The front says it, once for all attempts.
+    spdlog::debug("rank {}: could not form the group of epoch {}: {}", rank_, message.epoch(), status.message());
   }
   control_->Send(std::move(answer));
   return status.ok() ? absl::OkStatus() : CheckDevice();
@@ -322,7 +357,11 @@ absl::Status Worker::CheckDevice() const {
   return Annotate(experts_.CheckDevice(), absl::StrCat("device ", device_->name()));
 }
 
-bool Worker::IsCurrent(Epoch epoch) const { return group_.communicator() != nullptr && group_.epoch() == epoch; }
+bool Worker::BeginStep(Epoch epoch, StepId step) {
+  if (group_.communicator() == nullptr || group_.epoch() != epoch) return false;
+  step_heartbeat_.SetStep(epoch, step);
+  return true;
+}
 
 void Worker::OnDeviceLost(const absl::Status& why) {
   {
@@ -344,7 +383,7 @@ absl::Status Worker::HandleLinkStep() {
   // If the link is closed without a message on the control stream, the front is gone.
   if (!received.ok()) return Annotate(received.status(), "step link");
   const StepMessage& step = *received;
-  if (!IsCurrent(step.epoch)) return absl::OkStatus();
+  if (!BeginStep(step.epoch, step.step_id)) return absl::OkStatus();
   auto done = [this, epoch = step.epoch, id = step.step_id](const absl::Status& status, const StepTimes& times) {
     SendLinkResult({epoch, id, times, status});
   };
@@ -375,7 +414,7 @@ void Worker::SendLinkResult(const ResultMessage& result) {
 }
 
 void Worker::HandleStreamStep(worker::StepRequest request) {
-  if (!IsCurrent(Epoch{request.epoch()})) return;
+  if (!BeginStep(Epoch{request.epoch()}, StepId{request.step_id()})) return;
   auto step = std::make_shared<StreamStep>();
   step->request = std::move(request);
   worker::StepResult& result = *step->answer.mutable_step_result();

@@ -12,6 +12,7 @@
 #include <optional>
 #include <set>
 
+#include "base/heartbeat.h"
 #include "http/http_server.h"
 #include "moe/link/shared_memory.h"
 #include "moe/link/step_socket.h"
@@ -49,6 +50,7 @@ class Worker {
 
   // Handles messages and steps until there is a reason to end.
   absl::Status Serve(int stop_fd);
+  absl::Status HandleItem(Inbox::Item item);
   // Handles one message. Sets `drained_` when it is the one to drain.
   absl::Status Handle(worker::FrontMessage message);
   void Load(std::vector<worker::ModelShare> models);
@@ -72,7 +74,10 @@ class Worker {
                std::span<std::byte> output, StepDoneFn done);
   absl::StatusOr<RankStep> MakeStep(LayerId layer, std::span<const std::byte> plan, std::span<const std::byte> rows,
                                     std::span<std::byte> output) const;
-  bool IsCurrent(Epoch epoch) const;
+  // Whether a step of this epoch can run. Notes the step for the pongs.
+  bool BeginStep(Epoch epoch, StepId step);
+  // Adds how far the threads are that steps need.
+  void DescribeThreads(worker::Pong* pong);
 
   absl::Status CheckDevice() const;
   void OnDeviceLost(const absl::Status& why);
@@ -86,6 +91,7 @@ class Worker {
   UniqueFd link_socket_;
   const std::unique_ptr<Device> device_;
 
+  Heartbeat step_heartbeat_, completion_heartbeat_;
   WorkerMetrics metrics_;
   std::unique_ptr<HttpServer> http_;  // null unless options ask for it
   std::unique_ptr<Inbox> inbox_;

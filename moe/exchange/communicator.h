@@ -9,8 +9,11 @@
 //   SY_RETURN_IF_ERROR(comm->Connect(addresses));
 //   SY_RETURN_IF_ERROR(comm->AllToAllV(send, send_bytes, recv, recv_bytes, stream));
 //
-// Thread-safety: one thread calls everything except Health() and Abort(), which any thread may call at any time.
-// Abort() may be called twice; it makes a blocked call return promptly with an error.
+// A call that waits for a peer says so with base/heartbeat.h, and beats meanwhile: by itself, or each time Nudge() is
+// called. Only in Connect() may it stand still.
+//
+// Thread-safety: one thread calls everything except Health(), Nudge() and Abort(), which any thread may call at any
+// time. Abort() may be called twice; it makes a blocked call return promptly with an error.
 #pragma once
 
 #include <chrono>
@@ -55,6 +58,9 @@ class Communicator {
   // the device they look finished, but their bytes have not moved. Therefore, after waiting for work that was enqueued
   // after an exchange, call this before using the result: OK means that the bytes have arrived. Any thread may call it.
   virtual absl::Status Health() { return absl::OkStatus(); }
+
+  // Lets a call that waits for a peer beat once. Called a few times a second.
+  virtual void Nudge() {}
 
   virtual void Abort() = 0;
 };

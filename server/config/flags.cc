@@ -132,6 +132,9 @@ void DefineWorkers(CLI::App& app, ServerOptions* options) {
   app.add_option("--worker_tls_ca", options->worker_tls_ca, "roots that workers' certificates must lead to");
   app.add_option("--worker_timeout_ms", options->worker_timeout_ms, "give up a worker that is silent for so long")
       ->capture_default_str();
+  app.add_option("--step_timeout_ms", options->step_timeout_ms,
+                 "give up a step, and the workers to blame, after so long; 0 for a multiple of what such steps take")
+      ->capture_default_str();
 }
 
 void DefineBatching(CLI::App& app, ServerOptions* options) {

@@ -112,6 +112,9 @@ absl::Status ValidateOptions(const ServerOptions& options) {
       CheckRange("--max_queued_bytes", options.max_queued_bytes, options.max_request_bytes, int64_t{1} << 40));
   SY_RETURN_IF_ERROR(CheckRange("--max_queued_rows", options.max_queued_rows, 1, int64_t{1} << 40));
   SY_RETURN_IF_ERROR(CheckRange("--worker_timeout_ms", options.worker_timeout_ms, 100, 3'600'000));
+  if (options.step_timeout_ms != 0) {
+    SY_RETURN_IF_ERROR(CheckRange("--step_timeout_ms", options.step_timeout_ms, 100, 86'400'000));
+  }
   SY_RETURN_IF_ERROR(CheckRange("--slow_request_ms", options.slow_request_ms, 0, 3'600'000));
   return CheckRange("--drain_timeout_ms", options.drain_timeout_ms, 0, 3'600'000);
 }

@@ -97,6 +97,9 @@ struct ServerOptions {
 
   // A worker that does not answer pings for this long is given up (and killed, when it is local).
   int worker_timeout_ms = 2500;
+  // A step that takes longer is given up: the ranks to blame are replaced, or the group forms anew. 0 learns the limit
+  // from how long steps of that layer and size take.
+  int step_timeout_ms = 0;
   // These are also passed on to local workers.
   std::string log_level = "info";
   std::string log_format = "text";

@@ -42,6 +42,9 @@ TEST(ServerOptions, ErrorsNameTheFlag) {
   options = Valid();
   options.max_queued_bytes = 1;
   ExpectRefused(options, "--max_queued_bytes");
+  options = Valid();
+  options.step_timeout_ms = 99;
+  ExpectRefused(options, "--step_timeout_ms=99: expected 100 to");
 }
 
 TEST(ServerOptions, AWorkerPortOpenToOthersNeedsAToken) {

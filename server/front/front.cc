@@ -177,6 +177,7 @@ SchedulerOptions Front::MakeSchedulerOptions() const {
                        std::chrono::milliseconds(options_.priority_aging_ms)};
   scheduler.num_ranks = num_ranks_;
   scheduler.num_slots = options_.steps_in_flight;
+  scheduler.step_timeout = std::chrono::milliseconds(options_.step_timeout_ms);
   scheduler.builder.num_copy_threads = std::min(kMaxCopyThreads, NumCores());
   scheduler.answers.num_threads = std::clamp(NumCores() / kCoresPerAnswerThread, 1, kMaxAnswerThreads);
   return scheduler;

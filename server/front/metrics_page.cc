@@ -7,7 +7,9 @@ namespace switchyard {
 std::vector<prometheus::MetricFamily> MetricsPage::Collect() const {
   const Admission::Held held = front_->held();
   front_->metrics().SetQueue(held.rows, held.bytes, held.requests);
-  front_->metrics().SetQueuedRows(front_->load().queued_rows_by_priority);
+  const Scheduler::Load load = front_->load();
+  front_->metrics().SetQueuedRows(load.queued_rows_by_priority);
+  front_->metrics().SetOldestStep(load.oldest_step);
   std::vector<prometheus::MetricFamily> all;
   for (const prometheus::Collectable* part : std::initializer_list<const prometheus::Collectable*>{
            &front_->metrics().registry(), &triton_, &gpus_, &process_}) {

@@ -1,5 +1,7 @@
 #include "server/group/group.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 
 #include "base/logging.h"
@@ -21,6 +23,7 @@ Group::Group(const GroupOptions& options, GroupEvents* events, std::vector<LinkB
       shm_links_(options.membership.num_ranks) {
   Publish();
   thread_ = std::thread([this] { Loop(); });
+  pthread_setname_np(thread_.native_handle(), "group");
 }
 
 Group::~Group() {
@@ -39,10 +42,25 @@ void Group::Loop() {
     if (events_->is_closed()) return;
     if (now() >= next_tick) {
       membership_.Tick(now());
+      CheckOldestStep();
       next_tick = now() + interval;
     }
     Publish();
   }
+}
+
+void Group::CheckOldestStep() {
+  const auto oldest = scheduler_->oldest_step();
+  if (!oldest.has_value()) return;
+  if (std::pair(oldest->epoch, oldest->id) != oldest_step_) {
+    oldest_step_ = {oldest->epoch, oldest->id};
+    oldest_step_ticks_ = 0;
+    return;
+  }
+  const auto age = ++oldest_step_ticks_ * options_.membership.ping_interval;
+  if (age < oldest->limit) return;
+  membership_.StepIsLate({oldest->epoch, oldest->id, oldest->what, oldest->owing, age, age >= oldest->limit_of_work},
+                         now());
 }
 
 void Group::PostAndWait(const std::function<void()>& event) {
@@ -137,6 +155,7 @@ void Group::ReleaseModel(ModelId id) {
 
 void Group::RemoveModel(ModelId id, std::function<void()> done) {
   events_->Post([id, done = std::move(done)](Group& group) {
+    group.adding_.erase(id);  // the caller has given up waiting for it
     group.removing_[id] = done;
     group.membership_.RemoveModel(id);
   });

@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/mutex.h"
@@ -117,6 +118,9 @@ class Group final : private MembershipListener {
   void PostAndWait(const std::function<void()>& event);
   void Loop();
   void StartLink(int rank, UniqueFd socket);
+  // Counts the tick against the oldest step in flight. Ticks are counted, not time, because a front that does not run
+  // reads no results.
+  void CheckOldestStep();
   RankInfo Describe(size_t rank, bool is_serving) const;
   void Publish();
 
@@ -132,6 +136,8 @@ class Group final : private MembershipListener {
   bool served_ = false;
   SteadyTime lost_at_;
   int64_t recoveries_ = 0;
+  std::pair<Epoch, StepId> oldest_step_;
+  int oldest_step_ticks_ = 0;
   std::map<ModelId, std::function<void(absl::Status)>> adding_;
   std::map<ModelId, std::function<void()>> removing_;
 

@@ -11,6 +11,7 @@
 
 #include "base/model_id.h"
 #include "proto/worker.pb.h"
+#include "server/group/rank_progress.h"
 #include "server/links/worker_channel.h"
 
 namespace switchyard {
@@ -34,6 +35,7 @@ struct GroupRank {
   std::map<ModelId, RankModel> models;
   int joins = 0;
   int64_t unanswered_pings = 0;
+  RankProgress progress;
   // In the epoch that is being formed.
   std::optional<std::string> address;
   bool is_connected = false;  // to the other ranks

@@ -71,6 +71,7 @@ absl::StatusOr<int> Membership::Join(std::shared_ptr<WorkerChannel> channel, con
   rank.channel = std::move(channel);
   rank.hello = hello;
   rank.joins = joins;
+  formation_.StartAnew();
   spdlog::info("rank {}: worker {} on {} ({}) joined", index, hello.pid(), hello.host(), hello.device());
   SendWelcome(index);
   models_.Refresh(rank);
@@ -101,7 +102,7 @@ void Membership::Vacate(int index, const std::string& why, SteadyTime now) {
   rank.channel = nullptr;
   channel->Close(draining_ ? absl::OkStatus() : absl::UnavailableError(why));
   Break(absl::StrCat("rank ", index, ": ", why), now);
-  models_.OnVacated(rank);
+  models_.OnVacated(index, why);
 }
 
 void Membership::Leave(const WorkerChannel* channel, const std::string& why, SteadyTime now) {
@@ -132,6 +133,7 @@ void Membership::OnMessage(const WorkerChannel* channel, const worker::WorkerMes
   // A late answer to an early ping shows that the worker lived then, not that it lives.
   const int64_t answered = message.has_pong() ? std::min(message.pong().number(), num_pings_) : num_pings_;
   rank.unanswered_pings = std::min(rank.unanswered_pings, num_pings_ - std::max<int64_t>(answered, 0));
+  if (message.has_pong()) rank.progress.OnPong(message.pong());
   switch (message.message_case()) {
     case worker::WorkerMessage::kLoadProgress:
       models_.OnProgress(rank, message.load_progress());
@@ -147,14 +149,15 @@ void Membership::OnMessage(const WorkerChannel* channel, const worker::WorkerMes
     case worker::WorkerMessage::kModelUnloaded:
       return models_.OnUnloaded(rank, ModelId{message.model_unloaded().model_id()});
     case worker::WorkerMessage::kGroupAddress:
-      return formation_.OnAddress(rank, message.group_address());
+      return formation_.OnAddress(rank, message.group_address(), now);
     case worker::WorkerMessage::kGroupReady:
       if (formation_.OnReady(rank, message.group_ready())) listener_->OnGroupFormed(epoch());
       return;
     case worker::WorkerMessage::kGroupFailed:
       if (Epoch{message.group_failed().epoch()} != epoch()) return;
       if (formation_.phase() == Formation::Phase::kWaiting) return;
-      return Break(absl::StrCat("rank ", index, ": ", message.group_failed().message()), formation_.AfterBackoff(now));
+      if (is_serving()) return StepFailed(epoch(), index, message.group_failed().message(), now);
+      return formation_.Fail(absl::StrCat("rank ", index, ": ", message.group_failed().message()), now);
     default:
       return;  // a pong
   }
@@ -182,6 +185,34 @@ void Membership::StepFailed(Epoch failed, int rank, const std::string& why, Stea
   Break(absl::StrCat("a step failed on rank ", rank, ": ", why), formation_.AfterBackoff(now));
 }
 
+Blame Membership::FindBlame(const std::vector<int>& owing, Debt debt, bool blame_working) const {
+  std::vector<const RankProgress*> progress;
+  for (const GroupRank& rank : ranks_) progress.push_back(&rank.progress);
+  return switchyard::FindBlame(progress, owing, debt, blame_working);
+}
+
+void Membership::GiveUp(int index, const std::string& why, SteadyTime now) {
+  if (!ranks_[index].is_absent()) Leave(ranks_[index].channel.get(), why, now);
+}
+
+void Membership::StepIsLate(const LateStep& step, SteadyTime now) {
+  if (!is_serving() || step.epoch != epoch() || draining_) return;
+  const Blame blame = FindBlame(step.owing, Debt::kOfAll, step.is_very_late);
+  const std::string why = absl::StrCat(step.what, " has not ended after ", step.age.count(), " ms: ", blame.text);
+  for (const int rank : blame.guilty) GiveUp(rank, why, now);
+  if (blame.guilty.empty() && !blame.is_working) Break(why, formation_.AfterBackoff(now));
+}
+
+void Membership::FormationIsLate(SteadyTime now) {
+  const bool is_preparing = formation_.phase() == Formation::Phase::kPreparing;
+  const Blame blame =
+      FindBlame(formation_.Owing(), is_preparing ? Debt::kOfEach : Debt::kOfAll, formation_.IsVeryLate(now));
+  const std::string why = absl::StrCat(
+      "forming takes too long, ", is_preparing ? "addresses are missing: " : "not all are connected: ", blame.text);
+  for (const int rank : blame.guilty) GiveUp(rank, why, now);
+  if (blame.guilty.empty() && !blame.is_working) formation_.Fail(why, now);
+}
+
 void Membership::Drain() {
   draining_ = true;
   formation_.Stop();
@@ -194,12 +225,17 @@ void Membership::Drain() {
 
 void Membership::PingAll(SteadyTime now) {
   const int64_t max_unanswered = std::max<int64_t>(1, options_.worker_timeout / options_.ping_interval);
+  const int max_still = static_cast<int>(std::max<int64_t>(1, max_unanswered * 4 / 5));
   worker::FrontMessage ping;
   ping.mutable_ping()->set_number(++num_pings_);
   for (GroupRank& rank : ranks_) {
     if (rank.is_absent()) continue;
+    rank.progress.OnTick();
+    const auto still = draining_ ? std::nullopt : rank.progress.StandsStill(max_still);
     if (rank.unanswered_pings >= max_unanswered) {
       Leave(rank.channel.get(), absl::StrCat("no answer for ", options_.worker_timeout.count(), " ms"), now);
+    } else if (still.has_value()) {
+      Leave(rank.channel.get(), *still, now);
     } else {
       ++rank.unanswered_pings;
       rank.channel->Send(ping);
@@ -213,7 +249,7 @@ void Membership::Tick(SteadyTime now) {
   if (since_last > 2 * options_.ping_interval) formation_.Excuse(since_last - options_.ping_interval);
   PingAll(now);
   if (models_.is_loading()) ShowLoad(now);
-  if (formation_.IsLate(now)) Break("forming took too long", formation_.AfterBackoff(now));
+  if (formation_.IsLate(now)) FormationIsLate(now);
   formation_.TryBegin(now);
 }
 

@@ -7,8 +7,10 @@
 // ranks are ready, also when other workers hold them by then. Survivors stay loaded. Which models a rank has is in
 // models_on_ranks.h.
 //
-// A worker that stops answering pings is given up like one that died. Pings are counted, not timed: a front that did
-// not run for a while has sent none meanwhile, so its absence is never taken for the workers'.
+// A worker that stops answering pings is given up like one that died. So is one whose process answers while a thread
+// stands still that steps need, and one that owes a result, an address or a ready for too long while the others wait
+// for it (rank_progress.h). Pings are counted, not timed: a front that did not run for a while has sent none meanwhile,
+// so its absence is never taken for the workers'.
 //
 // Thread-compatible: the Group's thread owns it. Time is passed in.
 #pragma once
@@ -43,9 +45,20 @@ struct MembershipOptions {
   std::function<void(const std::vector<ModelLoad>& models, SteadyTime now)> show_load =
       [](const std::vector<ModelLoad>&, SteadyTime) {};
   std::chrono::milliseconds ping_interval{200};  // from one Tick to the next
-  // A worker that has left so many milliseconds' worth of pings unanswered is given up.
+  // A worker that has left so many milliseconds' worth of pings unanswered is given up. A thread of it may stand still
+  // for four fifths of that.
   std::chrono::milliseconds worker_timeout{2500};
   FormationOptions formation;
+};
+
+// A step that has taken too long.
+struct LateStep {
+  Epoch epoch;
+  StepId id;
+  std::string what;        // "step 7 of layer m.3 with 12 rows"
+  std::vector<int> owing;  // the ranks that have not sent their results
+  std::chrono::milliseconds age{0};
+  bool is_very_late = false;  // even a rank that computes is waited for no more
 };
 
 class Membership {
@@ -60,6 +73,8 @@ class Membership {
   // The process of a local worker ended.
   void LocalWorkerExited(int rank, const std::string& why, SteadyTime now);
   void StepFailed(Epoch epoch, int rank, const std::string& why, SteadyTime now);
+  // May be called again and again, as long as the step is late.
+  void StepIsLate(const LateStep& step, SteadyTime now);
 
   // Adds a model that `is_needed` from the start, or only once every rank has it. Ends with OnModelLoaded or, unless
   // the model is needed, with OnModelFailed, perhaps before it returns.
@@ -89,8 +104,12 @@ class Membership {
   // Leaves the rank absent and breaks the group.
   void Vacate(int rank, const std::string& why, SteadyTime now);
   void Break(const std::string& why, SteadyTime retry_at);
-  // Counts the ping that goes out now against every rank; gives up the ranks that have left too many unanswered.
+  // Counts the ping that goes out now against every rank; gives up the ranks that have left too many unanswered, and
+  // those of which a thread stands still.
   void PingAll(SteadyTime now);
+  void FormationIsLate(SteadyTime now);
+  Blame FindBlame(const std::vector<int>& owing, Debt debt, bool blame_working) const;
+  void GiveUp(int rank, const std::string& why, SteadyTime now);
   void ShowLoad(SteadyTime now) const { options_.show_load(models_.Loads(), now); }
   spdlog::level::level_enum LossLevel() const;
 

@@ -105,6 +105,60 @@ class MembershipTest : public testing::Test, public MembershipListener {
     message.mutable_pong()->set_number(last_ping);
     Say(from, message);
   }
+  // What a worker's step thread says in its pongs. Unless `is_stopped`, it moves from pong to pong.
+  struct Thread {
+    worker::ThreadProgress::Activity activity = worker::ThreadProgress::IDLE;
+    int peer = -1;
+    bool is_stopped = false;
+    bool is_one_wait = true;  // not one wait after another
+    int64_t moves = 0, num_waits = 0;
+  };
+  void SayPong(const std::shared_ptr<FakeWorker>& from, Thread& thread) {
+    if (!thread.is_stopped) ++thread.moves;
+    if (!thread.is_one_wait) ++thread.num_waits;
+    worker::WorkerMessage message;
+    for (const auto& sent : from->sent) {
+      if (sent.has_ping()) message.mutable_pong()->set_number(sent.ping().number());
+    }
+    worker::ThreadProgress& said = *message.mutable_pong()->add_threads();
+    said.set_moves(thread.moves);
+    said.set_activity(thread.activity);
+    said.set_peer(thread.peer);
+    said.set_num_waits(thread.num_waits);
+    said.set_step_id(7);
+    Say(from, message);
+  }
+  // The worker of each rank answers pings for `duration`. Returns after how long one was given up, or `duration`.
+  milliseconds AnswerPings(const std::vector<std::shared_ptr<FakeWorker>>& workers, std::vector<Thread>& threads,
+                           milliseconds duration) {
+    const size_t given_up = given_up_.size();
+    for (milliseconds passed{0}; passed < duration; passed += milliseconds(200)) {
+      if (given_up_.size() > given_up) return passed;
+      clock_.Advance(milliseconds(200));
+      for (size_t i = 0; i < workers.size(); ++i) SayPong(workers[i], threads[i]);
+      membership_->Tick(clock_.Now());
+    }
+    return duration;
+  }
+  LateStep MakeLateStep(std::vector<int> owing, bool is_very_late = false) {
+    return {membership_->epoch(), StepId{7},          "step 7 of layer m.0 with 3 rows",
+            std::move(owing),     milliseconds(2600), is_very_late};
+  }
+  // A group of local workers that serves.
+  std::vector<std::shared_ptr<FakeWorker>> StartServing(int num_ranks) {
+    Start(num_ranks, /*local=*/true);
+    std::vector<std::shared_ptr<FakeWorker>> workers;
+    for (int rank = 0; rank < num_ranks; ++rank) workers.push_back(JoinWorker(rank));
+    for (const auto& each : workers) SayLoaded(each);
+    Form(workers, 1);
+    return workers;
+  }
+  std::vector<int> RanksGivenUp() const {
+    std::vector<int> ranks;
+    for (const auto& [rank, pid] : given_up_) ranks.push_back(rank);
+    return ranks;
+  }
+
   // Brings loaded workers through the formation of `epoch`.
   void Form(const std::vector<std::shared_ptr<FakeWorker>>& workers, int64_t epoch) {
     for (const auto& each : workers) SayAddress(each, epoch, "a");
@@ -201,18 +255,185 @@ TEST_F(MembershipTest, AFailedFormationIsTriedAgainUnderANewEpoch) {
   EXPECT_TRUE(lost_.empty()) << "it had not served";
 }
 
-TEST_F(MembershipTest, AFormationThatHangsIsGivenUp) {
+// ---- Threads that stand still, steps and formations that do not end
+
+TEST_F(MembershipTest, AThreadThatStandsStillCostsItsWorkerWithinThreeSeconds) {
+  const auto workers = StartServing(3);
+  std::vector<Thread> threads = {{.activity = worker::ThreadProgress::WAITING, .peer = 1},
+                                 {.activity = worker::ThreadProgress::WORKING},
+                                 {.activity = worker::ThreadProgress::WAITING, .peer = 1}};
+  EXPECT_EQ(AnswerPings(workers, threads, milliseconds(60'000)), milliseconds(60'000))
+      << "a step may take as long as it likes while its ranks compute and wait";
+  threads[1].is_stopped = true;
+  EXPECT_LT(AnswerPings(workers, threads, milliseconds(10'000)), milliseconds(3000));
+  EXPECT_EQ(RanksGivenUp(), std::vector<int>{1}) << "the ranks that wait for it stay";
+  ASSERT_TRUE(workers[1]->closed.has_value());
+  EXPECT_NE(std::string(workers[1]->closed->message()).find("its step thread stands still"), std::string::npos);
+  EXPECT_EQ(lost_, std::vector<int64_t>{1});
+}
+
+TEST_F(MembershipTest, AnIdleThreadThatStandsStillIsNoticedBeforeAStepNeedsIt) {
+  const auto workers = StartServing(2);
+  std::vector<Thread> threads(2);
+  threads[0].is_stopped = true;
+  EXPECT_LT(AnswerPings(workers, threads, milliseconds(10'000)), milliseconds(3000));
+  EXPECT_EQ(RanksGivenUp(), std::vector<int>{0});
+}
+
+TEST_F(MembershipTest, AProcessThatWasPausedIsNotTakenForAStoppedThread) {
+  const auto workers = StartServing(1);
+  std::vector<Thread> threads(1);
+  AnswerPings(workers, threads, milliseconds(400));
+  // Ten pings go unanswered. Then the process goes on, and answers all of them before its step thread has moved.
+  for (int i = 0; i < 10; ++i) {
+    clock_.Advance(milliseconds(200));
+    membership_->Tick(clock_.Now());
+  }
+  threads[0].is_stopped = true;
+  for (int i = 0; i < 10; ++i) SayPong(workers[0], threads[0]);
+  membership_->Tick(clock_.Now());
+  threads[0].is_stopped = false;
+  EXPECT_EQ(AnswerPings(workers, threads, milliseconds(5000)), milliseconds(5000));
+}
+
+TEST_F(MembershipTest, ALateStepCostsTheRankThatOwesItsResultAndDoesNothing) {
+  const auto workers = StartServing(3);
+  std::vector<Thread> threads = {{.activity = worker::ThreadProgress::WAITING, .peer = 2},
+                                 {.activity = worker::ThreadProgress::WAITING, .peer = 2},
+                                 {.activity = worker::ThreadProgress::IDLE}};
+  AnswerPings(workers, threads, milliseconds(3000));
+  membership_->StepIsLate(MakeLateStep({0, 1, 2}), clock_.Now());
+  EXPECT_EQ(RanksGivenUp(), std::vector<int>{2});
+  EXPECT_NE(std::string(workers[2]->closed->message())
+                .find("step 7 of layer m.0 with 3 rows has not ended after 2600 ms: rank 0 waits for rank 2, rank 1 "
+                      "waits for rank 2, rank 2 does nothing"),
+            std::string::npos)
+      << *workers[2]->closed;
+}
+
+TEST_F(MembershipTest, ARankThatComputesGetsMoreTimeBeforeItIsGivenUp) {
+  const auto workers = StartServing(2);
+  std::vector<Thread> threads = {{.activity = worker::ThreadProgress::WAITING, .peer = 1},
+                                 {.activity = worker::ThreadProgress::WORKING}};
+  AnswerPings(workers, threads, milliseconds(3000));
+  membership_->StepIsLate(MakeLateStep({0, 1}), clock_.Now());
+  EXPECT_TRUE(given_up_.empty());
+  EXPECT_TRUE(lost_.empty());
+  membership_->StepIsLate(MakeLateStep({0, 1}, /*is_very_late=*/true), clock_.Now());
+  EXPECT_EQ(RanksGivenUp(), std::vector<int>{1});
+}
+
+TEST_F(MembershipTest, RanksThatWaitForEachOtherFormAnewAndKeepTheirWeights) {
+  const auto workers = StartServing(3);
+  std::vector<Thread> threads = {{.activity = worker::ThreadProgress::WAITING, .peer = 1},
+                                 {.activity = worker::ThreadProgress::WAITING, .peer = 0},
+                                 {.activity = worker::ThreadProgress::WAITING, .peer = 0, .is_one_wait = false}};
+  AnswerPings(workers, threads, milliseconds(3000));
+  membership_->StepIsLate(MakeLateStep({0, 1, 2}), clock_.Now());
+  EXPECT_TRUE(lost_.empty()) << "rank 2 gets on: one wait of it follows another";
+  threads[2].is_one_wait = true;
+  AnswerPings(workers, threads, milliseconds(3000));
+  membership_->StepIsLate(MakeLateStep({0, 1, 2}), clock_.Now());
+  EXPECT_EQ(lost_, std::vector<int64_t>{1});
+  EXPECT_TRUE(given_up_.empty());
+  AnswerPings(workers, threads, milliseconds(400));
+  Form(workers, 2);
+  EXPECT_EQ(formed_, (std::vector<int64_t>{1, 2}));
+}
+
+TEST_F(MembershipTest, ALateStepOfAnEarlierEpochMeansNothing) {
+  const auto workers = StartServing(1);
+  LateStep step = MakeLateStep({0});
+  step.epoch = Epoch{0};
+  membership_->StepIsLate(step, clock_.Now());
+  EXPECT_TRUE(lost_.empty());
+}
+
+TEST_F(MembershipTest, TheRankThatOwesItsAddressIsGivenUp) {
+  Start(2, /*local=*/true);
+  const auto a = JoinWorker(0), b = JoinWorker(1);
+  SayLoaded(a);
+  SayLoaded(b);
+  SayAddress(a, 1, "a");
+  std::vector<Thread> threads = {{}, {.activity = worker::ThreadProgress::CONNECTING, .is_stopped = true}};
+  EXPECT_LT(AnswerPings({a, b}, threads, milliseconds(60'000)), milliseconds(11'000));
+  EXPECT_EQ(RanksGivenUp(), std::vector<int>{1});
+}
+
+TEST_F(MembershipTest, ARankThatStillComputesAnOldStepMayOweItsAddress) {
+  Start(2, /*local=*/true);
+  const auto a = JoinWorker(0), b = JoinWorker(1);
+  SayLoaded(a);
+  SayLoaded(b);
+  SayAddress(a, 1, "a");
+  std::vector<Thread> threads = {{}, {.activity = worker::ThreadProgress::WORKING}};
+  AnswerPings({a, b}, threads, milliseconds(30'000));
+  EXPECT_TRUE(given_up_.empty());
+  EXPECT_EQ(membership_->epoch(), Epoch{1});
+  SayAddress(b, 1, "b");
+  SayReady(a, 1);
+  SayReady(b, 1);
+  EXPECT_EQ(formed_, std::vector<int64_t>{1});
+}
+
+TEST_F(MembershipTest, TheRankThatOwesItsReadyIsGivenUpAndNotTheOneThatConnectsToIt) {
+  Start(2, /*local=*/true);
+  const auto a = JoinWorker(0), b = JoinWorker(1);
+  SayLoaded(a);
+  SayLoaded(b);
+  SayAddress(a, 1, "a");
+  SayAddress(b, 1, "b");
+  std::vector<Thread> threads = {{.activity = worker::ThreadProgress::CONNECTING, .peer = 1, .is_stopped = true}, {}};
+  EXPECT_LT(AnswerPings({a, b}, threads, milliseconds(60'000)), milliseconds(16'000));
+  EXPECT_EQ(RanksGivenUp(), std::vector<int>{1});
+}
+
+TEST_F(MembershipTest, RanksThatCannotReachEachOtherAreTriedAgainEverMoreSeldom) {
+  Start(2, /*local=*/true);
+  const auto a = JoinWorker(0), b = JoinWorker(1);
+  SayLoaded(a);
+  SayLoaded(b);
+  std::vector<Thread> threads = {{.activity = worker::ThreadProgress::CONNECTING, .peer = 1},
+                                 {.activity = worker::ThreadProgress::CONNECTING, .peer = 0}};
+  std::vector<int64_t> epochs;
+  for (int minute = 0; minute < 3; ++minute) {
+    for (int i = 0; i < 300; ++i) {
+      const int64_t epoch = membership_->epoch().value;
+      SayAddress(a, epoch, "a");
+      SayAddress(b, epoch, "b");
+      if (i % 2 == 0) {
+        worker::WorkerMessage failed;
+        failed.mutable_group_failed()->set_epoch(epoch);
+        failed.mutable_group_failed()->set_message("connecting to rank 1: timed out");
+        Say(a, failed);
+      }
+      AnswerPings({a, b}, threads, milliseconds(200));
+    }
+    epochs.push_back(membership_->epoch().value);
+  }
+  EXPECT_TRUE(given_up_.empty());
+  EXPECT_LE(epochs[0], 14) << "100 ms, 200 ms, … 10 s";
+  EXPECT_LE(epochs[2] - epochs[1], 7);
+  EXPECT_GE(epochs[2] - epochs[1], 4) << "it goes on trying";
+  // A new worker gets a group without such a pause.
+  membership_->Leave(b.get(), "gone", clock_.Now());
+  const int64_t before = membership_->epoch().value;
+  SayLoaded(JoinWorker(1));
+  EXPECT_EQ(membership_->epoch().value, before + 1);
+}
+
+TEST_F(MembershipTest, AFormationThatHangsWhileAllWaitIsTriedAgain) {
   Start(2);
   const auto a = JoinWorker(), b = JoinWorker();
   SayLoaded(a);
   SayLoaded(b);
-  for (int i = 0; i < 160; ++i) {
-    clock_.Advance(milliseconds(100));
-    SayPong(a);
-    SayPong(b);
-    membership_->Tick(clock_.Now());
-  }
+  SayAddress(a, 1, "a");
+  SayAddress(b, 1, "b");
+  std::vector<Thread> threads = {{.activity = worker::ThreadProgress::CONNECTING, .peer = 1},
+                                 {.activity = worker::ThreadProgress::CONNECTING, .peer = 0}};
+  AnswerPings({a, b}, threads, milliseconds(16'000));
   EXPECT_EQ(membership_->epoch(), Epoch{2});
+  EXPECT_TRUE(given_up_.empty());
 }
 
 TEST_F(MembershipTest, AFrontThatDidNotRunForAWhileGivesNoWorkerUp) {
@@ -382,13 +603,107 @@ TEST_F(MembershipModelsTest, AWorkerLostDuringALoadDoesNotLoseIt) {
   SayLoaded(a_, 2);
   membership_->Leave(b_.get(), "killed", clock_.Now());
   const auto c = JoinWorker();
-  ASSERT_EQ(c->sent[0].welcome().models_size(), 2);
+  ASSERT_EQ(c->sent[0].welcome().models_size(), 1);
   EXPECT_EQ(c->sent[0].welcome().models(0).model_id(), 1) << "the needed model comes first";
   SayLoaded(c, 1);
+  EXPECT_EQ(c->CountOf(worker::FrontMessage::kLoadModel), 1) << "then the one that may have killed the other, alone";
   Form({a_, c}, 2);
   EXPECT_TRUE(serving()) << "without the model that is not needed yet";
   SayLoaded(c, 2);
   EXPECT_EQ(loaded_, std::vector<int64_t>{2});
+}
+
+TEST_F(MembershipModelsTest, AModelThatKillsItsWorkersIsGivenUp) {
+  Add(2, false);
+  SayLoaded(a_, 2);
+  std::shared_ptr<FakeWorker> victim = b_;
+  for (int death = 1; death <= 3; ++death) {
+    EXPECT_TRUE(failed_.empty());
+    EXPECT_EQ(victim->CountOf(worker::FrontMessage::kLoadModel), 1) << "death " << death;
+    membership_->Leave(victim.get(), "worker killed by signal 9", clock_.Now());
+    victim = JoinWorker();
+    SayLoaded(victim, 1);
+  }
+  ASSERT_EQ(failed_.size(), 1u);
+  EXPECT_EQ(failed_[0].first, 2);
+  EXPECT_NE(std::string(failed_[0].second.message())
+                .find("3 workers in a row died while they loaded nothing but this, the last one of rank 1: worker "
+                      "killed by signal 9"),
+            std::string::npos)
+      << failed_[0].second;
+  EXPECT_EQ(victim->CountOf(worker::FrontMessage::kLoadModel), 0) << "it is not tried again";
+  EXPECT_EQ(a_->CountOf(worker::FrontMessage::kUnloadModel), 1);
+  Form({a_, victim}, membership_->epoch().value);
+  EXPECT_TRUE(serving());
+}
+
+TEST_F(MembershipModelsTest, OfModelsThatAreLoadedAtOnceOnlyTheKillerIsGivenUp) {
+  Add(2, false);
+  Add(3, false);
+  SayLoaded(a_, 2);
+  SayLoaded(a_, 3);
+  std::shared_ptr<FakeWorker> victim = b_;
+  const auto replace = [&] {
+    membership_->Leave(victim.get(), "killed", clock_.Now());
+    victim = JoinWorker();
+    SayLoaded(victim, 1);
+  };
+  const auto told = [&] {
+    std::vector<int64_t> models;
+    for (const auto& sent : victim->sent) {
+      if (sent.has_load_model()) models.push_back(sent.load_model().model().model_id());
+    }
+    return models;
+  };
+  EXPECT_EQ(told(), (std::vector<int64_t>{2, 3})) << "side by side";
+  replace();
+  EXPECT_EQ(told(), std::vector<int64_t>{2}) << "each suspect is tried alone";
+  Add(4, false);
+  EXPECT_EQ(told(), std::vector<int64_t>{2}) << "so nothing else is loaded beside it";
+  EXPECT_EQ(a_->sent.back().load_model().model().model_id(), 4) << "but on the other rank";
+  SayLoaded(victim, 2);
+  EXPECT_EQ(loaded_, std::vector<int64_t>{2});
+  EXPECT_EQ(told(), (std::vector<int64_t>{2, 3}));
+  for (int death = 1; death <= 3; ++death) {
+    replace();
+    SayLoaded(victim, 2);  // needed by now
+  }
+  ASSERT_EQ(failed_.size(), 1u);
+  EXPECT_EQ(failed_[0].first, 3);
+  SayLoaded(a_, 4);
+  SayLoaded(victim, 4);
+  EXPECT_EQ(loaded_, (std::vector<int64_t>{2, 4}));
+}
+
+TEST_F(MembershipModelsTest, DeathsThatASuccessInterruptsAreNotInARow) {
+  Add(2, false);
+  std::shared_ptr<FakeWorker> victim = b_;
+  const auto replace = [&] {
+    membership_->Leave(victim.get(), "killed", clock_.Now());
+    victim = JoinWorker();
+    SayLoaded(victim, 1);
+  };
+  replace();
+  replace();
+  SayLoaded(a_, 2);
+  replace();
+  EXPECT_TRUE(failed_.empty());
+  SayLoaded(victim, 2);
+  EXPECT_EQ(loaded_, std::vector<int64_t>{2});
+}
+
+TEST_F(MembershipModelsTest, ALoadThatIsCalledOffIsOver) {
+  Add(2, false);
+  SayLoaded(a_, 2);
+  membership_->ReleaseModel(ModelId{2});
+  membership_->RemoveModel(ModelId{2});
+  EXPECT_EQ(b_->sent.back().unload_model().model_id(), 2);
+  SayLoaded(b_, 2);  // it was too late
+  SayUnloaded(a_, 2);
+  SayUnloaded(b_, 2);
+  EXPECT_EQ(gone_, std::vector<int64_t>{2});
+  EXPECT_TRUE(loaded_.empty());
+  EXPECT_TRUE(serving());
 }
 
 TEST_F(MembershipModelsTest, AFailureOnOneRankIsUndoneOnTheOthers) {

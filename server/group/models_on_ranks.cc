@@ -44,13 +44,32 @@ void ModelsOnRanks::Add(GroupModel model, bool is_needed) {
     const absl::Status agreed = Agree(rank.hello, &models_.back().what);
     if (!agreed.ok()) return Fail(id, Annotate(agreed, absl::StrCat("the engine of the device ", rank.hello.device())));
   }
-  for (size_t index = 0; index < ranks_.size(); ++index) {
-    GroupRank& rank = ranks_[index];
-    if (rank.is_absent()) continue;
-    rank.models[id];
-    worker::FrontMessage message;
-    *message.mutable_load_model()->mutable_model() = models_.back().what.shares[index];
-    rank.channel->Send(std::move(message));
+  Offer();
+}
+
+bool ModelsOnRanks::IsSuspect(ModelId id) const {
+  return std::any_of(models_.begin(), models_.end(),
+                     [&](const Model& model) { return model.what.id == id && model.is_suspect; });
+}
+
+bool ModelsOnRanks::MayLoad(const GroupRank& rank, const Model& model) const {
+  if (rank.models.contains(model.what.id)) return false;
+  if (model.is_needed) return true;
+  return std::none_of(rank.models.begin(), rank.models.end(), [&](const auto& other) {
+    return other.second.state == RankModel::State::kLoading && (model.is_suspect || IsSuspect(other.first));
+  });
+}
+
+void ModelsOnRanks::Offer() {
+  for (const Model& model : models_) {
+    for (size_t index = 0; index < ranks_.size(); ++index) {
+      GroupRank& rank = ranks_[index];
+      if (rank.is_absent() || !MayLoad(rank, model)) continue;
+      rank.models[model.what.id];
+      worker::FrontMessage message;
+      *message.mutable_load_model()->mutable_model() = model.what.shares[index];
+      rank.channel->Send(std::move(message));
+    }
   }
 }
 
@@ -70,6 +89,7 @@ void ModelsOnRanks::DropFromNeeds(ModelId id) {
     if (!rank.is_absent()) Refresh(rank);  // it may have lacked this model only
   }
   Discard(id);
+  Offer();
 }
 
 void ModelsOnRanks::Discard(ModelId id) {
@@ -99,6 +119,7 @@ bool ModelsOnRanks::HasSuccessor(const GroupModel& model) const {
 void ModelsOnRanks::Fail(ModelId id, const absl::Status& why) {
   models_.erase(Find(id));
   Discard(id);
+  Offer();
   listener_->OnModelFailed(id, why);
 }
 
@@ -135,7 +156,7 @@ absl::Status ModelsOnRanks::AgreeWith(const worker::Hello& hello) {
 void ModelsOnRanks::Welcome(int rank, worker::Welcome* welcome) {
   for (const bool is_needed : {true, false}) {
     for (const Model& model : models_) {
-      if (model.is_needed != is_needed) continue;
+      if (model.is_needed != is_needed || !MayLoad(ranks_[rank], model)) continue;
       *welcome->add_models() = model.what.shares[rank];
       ranks_[rank].models[model.what.id];
     }
@@ -149,8 +170,21 @@ void ModelsOnRanks::Refresh(GroupRank& rank) const {
   rank.state = has_all ? RankState::kReady : RankState::kLoading;
 }
 
-void ModelsOnRanks::OnVacated(GroupRank& rank) {
-  const std::map<ModelId, RankModel> gone = std::exchange(rank.models, {});
+void ModelsOnRanks::OnVacated(int index, const std::string& why) {
+  const std::map<ModelId, RankModel> gone = std::exchange(ranks_[index].models, {});
+  std::vector<ModelId> loading;
+  for (const auto& [id, model] : gone) {
+    if (model.state == RankModel::State::kLoading) loading.push_back(id);
+  }
+  for (const ModelId id : loading) {
+    const auto model = Find(id);
+    if (model == models_.end() || model->is_needed) continue;
+    model->is_suspect = true;
+    if (loading.size() > 1 || ++model->num_deaths < kMaxDeaths) continue;
+    Fail(id, absl::FailedPreconditionError(absl::StrCat(
+                 kMaxDeaths, " workers in a row died while they loaded nothing but this, the last one of rank ", index,
+                 ": ", why, "; it may need more memory than there is")));
+  }
   for (const auto& [id, model] : gone) CheckGone(id);
 }
 
@@ -178,8 +212,10 @@ void ModelsOnRanks::OnLoaded(int index, const worker::ModelLoaded& message) {
   const auto model = Find(id);
   spdlog::info("rank {}: model {}: loaded {:.1f} MiB", index, model == models_.end() ? "?" : model->what.name,
                message.weight_bytes() / 1048576.0);
+  if (model != models_.end()) model->num_deaths = 0;
   CheckLoaded(id);
   Refresh(rank);
+  Offer();
 }
 
 std::optional<std::string> ModelsOnRanks::OnFailed(int index, const worker::ModelFailed& message) {
@@ -202,12 +238,14 @@ std::optional<std::string> ModelsOnRanks::OnFailed(int index, const worker::Mode
   } else if (model != models_.end()) {
     Fail(id, Annotate(why, absl::StrCat("rank ", index)));
   }
+  Offer();
   return std::nullopt;
 }
 
 void ModelsOnRanks::OnUnloaded(GroupRank& rank, ModelId id) {
   rank.models.erase(id);
   CheckGone(id);
+  Offer();
 }
 
 // ---- Views ----------------------------------------------------------------------------------------------------------

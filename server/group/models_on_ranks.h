@@ -7,6 +7,10 @@
 // unless a later model of that name is there or being added, or no caller can ask for the model any more: then the
 // group does without the model, whose files are likely to be gone.
 //
+// A worker that dies while it loads models that are not needed makes all of them *suspect*: from then on a rank is told
+// to load a suspect only while it loads nothing else, and nothing else while it loads a suspect. When workers die
+// kMaxDeaths times in a row while they load one model alone, the model is taken for the cause and fails.
+//
 // A state machine without threads or I/O of its own. Thread-compatible: Membership owns it.
 #pragma once
 
@@ -41,8 +45,8 @@ class ModelsOnRanks {
   void Welcome(int rank, worker::Welcome* welcome);
   // Makes the rank ready when it has everything that is needed.
   void Refresh(GroupRank& rank) const;
-  // The rank's worker is gone, and with it its models.
-  void OnVacated(GroupRank& rank);
+  // The rank's worker is gone, and with it its models; `why` is why.
+  void OnVacated(int rank, const std::string& why);
 
   void OnProgress(GroupRank& rank, const worker::LoadProgress& message);
   void OnLoaded(int rank, const worker::ModelLoaded& message);
@@ -59,11 +63,19 @@ class ModelsOnRanks {
     GroupModel what;
     bool is_needed = false;
     bool is_released = false;
+    bool is_suspect = false;
+    int num_deaths = 0;  // of workers, in a row, that loaded nothing but this
   };
+  static constexpr int kMaxDeaths = 3;
 
   static absl::Status Agree(const worker::Hello& hello, GroupModel* model);
   std::vector<Model>::iterator Find(ModelId id);
   bool HasSuccessor(const GroupModel& model) const;
+  bool IsSuspect(ModelId id) const;
+  // Whether the rank may be told to load the model now, beside what it loads already.
+  bool MayLoad(const GroupRank& rank, const Model& model) const;
+  // Tells every rank to load what it lacks and may load.
+  void Offer();
   // Makes the model needed if every rank has it.
   void CheckLoaded(ModelId id);
   void Fail(ModelId id, const absl::Status& why);

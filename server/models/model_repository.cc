@@ -1,6 +1,7 @@
 #include "server/models/model_repository.h"
 
 #include <algorithm>
+#include <atomic>
 #include <filesystem>
 #include <optional>
 #include <utility>
@@ -17,6 +18,10 @@ constexpr char kNeverLoaded[] = "not loaded";
 constexpr char kUnloaded[] = "unloaded";
 
 absl::Status Stopped() { return absl::UnavailableError("the server is draining: its models stay as they are"); }
+
+absl::Status CalledOff() {
+  return absl::CancelledError("the load was called off, because the model is to be unloaded");
+}
 
 absl::Status UnknownModel(const std::string& name, const std::vector<KnownModel>& models) {
   return absl::NotFoundError(
@@ -66,13 +71,13 @@ class ModelRepository::Residence : public std::enable_shared_from_this<Residence
   void Watch(const std::shared_ptr<ServedModel>& model) {
     {
       MutexLock lock(&mu_);
-      resident_.insert(model->id);
+      resident_[model->id] = model->name;
     }
     model->on_retired = [self = shared_from_this()](const ServedModel& retired) { self->Retire(retired); };
   }
 
-  // Waits until every worker has the model.
-  absl::Status Bring(const std::shared_ptr<ServedModel>& model) {
+  // Waits until every worker has the model, or the load is called off.
+  absl::Status Bring(const std::shared_ptr<ServedModel>& model, const std::atomic<bool>& is_called_off) {
     Watch(model);
     auto result = std::make_shared<std::optional<absl::Status>>();  // guarded by mu_
     ModelHost* host = nullptr;
@@ -88,22 +93,33 @@ class ModelRepository::Residence : public std::enable_shared_from_this<Residence
     }
     {
       MutexLock lock(&mu_);
-      while (!result->has_value() && !stopping_) changed_.Wait(&mu_);
-      if (!result->has_value()) return Stopped();
+      while (!result->has_value() && !stopping_ && !is_called_off) changed_.Wait(&mu_);
+      if (!result->has_value()) return stopping_ ? Stopped() : CalledOff();
       if (!(*result)->ok()) return **result;
     }
-    // host_mu_ is not held because this may take long. That is safe because the host outlives the thread of the
+    // host_mu_ is not held because this may take long. That is safe because the host outlives the threads of the
     // changes.
-    return host->WarmUp(model, [this] { return stopping() ? Stopped() : absl::OkStatus(); });
+    return host->WarmUp(model, [&] {
+      if (stopping()) return Stopped();
+      return is_called_off ? CalledOff() : absl::OkStatus();
+    });
   }
 
-  // Waits until the host has no models except those in `kept`.
-  absl::Status WaitForRetirements(const std::set<ModelId>& kept) {
+  // Waits until the host has no models of this checkpoint except those in `kept`.
+  absl::Status WaitForRetirements(const std::string& checkpoint, const std::set<ModelId>& kept) {
     MutexLock lock(&mu_);
-    while (!stopping_ && !std::includes(kept.begin(), kept.end(), resident_.begin(), resident_.end())) {
-      changed_.Wait(&mu_);
-    }
+    const auto is_retired = [&](const auto& resident) {
+      return resident.second != checkpoint || kept.contains(resident.first);
+    };
+    while (!stopping_ && !std::all_of(resident_.begin(), resident_.end(), is_retired)) changed_.Wait(&mu_);
     return stopping_ ? Stopped() : absl::OkStatus();
+  }
+
+  // Sets the flag that Bring looks at.
+  void CallOff(std::atomic<bool>* is_called_off) {
+    MutexLock lock(&mu_);
+    is_called_off->store(true);
+    changed_.SignalAll();
   }
 
   void Release(const ServedModel& model) {
@@ -146,7 +162,23 @@ class ModelRepository::Residence : public std::enable_shared_from_this<Residence
   Mutex mu_;
   CondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  std::set<ModelId> resident_ ABSL_GUARDED_BY(mu_);
+  std::map<ModelId, std::string> resident_ ABSL_GUARDED_BY(mu_);  // with the checkpoint's name
+};
+
+struct ModelRepository::Change {
+  const std::string name;  // as the caller gave it
+  const bool is_load;
+  const DoneFn done;
+  const IsWantedFn is_wanted;
+  // Set by Assign.
+  std::string checkpoint;
+  std::optional<std::string> layer;
+  std::atomic<bool> is_called_off{false};  // a load only
+};
+
+struct ModelRepository::Queue {
+  std::vector<std::weak_ptr<Change>> loads;  // that are not done, and others
+  TaskQueue changes;
 };
 
 // ---- Changes --------------------------------------------------------------------------------------------------------
@@ -176,21 +208,55 @@ std::shared_ptr<const ModelTable> ModelRepository::table() const {
 
 void ModelRepository::Stop() { residence_->Stop(); }
 
-void ModelRepository::Load(const std::string& name, DoneFn done) {
-  AddChange(std::move(done), [this, name] { return LoadNow(name); });
+void ModelRepository::Load(const std::string& name, DoneFn done, IsWantedFn is_wanted) {
+  AddChange(std::shared_ptr<Change>(new Change{name, /*is_load=*/true, std::move(done), std::move(is_wanted), {}, {}}));
 }
 
-void ModelRepository::Unload(const std::string& name, DoneFn done) {
-  AddChange(std::move(done), [this, name] { return UnloadNow(name); });
+void ModelRepository::Unload(const std::string& name, DoneFn done, IsWantedFn is_wanted) {
+  AddChange(
+      std::shared_ptr<Change>(new Change{name, /*is_load=*/false, std::move(done), std::move(is_wanted), {}, {}}));
 }
 
-void ModelRepository::AddChange(DoneFn done, std::function<absl::Status()> change) {
-  if (residence_->stopping()) return done(Stopped());
-  changes_.Add([this, done = std::move(done), change = std::move(change)] {
-    // A model that the previous change replaced takes memory until its last request is answered.
-    const absl::Status free = residence_->WaitForRetirements(LoadedModels());
-    done(free.ok() ? change() : free);
-  });
+void ModelRepository::AddChange(std::shared_ptr<Change> change) {
+  if (residence_->stopping()) return change->done(Stopped());
+  assigning_.Add([this, change = std::move(change)] { Assign(change); });
+}
+
+void ModelRepository::Assign(const std::shared_ptr<Change>& change) {
+  ListFolder();
+  const auto known = table();
+  const auto target = known->Resolve(change->name);
+  if (!target.has_value()) return change->done(UnknownModel(change->name, known->models()));
+  change->checkpoint = known->models()[target->model_idx].name;
+  change->layer = target->layer;
+  std::unique_ptr<Queue>& queue = queues_[change->checkpoint];
+  if (queue == nullptr) queue = std::make_unique<Queue>();
+  std::erase_if(queue->loads, [](const auto& load) { return load.expired(); });
+  if (change->is_load) {
+    queue->loads.push_back(change);
+  } else {
+    for (const auto& each : queue->loads) {
+      const auto load = each.lock();
+      const bool is_of_this = load != nullptr && (!change->layer.has_value() || load->layer == change->layer);
+      if (is_of_this) residence_->CallOff(&load->is_called_off);
+    }
+  }
+  queue->changes.Add([this, change] { change->done(Make(*change)); });
+}
+
+absl::Status ModelRepository::CheckWanted(const Change& change) const {
+  if (change.is_called_off) return CalledOff();
+  if (change.is_wanted == nullptr || change.is_wanted()) return absl::OkStatus();
+  return absl::CancelledError(absl::StrCat("the caller that wanted to ", change.is_load ? "load " : "unload ",
+                                           change.name, " was gone before its turn came"));
+}
+
+absl::Status ModelRepository::Make(const Change& change) {
+  SY_RETURN_IF_ERROR(CheckWanted(change));
+  // A model that the previous change replaced takes memory until its last request is answered.
+  SY_RETURN_IF_ERROR(residence_->WaitForRetirements(change.checkpoint, LoadedModels()));
+  SY_RETURN_IF_ERROR(CheckWanted(change));
+  return change.is_load ? LoadNow(change) : UnloadNow(change);
 }
 
 std::set<ModelId> ModelRepository::LoadedModels() const {
@@ -227,8 +293,16 @@ void ModelRepository::Release(const std::shared_ptr<ServedModel>& model) {
   residence_->Release(*model);
 }
 
-void ModelRepository::Edit(size_t model_idx, const std::function<void(KnownModel&)>& edit) {
-  EditTable([&](std::vector<KnownModel>& models) { edit(models[model_idx]); });
+bool ModelRepository::Edit(const std::string& checkpoint, const std::function<void(KnownModel&)>& edit) {
+  bool is_known = false;
+  EditTable([&](std::vector<KnownModel>& models) {
+    for (KnownModel& model : models) {
+      if (model.name != checkpoint) continue;
+      is_known = true;
+      edit(model);
+    }
+  });
+  return is_known;
 }
 
 std::shared_ptr<ServedModel> ModelRepository::Abandon(ModelId id) {
@@ -254,9 +328,10 @@ void ModelRepository::ListFolder() {
     const auto is_among = [](const auto& all, const std::string& name) {
       return std::any_of(all.begin(), all.end(), [&](const auto& each) { return each.name == name; });
     };
-    // Checkpoints that are no longer in the folder are forgotten, unless they are still loaded.
+    // Checkpoints that are no longer in the folder are forgotten, unless they are still loaded, or being changed.
     std::erase_if(models, [&](const KnownModel& model) {
-      return model.is_from_folder && model.loaded == nullptr && !is_among(found, model.name);
+      return model.is_from_folder && model.loaded == nullptr && model.change == KnownModel::Change::kNone &&
+             !is_among(found, model.name);
     });
     for (const ModelOption& option : found) {
       if (is_among(models, option.name)) continue;
@@ -266,37 +341,38 @@ void ModelRepository::ListFolder() {
   });
 }
 
-absl::StatusOr<ModelTable::Target> ModelRepository::FindTarget(const std::string& name) {
-  ListFolder();
+absl::StatusOr<KnownModel> ModelRepository::FindModel(const std::string& checkpoint) const {
   const auto known = table();
-  const auto target = known->Resolve(name);
-  if (!target.has_value()) return UnknownModel(name, known->models());
-  return *target;
+  for (const KnownModel& model : known->models()) {
+    if (model.name == checkpoint) return model;
+  }
+  return UnknownModel(checkpoint, known->models());
 }
 
-absl::Status ModelRepository::LoadNow(const std::string& name) {
-  SY_ASSIGN_OR_RETURN(const ModelTable::Target target, FindTarget(name));
-  KnownModel known = table()->models()[target.model_idx];
-  if (target.layer.has_value() && known.loaded != nullptr && known.FindLayer(*target.layer) >= 0 &&
-      !known.serves(*target.layer)) {
-    spdlog::info("model {}: layer {} is served again", known.name, *target.layer);
-    Edit(target.model_idx, [&](KnownModel& model) { model.layers[model.FindLayer(*target.layer)].is_served = true; });
+absl::Status ModelRepository::LoadNow(const Change& change) {
+  SY_ASSIGN_OR_RETURN(KnownModel known, FindModel(change.checkpoint));
+  const std::optional<std::string>& layer = change.layer;
+  if (layer.has_value() && known.loaded != nullptr && known.FindLayer(*layer) >= 0 && !known.serves(*layer)) {
+    spdlog::info("model {}: layer {} is served again", known.name, *layer);
+    Edit(known.name, [&](KnownModel& model) { model.layers[model.FindLayer(*layer)].is_served = true; });
     return absl::OkStatus();
   }
   known.loaded = nullptr;  // because the change waits for the old model's end, it must not keep it alive
-  return Reload(known, target);
+  return Reload(known, change);
 }
 
-absl::Status ModelRepository::Reload(const KnownModel& known, const ModelTable::Target& target) {
+absl::Status ModelRepository::Reload(const KnownModel& known, const Change& change) {
   const SteadyTime begin = Clock::Real().Now();
   spdlog::info("model {}: loading {}", known.name, known.location);
-  Edit(target.model_idx, [](KnownModel& model) { model.change = KnownModel::Change::kLoading; });
-  const absl::StatusOr<std::shared_ptr<ServedModel>> fresh = Bring(known, target);
-  Edit(target.model_idx, [&](KnownModel& model) {
+  if (!Edit(known.name, [](KnownModel& model) { model.change = KnownModel::Change::kLoading; })) {
+    return FindModel(known.name).status();
+  }
+  const absl::StatusOr<std::shared_ptr<ServedModel>> fresh = Bring(known, change);
+  Edit(known.name, [&](KnownModel& model) {
     model.change = KnownModel::Change::kNone;
     if (fresh.ok()) {
       model.Serve(*fresh, [&](const std::string& layer) {
-        return !target.layer.has_value() || layer == *target.layer || known.serves(layer);
+        return !change.layer.has_value() || layer == *change.layer || known.serves(layer);
       });
     } else {
       model.reason = absl::StrCat(model.loaded == nullptr ? "not loaded" : "not reloaded", ": ",
@@ -311,48 +387,45 @@ absl::Status ModelRepository::Reload(const KnownModel& known, const ModelTable::
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<ServedModel>> ModelRepository::Bring(const KnownModel& known,
-                                                                    const ModelTable::Target& target) {
+absl::StatusOr<std::shared_ptr<ServedModel>> ModelRepository::Bring(const KnownModel& known, const Change& change) {
   auto opened = open_({known.name, known.location});
   if (!opened.ok()) return Annotate(opened.status(), absl::StrCat("model ", known.name));
   std::shared_ptr<ServedModel> model = *std::move(opened);
-  if (target.layer.has_value() && !HasLayer(*model, *target.layer)) {
-    return UnknownLayer(known.name, *target.layer, ShortListOf(model->spec.layers));
+  if (change.layer.has_value() && !HasLayer(*model, *change.layer)) {
+    return UnknownLayer(known.name, *change.layer, ShortListOf(model->spec.layers));
   }
-  const absl::Status brought = residence_->Bring(model);
+  const absl::Status brought = residence_->Bring(model, change.is_called_off);
   if (brought.ok()) return model;
   Release(model);
   model.reset();
   // Waits until the memory is free, so that a caller who tries again finds room.
-  const absl::Status undone = residence_->WaitForRetirements(LoadedModels());
+  const absl::Status undone = residence_->WaitForRetirements(known.name, LoadedModels());
   return undone.ok() ? brought : undone;
 }
 
-absl::Status ModelRepository::UnloadNow(const std::string& name) {
-  SY_ASSIGN_OR_RETURN(const ModelTable::Target target, FindTarget(name));
+absl::Status ModelRepository::UnloadNow(const Change& change) {
   bool is_last = true;  // no layer of the checkpoint is served any more
-  Edit(target.model_idx, [&](KnownModel& model) {
+  Edit(change.checkpoint, [&](KnownModel& model) {
     for (KnownModel::Layer& layer : model.layers) {
-      if (!target.layer.has_value() || layer.name == *target.layer) layer.is_served = false;
+      if (!change.layer.has_value() || layer.name == *change.layer) layer.is_served = false;
       is_last = is_last && !layer.is_served;
     }
   });
   {
-    const auto now = table();
-    const KnownModel& model = now->models()[target.model_idx];
-    if (target.layer.has_value() && !model.layers.empty() && model.FindLayer(*target.layer) < 0) {
-      return UnknownLayer(model.name, *target.layer, ShortListOf(model.layers));
+    SY_ASSIGN_OR_RETURN(const KnownModel model, FindModel(change.checkpoint));
+    if (change.layer.has_value() && !model.layers.empty() && model.FindLayer(*change.layer) < 0) {
+      return UnknownLayer(model.name, *change.layer, ShortListOf(model.layers));
     }
     if (!is_last || model.loaded == nullptr) return absl::OkStatus();
     spdlog::info("model {}: unloading", model.name);
   }
-  Edit(target.model_idx, [](KnownModel& model) {
+  Edit(change.checkpoint, [](KnownModel& model) {
     model.loaded = nullptr;
     model.change = KnownModel::Change::kUnloading;
     model.reason = kUnloaded;
   });
-  const absl::Status gone = residence_->WaitForRetirements(LoadedModels());
-  Edit(target.model_idx, [](KnownModel& model) { model.change = KnownModel::Change::kNone; });
+  const absl::Status gone = residence_->WaitForRetirements(change.checkpoint, LoadedModels());
+  Edit(change.checkpoint, [](KnownModel& model) { model.change = KnownModel::Change::kNone; });
   return gone;
 }
 

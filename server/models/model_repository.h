@@ -6,9 +6,11 @@
 // a layer serves it again, and loads the checkpoint if it is not loaded. Loading a layer or a checkpoint that is served
 // opens the checkpoint anew.
 //
-// Changes are made one at a time, in order, on a thread of their own. A new model replaces an old one atomically, once
-// every worker has it. The old model answers the requests that were submitted to it and is then freed; the next change
-// waits for that. After a change that fails, the same models and layers are served as before.
+// Changes of one checkpoint are made one at a time, in order; those of different checkpoints do not wait for each
+// other. A new model replaces an old one atomically, once every worker has it. The old model answers the requests that
+// were submitted to it and is then freed; the checkpoint's next change waits for that. After a change that fails, the
+// same models and layers are served as before. Unloading a checkpoint, or a layer, calls off the loads of it that are
+// not done. A change is not begun when its caller is gone by then.
 #pragma once
 
 #include <functional>
@@ -63,19 +65,22 @@ class ModelRepository {
 
   std::shared_ptr<const ModelTable> table() const;
 
-  // Each returns at once. `done` is called exactly once, when the change is made or has failed: on the repository's
-  // thread, or within the call after Stop. NOT_FOUND for a name that is not known.
+  // Each returns at once. `done` is called exactly once, when the change is made or has failed: on a thread of the
+  // repository, or within the call after Stop. NOT_FOUND for a name that is not known, CANCELLED for a load that was
+  // called off and for a change whose caller is gone. `is_wanted` says whether the caller is still there; it may be
+  // null, and is not called after `done`.
   using DoneFn = std::function<void(absl::Status)>;
-  void Load(const std::string& name, DoneFn done);
-  void Unload(const std::string& name, DoneFn done);
+  using IsWantedFn = std::function<bool()>;
+  void Load(const std::string& name, DoneFn done, IsWantedFn is_wanted = nullptr);
+  void Unload(const std::string& name, DoneFn done, IsWantedFn is_wanted = nullptr);
 
   // Takes a model that the workers have lost out of the table, and returns it so that its requests can be failed.
   // Either a change that replaces the model is under way, or a change has taken it out already and some of its requests
   // are not answered yet. Returns null when the model is not in use any more.
   std::shared_ptr<ServedModel> Abandon(ModelId id);
 
-  // Ends the current change, where it waits for workers or requests, and the changes queued behind it with UNAVAILABLE;
-  // refuses new ones.
+  // Ends the current changes, where they wait for workers or requests, and the changes queued behind them with
+  // UNAVAILABLE; refuses new ones.
   void Stop();
 
  private:
@@ -83,20 +88,30 @@ class ModelRepository {
   // of it, which may be after the repository has ended.
   class Residence;
 
-  // Only the thread of the changes calls the following functions, unless their comment says otherwise.
-  void AddChange(DoneFn done, std::function<absl::Status()> change);
-  absl::Status LoadNow(const std::string& name);
-  absl::Status Reload(const KnownModel& known, const ModelTable::Target& target);
-  // Opens the model, checks that it has the target's layer, and loads it on every worker. It is not served yet.
-  absl::StatusOr<std::shared_ptr<ServedModel>> Bring(const KnownModel& known, const ModelTable::Target& target);
-  absl::Status UnloadNow(const std::string& name);
+  struct Change;
+  // The changes of one checkpoint.
+  struct Queue;
+
+  void AddChange(std::shared_ptr<Change> change);
+  // On the thread that lists folders: finds the checkpoint that the change is of, and puts it into its queue.
+  void Assign(const std::shared_ptr<Change>& change);
+
+  // On the thread of the checkpoint's changes.
+  absl::Status Make(const Change& change);
+  absl::Status CheckWanted(const Change& change) const;
+  absl::Status LoadNow(const Change& change);
+  absl::Status Reload(const KnownModel& known, const Change& change);
+  // Opens the model, checks that it has the change's layer, and loads it on every worker. It is not served yet.
+  absl::StatusOr<std::shared_ptr<ServedModel>> Bring(const KnownModel& known, const Change& change);
+  absl::Status UnloadNow(const Change& change);
 
   void ListFolder();
-  absl::StatusOr<ModelTable::Target> FindTarget(const std::string& name);
   std::set<ModelId> LoadedModels() const;
+  absl::StatusOr<KnownModel> FindModel(const std::string& checkpoint) const;
   // Thread-safe. Calls `edit` with the table's lock held.
   void EditTable(const std::function<void(std::vector<KnownModel>&)>& edit);
-  void Edit(size_t model_idx, const std::function<void(KnownModel&)>& edit);
+  // Returns whether the checkpoint is still known.
+  bool Edit(const std::string& checkpoint, const std::function<void(KnownModel&)>& edit);
   // Releases a model that is not in the table any more, or never will be. Thread-safe; call without the table's lock.
   void Release(const std::shared_ptr<ServedModel>& model);
 
@@ -108,7 +123,8 @@ class ModelRepository {
   std::shared_ptr<const ModelTable> table_ ABSL_GUARDED_BY(mu_);
   std::map<ModelId, std::weak_ptr<ServedModel>> released_ ABSL_GUARDED_BY(mu_);  // some have ended already
 
-  TaskQueue changes_;  // destroyed first
+  std::map<std::string, std::unique_ptr<Queue>> queues_;  // by checkpoint; only Assign uses it
+  TaskQueue assigning_;                                   // destroyed first
 };
 
 }  // namespace switchyard

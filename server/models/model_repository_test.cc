@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 
@@ -27,7 +28,7 @@ class FakeHost final : public ModelHost {
     ++num_loads_;
     held_.insert(model->id);
     changed_.SignalAll();
-    if (waits_) {
+    if (waits_ && (waits_for_.empty() || waits_for_ == model->name)) {
       waiting_ = std::move(done);
     } else {
       done(result_);
@@ -58,10 +59,15 @@ class FakeHost final : public ModelHost {
     MutexLock lock(&mu_);
     warm_up_ = std::move(result);
   }
-  // Loads wait until EndLoad.
-  void Wait() {
+  // Loads wait until EndLoad: all, or those of one checkpoint.
+  void Wait(const std::string& checkpoint = "") {
     MutexLock lock(&mu_);
     waits_ = true;
+    waits_for_ = checkpoint;
+  }
+  void WaitNoMore() {
+    MutexLock lock(&mu_);
+    waits_ = false;
   }
   void WaitForLoads(int count) {
     MutexLock lock(&mu_);
@@ -89,6 +95,7 @@ class FakeHost final : public ModelHost {
   CondVar changed_;
   absl::Status result_ ABSL_GUARDED_BY(mu_), warm_up_ ABSL_GUARDED_BY(mu_);
   bool waits_ ABSL_GUARDED_BY(mu_) = false;
+  std::string waits_for_ ABSL_GUARDED_BY(mu_);
   int num_loads_ ABSL_GUARDED_BY(mu_) = 0;
   std::set<ModelId> held_ ABSL_GUARDED_BY(mu_), released_ ABSL_GUARDED_BY(mu_);
   std::function<void(absl::Status)> waiting_ ABSL_GUARDED_BY(mu_);
@@ -121,14 +128,18 @@ class ModelRepositoryTest : public testing::Test {
   }
 
   // One change, to its end.
-  absl::Status Change(void (ModelRepository::*change)(const std::string&, ModelRepository::DoneFn),
+  absl::Status Change(void (ModelRepository::*change)(const std::string&, ModelRepository::DoneFn,
+                                                      ModelRepository::IsWantedFn),
                       const std::string& name) {
     Notification done;
     absl::Status result;
-    (*repository_.*change)(name, [&](absl::Status status) {
-      result = std::move(status);
-      done.Notify();
-    });
+    (*repository_.*change)(
+        name,
+        [&](absl::Status status) {
+          result = std::move(status);
+          done.Notify();
+        },
+        nullptr);
     done.WaitForNotification();
     return result;
   }
@@ -339,6 +350,105 @@ TEST_F(ModelRepositoryTest, StatesShowWhatIsUnderWay) {
   EXPECT_EQ(ServedNames().size(), 2u);
 }
 
+TEST_F(ModelRepositoryTest, ChangesOfOtherCheckpointsDoNotWait) {
+  AddFolder("a");
+  AddFolder("b");
+  Start({kTwo});
+  host_.Wait("a");
+  Notification done;
+  repository_->Load("a", [&](const absl::Status& status) {
+    EXPECT_EQ(status, absl::OkStatus());
+    done.Notify();
+  });
+  host_.WaitForLoads(1);
+  EXPECT_EQ(Load("b"), absl::OkStatus());
+  EXPECT_EQ(Load("two"), absl::OkStatus());
+  EXPECT_EQ(Unload("two.0"), absl::OkStatus());
+  EXPECT_EQ(Unload("b"), absl::OkStatus());
+  EXPECT_TRUE(absl::IsNotFound(Load("c")));
+  fs::remove_all(folder_ / "a");
+  EXPECT_TRUE(absl::IsNotFound(Load("c"))) << "the folder is listed anew";
+  EXPECT_FALSE(done.HasBeenNotified());
+  host_.EndLoad();
+  done.WaitForNotification();
+  EXPECT_THAT(ServedNames(), ElementsAre("two.1", "a.0", "a.1")) << "its folder went when it was being loaded";
+}
+
+TEST_F(ModelRepositoryTest, AnUnloadCallsOffTheLoadsBeforeIt) {
+  Start({kTwo});
+  ASSERT_EQ(Unload("two"), absl::OkStatus());
+  host_.Wait();
+  Notification running, queued;
+  const auto expect_cancelled = [](Notification& done) {
+    return [&done](const absl::Status& status) {
+      EXPECT_TRUE(absl::IsCancelled(status)) << status;
+      done.Notify();
+    };
+  };
+  repository_->Load("two", expect_cancelled(running));
+  repository_->Load("two.1", expect_cancelled(queued));
+  host_.WaitForLoads(1);
+  EXPECT_EQ(Unload("two"), absl::OkStatus());
+  running.WaitForNotification();
+  queued.WaitForNotification();
+  EXPECT_EQ(host_.num_held(), 0u) << "the workers are told";
+  EXPECT_TRUE(ServedNames().empty());
+  EXPECT_EQ(Known(0).change, KnownModel::Change::kNone);
+  host_.WaitNoMore();
+  EXPECT_EQ(Load("two"), absl::OkStatus()) << "a load after it is none of those";
+}
+
+TEST_F(ModelRepositoryTest, TheUnloadOfALayerLeavesTheLoadOfItsCheckpointAlone) {
+  Start({kTwo});
+  ASSERT_EQ(Unload("two"), absl::OkStatus());
+  host_.Wait();
+  Notification loaded, unloaded;
+  repository_->Load("two", [&](const absl::Status& status) {
+    EXPECT_EQ(status, absl::OkStatus());
+    loaded.Notify();
+  });
+  host_.WaitForLoads(1);
+  repository_->Unload("two.0", [&](const absl::Status& status) {
+    EXPECT_EQ(status, absl::OkStatus());
+    unloaded.Notify();
+  });
+  host_.EndLoad();
+  loaded.WaitForNotification();
+  unloaded.WaitForNotification();
+  EXPECT_THAT(ServedNames(), ElementsAre("two.1"));
+}
+
+TEST_F(ModelRepositoryTest, AChangeWhoseCallerIsGoneIsNotBegun) {
+  Start({kTwo});
+  const ModelId served = Known(0).loaded->id;
+  host_.Wait();
+  Notification running, queued;
+  std::atomic<bool> is_there{true};
+  const auto is_wanted = [&] { return is_there.load(); };
+  repository_->Load(
+      "two",
+      [&](const absl::Status& status) {
+        EXPECT_EQ(status, absl::InternalError("cannot")) << "it goes on when its caller goes";
+        running.Notify();
+      },
+      is_wanted);
+  host_.WaitForLoads(1);
+  repository_->Load(
+      "two",
+      [&](const absl::Status& status) {
+        EXPECT_TRUE(absl::IsCancelled(status)) << status;
+        queued.Notify();
+      },
+      is_wanted);
+  is_there = false;
+  host_.FailWith(absl::InternalError("cannot"));
+  host_.EndLoad();
+  running.WaitForNotification();
+  queued.WaitForNotification();
+  host_.WaitForLoads(1);
+  EXPECT_EQ(Known(0).loaded->id, served);
+}
+
 TEST_F(ModelRepositoryTest, StoppingEndsWhatWaits) {
   Start({kTwo});
   host_.Wait();
@@ -350,7 +460,7 @@ TEST_F(ModelRepositoryTest, StoppingEndsWhatWaits) {
     };
   };
   repository_->Load("two", expect_unavailable(running));
-  repository_->Unload("two", expect_unavailable(queued));
+  repository_->Load("two", expect_unavailable(queued));
   host_.WaitForLoads(1);
   repository_->Stop();
   running.WaitForNotification();
@@ -371,7 +481,7 @@ TEST_F(ModelRepositoryTest, ManyThreadsMayChangeAndLook) {
                                      : i == 1 ? Unload("two.0")
                                      : i == 2 ? Load("two.0")
                                               : absl::OkStatus();
-        EXPECT_EQ(changed, absl::OkStatus());
+        EXPECT_TRUE(changed.ok() || (i == 2 && absl::IsCancelled(changed))) << changed;
         const auto layer = repository_->table()->Find("two", "1");
         ASSERT_TRUE(layer.ok()) << layer.status();
         EXPECT_EQ((*layer)->spec.name, "1");

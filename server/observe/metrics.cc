@@ -65,6 +65,8 @@ Metrics::Metrics()
       queue_rows_(SingleGauge(registry_, "switchyard_admitted_rows", "Rows of requests queued or in flight.")),
       queue_bytes_(SingleGauge(registry_, "switchyard_admitted_bytes", "Bytes of requests queued or in flight.")),
       queue_requests_(SingleGauge(registry_, "switchyard_admitted_requests", "Requests queued or in flight.")),
+      oldest_step_seconds_(SingleGauge(registry_, "switchyard_oldest_step_seconds",
+                                       "Time since the oldest step in flight was first submitted; 0 for none.")),
       epoch_(SingleGauge(registry_, "switchyard_group_epoch", "Epoch of the worker group; grows when it re-forms.")),
       ranks_serving_(SingleGauge(registry_, "switchyard_ranks_serving", "Workers in the serving group.")),
       recoveries_(SingleCounter(registry_, "switchyard_recoveries_total",
@@ -213,6 +215,10 @@ void Metrics::SetQueue(int64_t rows, int64_t bytes, int64_t requests) {
 
 void Metrics::SetQueuedRows(const std::array<int64_t, kNumPriorities>& rows) {
   for (int i = 0; i < kNumPriorities; ++i) queued_rows_[i]->Set(static_cast<double>(rows[i]));
+}
+
+void Metrics::SetOldestStep(std::chrono::nanoseconds age) {
+  oldest_step_seconds_.Set(std::chrono::duration<double>(age).count());
 }
 
 void Metrics::SetGroup(Epoch epoch, int ranks_serving) {

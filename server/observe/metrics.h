@@ -60,6 +60,8 @@ class Metrics {
   void SetQueue(int64_t rows, int64_t bytes, int64_t requests);
   // Rows that no step has taken yet, by Priority, the highest first.
   void SetQueuedRows(const std::array<int64_t, kNumPriorities>& rows);
+  // How long the oldest step in flight has been so; 0 when there is none.
+  void SetOldestStep(std::chrono::nanoseconds age);
   void SetGroup(Epoch epoch, int ranks_serving);
 
   // Rows each expert has computed since the start.
@@ -127,6 +129,7 @@ class Metrics {
   prometheus::Gauge& queue_bytes_;
   prometheus::Gauge& queue_requests_;
   std::array<prometheus::Gauge*, kNumPriorities> queued_rows_;  // by Priority
+  prometheus::Gauge& oldest_step_seconds_;
   prometheus::Gauge& epoch_;
   prometheus::Gauge& ranks_serving_;
   prometheus::Counter& recoveries_;

@@ -44,6 +44,12 @@ TEST_F(MetricsTest, LoadOfRanksAndItsImbalance) {
   EXPECT_THAT(metrics_.RowsPerExpert({0}), testing::ElementsAre(9, 6, 7, 0));
 }
 
+TEST_F(MetricsTest, TheAgeOfTheOldestStep) {
+  EXPECT_THAT(Text(), HasSubstr("switchyard_oldest_step_seconds 0\n"));
+  metrics_.SetOldestStep(std::chrono::milliseconds(1500));
+  EXPECT_THAT(Text(), HasSubstr("switchyard_oldest_step_seconds 1.5\n"));
+}
+
 TEST_F(MetricsTest, AStepWithoutLoadHasNoImbalance) {
   metrics_.RecordStep({.layer = {0}, .num_rows = 8, .rows_per_rank = {0, 0}}, {0, 0, 0, 0});
   EXPECT_THAT(Text(), HasSubstr("switchyard_step_imbalance_ratio_count{layer=\"1\",model=\"m\"} 0\n"));

@@ -118,6 +118,7 @@ void Scheduler::GroupLost(Epoch epoch) {
 void Scheduler::DropLayers(const std::vector<LayerId>& layers) {
   MutexLock lock(&mu_);
   flight_.DropLayers(layers);
+  for (const LayerId layer : layers) durations_.Forget(layer);
 }
 
 void Scheduler::FailLayers(const std::vector<LayerId>& layers, const absl::Status& why) {
@@ -127,7 +128,31 @@ void Scheduler::FailLayers(const std::vector<LayerId>& layers, const absl::Statu
 
 Scheduler::Load Scheduler::load() const {
   MutexLock lock(&mu_);
-  return {batcher_.num_rows(), batcher_.rows_by_priority(), flight_.size()};
+  const Step* const oldest = flight_.oldest();
+  return {batcher_.num_rows(), batcher_.rows_by_priority(), flight_.size(),
+          oldest == nullptr ? std::chrono::nanoseconds(0) : clock_.Now() - oldest->times.planned};
+}
+
+std::optional<Scheduler::OldestStep> Scheduler::oldest_step() const {
+  // A step that failed to end gets more time on the next group, in case it is only slow.
+  constexpr int kMaxDoublings = 3, kPatienceWithWork = 4;
+  MutexLock lock(&mu_);
+  auto oldest = flight_.oldest_running();
+  if (!oldest.has_value()) return std::nullopt;
+  const Step& step = *oldest->step;
+  OldestStep shown{oldest->epoch,
+                   step.id,
+                   absl::StrCat("step ", step.id.value, " of layer ", step.layer().model, ".", step.layer().spec.name,
+                                " with ", step.batch.num_rows, " rows"),
+                   std::move(oldest->owing),
+                   options_.step_timeout,
+                   options_.step_timeout};
+  if (options_.step_timeout.count() == 0) {
+    shown.limit = durations_.Limit(step.layer().id, step.batch.num_rows) *
+                  (1 << std::clamp(oldest->num_submissions - 1, 0, kMaxDoublings));
+    shown.limit_of_work = shown.limit * kPatienceWithWork;
+  }
+  return shown;
 }
 
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
@@ -316,6 +341,7 @@ void Scheduler::Finish(Step& step, const StepsInFlight::Finished& how) {
     finished = AddParts(step, std::move(parts), how.num_submissions);
     flight_.ReturnSlot(step.slot);
     if (how.num_submissions == 1) SmoothStepTime(step.times.finished - step.times.started);
+    if (how.num_submissions == 1) LearnDuration(step);
     next = TakeInline(/*may_dispatch_here=*/true);
   }
   DispatchInline(std::move(next));  // before the answers, which take longer
@@ -361,6 +387,15 @@ std::vector<std::shared_ptr<Request>> Scheduler::AddParts(const Step& step, std:
 void Scheduler::SmoothStepTime(std::chrono::nanoseconds latest) {
   constexpr int kMemory = 8;  // steps
   step_time_ = step_time_.count() == 0 ? latest : step_time_ + (latest - step_time_) / kMemory;
+}
+
+// A step runs once the one before it has finished.
+void Scheduler::LearnDuration(const Step& step) {
+  const SteadyTime begun = std::max(step.times.planned, last_finish_);
+  if (step.times.finished > begun) {
+    durations_.Record(step.layer().id, step.batch.num_rows, step.times.finished - begun);
+    last_finish_ = step.times.finished;
+  }
 }
 
 void Scheduler::Fail(const Step& step, const absl::Status& why) {

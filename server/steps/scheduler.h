@@ -13,9 +13,11 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -30,6 +32,7 @@
 #include "server/steps/step.h"
 #include "server/steps/step_answers.h"
 #include "server/steps/step_builder.h"
+#include "server/steps/step_durations.h"
 #include "server/steps/steps_in_flight.h"
 
 namespace switchyard {
@@ -42,6 +45,8 @@ struct SchedulerOptions {
   int num_slots = 3;  // steps in flight
   // How often one step is submitted, each time to a newly formed group, before its input is taken for the cause.
   int max_submissions = 8;
+  // How long a step may take; 0 learns it from the steps before (step_durations.h).
+  std::chrono::milliseconds step_timeout{0};
   // The most rows of a step that is dispatched by the thread that brings its last request, or the result before it,
   // because waking the dispatcher would take longer. While other steps are in flight there is less to gain.
   int64_t max_inline_rows = 32;
@@ -87,8 +92,21 @@ class Scheduler {
     int64_t queued_rows = 0;
     std::array<int64_t, kNumPriorities> queued_rows_by_priority{};  // the highest first
     int steps_in_flight = 0;
+    std::chrono::nanoseconds oldest_step{0};  // the time since its first submission
   };
   Load load() const;
+
+  // The step that every later one waits for, while there is a group.
+  struct OldestStep {
+    Epoch epoch;
+    StepId id;
+    std::string what;        // "step 7 of layer m.3 with 12 rows"
+    std::vector<int> owing;  // the ranks that have not answered
+    // How long it may be the oldest: while all ranks wait for each other, and while one computes. The latter is longer,
+    // unless it is set, because giving up that rank costs the loading of its weights.
+    std::chrono::milliseconds limit{0}, limit_of_work{0};
+  };
+  std::optional<OldestStep> oldest_step() const;
 
  private:
   // The dispatcher's next task, for which it has the baton: replays and a fresh step, or the end.
@@ -124,6 +142,7 @@ class Scheduler {
   std::vector<std::shared_ptr<Request>> AddParts(const Step& step, std::vector<std::vector<OutputPart>> parts,
                                                  int num_submissions) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SmoothStepTime(std::chrono::nanoseconds latest) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void LearnDuration(const Step& step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Fail(const Step& step, const absl::Status& why);
   // Calls `done` unless it was called before.
   void Complete(Request& request, absl::Status status);
@@ -157,6 +176,8 @@ class Scheduler {
   StepsInFlight flight_ ABSL_GUARDED_BY(mu_);
   std::chrono::nanoseconds step_time_ ABSL_GUARDED_BY(mu_){0};  // from preparation to the last result, smoothed
   SteadyTime timer_ ABSL_GUARDED_BY(mu_) = SteadyTime::max();   // the one that ArmTimer set last
+  StepDurations durations_ ABSL_GUARDED_BY(mu_);
+  SteadyTime last_finish_ ABSL_GUARDED_BY(mu_);
   int64_t next_step_id_ ABSL_GUARDED_BY(mu_) = 1;
 
   // The threads end first, because they use all of the above.

@@ -476,6 +476,50 @@ TEST_F(SchedulerTest, StepsLostWithAGroupAreReplayedOnTheNext) {
   EXPECT_EQ(calls[7]->request->outcome.stats.replays, 0);
 }
 
+TEST_F(SchedulerTest, TheOldestStepSaysWhoOwesItAndHowLongItMayTake) {
+  FakeClock clock;
+  clock_ = &clock;
+  Start(2);
+  EXPECT_FALSE(scheduler_->oldest_step().has_value());
+  auto group = Form(1, FakeGroup::Mode::kSwallow);
+  const auto call = Send(3);
+  group->WaitForSubmissions(1);
+  auto oldest = scheduler_->oldest_step();
+  ASSERT_TRUE(oldest.has_value());
+  EXPECT_EQ(oldest->owing, (std::vector<int>{0, 1}));
+  EXPECT_EQ(oldest->epoch, Epoch{1});
+  EXPECT_NE(oldest->what.find("with 3 rows"), std::string::npos) << oldest->what;
+  EXPECT_EQ(oldest->limit, StepDurations::kUnknown);
+  EXPECT_GT(oldest->limit_of_work, oldest->limit);
+  clock.Advance(std::chrono::seconds(7));
+  EXPECT_EQ(scheduler_->load().oldest_step, std::chrono::seconds(7));
+  scheduler_->OnResult(1, {Epoch{1}, oldest->id, {}, absl::OkStatus()}, nullptr);
+  EXPECT_EQ(scheduler_->oldest_step()->owing, std::vector<int>{0});
+  scheduler_->GroupLost(Epoch{1});
+  EXPECT_FALSE(scheduler_->oldest_step().has_value()) << "no rank owes anything while there is no group";
+  EXPECT_EQ(scheduler_->load().oldest_step, std::chrono::seconds(7)) << "but the step is not over";
+  group = Form(2, FakeGroup::Mode::kSwallow);
+  group->WaitForSubmissions(1);
+  EXPECT_EQ(scheduler_->oldest_step()->owing, (std::vector<int>{0, 1}));
+  EXPECT_EQ(scheduler_->oldest_step()->limit, 2 * StepDurations::kUnknown) << "it may only be slow";
+}
+
+TEST_F(SchedulerTest, LimitsAreLearnedFromStepsThatEnd) {
+  FakeClock clock;
+  clock_ = &clock;
+  Start(1);
+  auto group = Form(1, FakeGroup::Mode::kSwallow);
+  const auto slow = Send(3);
+  group->WaitForSubmissions(1);
+  clock.Advance(std::chrono::seconds(2));
+  scheduler_->OnResult(0, {Epoch{1}, scheduler_->oldest_step()->id, {}, absl::OkStatus()}, nullptr);
+  slow->answered.WaitForNotification();
+  EXPECT_EQ(scheduler_->load().oldest_step.count(), 0);
+  const auto next = Send(3);
+  group->WaitForSubmissions(2);
+  EXPECT_EQ(scheduler_->oldest_step()->limit, std::chrono::seconds(20));
+}
+
 TEST_F(SchedulerTest, AFailedStepBreaksTheGroupAndIsReplayed) {
   Start(2);
   const auto failing = Form(1, FakeGroup::Mode::kFail);

@@ -43,6 +43,16 @@ void StepsInFlight::BeginSubmission(Flight& flight) const {
   ++flight.num_submissions;
 }
 
+std::optional<StepsInFlight::Oldest> StepsInFlight::oldest_running() const {
+  if (steps_.empty() || group_ == nullptr || has_replays_) return std::nullopt;
+  const Flight& flight = steps_.begin()->second;
+  Oldest oldest = {flight.step.get(), flight.epoch, flight.num_submissions, {}};
+  for (int rank = 0; rank < num_ranks_; ++rank) {
+    if (!flight.answered[rank]) oldest.owing.push_back(rank);
+  }
+  return oldest;
+}
+
 std::vector<std::shared_ptr<Request>> StepsInFlight::TakeRequests() {
   std::vector<std::shared_ptr<Request>> requests;
   for (const auto& [id, flight] : steps_) {

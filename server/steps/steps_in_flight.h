@@ -48,6 +48,17 @@ class StepsInFlight {
   // wait for the next group; it goes out with the replays then.
   std::shared_ptr<const FormedGroup> Add(std::shared_ptr<Step> step);
 
+  // The oldest step, if one was submitted to the group that there is now.
+  struct Oldest {
+    const Step* step = nullptr;
+    Epoch epoch;
+    int num_submissions = 0;
+    std::vector<int> owing;  // the ranks that have not answered
+  };
+  std::optional<Oldest> oldest_running() const;
+  // The oldest step, running or not; null when there is none.
+  const Step* oldest() const { return steps_.empty() ? nullptr : steps_.begin()->second.step.get(); }
+
   bool empty() const { return steps_.empty(); }
   int size() const { return static_cast<int>(steps_.size()); }
   // The steps' pieces of requests.

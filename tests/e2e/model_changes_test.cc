@@ -389,6 +389,83 @@ TEST_F(ModelChanges, AWiderModelInItsPlaceGoesInSmallerSteps) {
   EXPECT_EQ(server_->Stop(), 0);
 }
 
+// Kills every worker of a server that holds more than `max_bytes`, as a host that runs out of memory does.
+class OutOfMemory {
+ public:
+  OutOfMemory(const ServerProcess& server, int64_t max_bytes) {
+    thread_ = std::thread([this, &server, max_bytes] {
+      const auto client = server.Connect();
+      while (!stop_.load()) {
+        const auto status = client->GetStatus();
+        for (int rank = 0; status.ok() && rank < status->ranks_size(); ++rank) {
+          const auto& each = status->ranks(rank);
+          const bool is_alive = each.pid() > 0 && each.state() != "absent";
+          if (is_alive && ResidentBytes(each.pid()) > max_bytes) kill(each.pid(), SIGKILL);
+        }
+        usleep(1000);
+      }
+    });
+  }
+  ~OutOfMemory() {
+    stop_.store(true);
+    thread_.join();
+  }
+
+ private:
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+TEST_F(ModelChanges, AModelThatKillsItsWorkersIsGivenUpWhileOthersChange) {
+  Start({ModelFlag(), absl::StrCat("--model=jargon=", kJargon), absl::StrCat("--model=", kBig)});
+  ASSERT_TRUE(client_->UnloadModel("big").ok());
+  Callers callers(*server_, "m", input_.view(), {expected_.view()});
+  callers.WaitForMore(5);
+  int restarts = 0;
+  for (const int rank : {0, 1}) restarts -= client_->GetStatus()->ranks(rank).restarts();
+  {
+    const int64_t resident = std::max(ResidentBytes(client_->GetStatus()->ranks(0).pid()),
+                                      ResidentBytes(client_->GetStatus()->ranks(1).pid()));
+    const OutOfMemory killer(*server_, resident + kBigBytes / 4);
+    absl::Status loaded;
+    std::atomic<bool> has_ended{false};
+    std::thread loading([&] {
+      loaded = server_->Connect({.timeout = absl::Seconds(60), .max_attempts = 1})->LoadModel("big");
+      has_ended.store(true);
+    });
+    const auto watcher = server_->Connect();
+    while (watcher->GetStatus()->state() == "serving" && !has_ended.load()) usleep(1000);
+    EXPECT_TRUE(client_->UnloadModel("jargon").ok());
+    EXPECT_FALSE(has_ended.load()) << "a change of another model does not wait";
+    loading.join();
+    EXPECT_TRUE(absl::IsFailedPrecondition(loaded)) << loaded;
+    EXPECT_THAT(std::string(loaded.message()), HasSubstr("3 workers in a row died"));
+  }
+  callers.WaitForMore(5);
+  callers.Stop();
+  EXPECT_EQ(callers.failed() + callers.wrong(), 0);
+  for (const int rank : {0, 1}) restarts += client_->GetStatus()->ranks(rank).restarts();
+  EXPECT_LE(restarts, 4) << "three, and one that died in the same moment as the third";
+  EXPECT_TRUE(client_->LoadModel("jargon").ok());
+  EXPECT_TRUE(client_->LoadModel("big").ok()) << "there is memory again";
+  EXPECT_EQ(server_->Stop(), 0);
+}
+
+TEST_F(ModelChanges, AnUnloadCallsOffALoad) {
+  Start({ModelFlag(), absl::StrCat("--model=", kBig)});
+  ASSERT_TRUE(client_->UnloadModel("big").ok());
+  absl::Status loaded;
+  std::thread loading([&] { loaded = client_->LoadModel("big"); });
+  const auto other = server_->Connect({.timeout = absl::Seconds(60), .max_attempts = 1});
+  while (other->GetStatus()->ranks(0).load_fraction() == 1) usleep(1000);
+  EXPECT_TRUE(other->UnloadModel("big").ok());
+  loading.join();
+  EXPECT_TRUE(absl::IsCancelled(loaded)) << loaded;
+  EXPECT_THAT(Index(*server_), testing::Contains(HasSubstr("big.0 UNAVAILABLE")));
+  EXPECT_TRUE(other->LoadModel("big").ok());
+  EXPECT_EQ(server_->Stop(), 0);
+}
+
 TEST_F(ModelChanges, AStopDuringALoadEndsIt) {
   Start({ModelFlag(), absl::StrCat("--model=", kBig)});
   absl::Status loaded;

@@ -2,9 +2,9 @@
 """Runs the GPU tests of an unpacked bundle; tests/gpu/run.sh calls it with the libraries found.
 
 Parts, in this order:
-  unit       every tests/*_test program but kill_test
+  unit       every tests/*_test program but those of the part "kill"
   golden     recorded layers of real checkpoints through the whole service, for numbers of workers and compute types
-  kill       tests/kill_test: workers killed under load. Needs two GPUs
+  kill       tests/kill_test, tests/stuck_test: workers killed, or stuck, under load. Needs two GPUs
   sanitizer  compute-sanitizer's memcheck and racecheck over the small shapes of tests/cuda_engine_*test
 """
 
@@ -26,8 +26,8 @@ import summarize
 from summarize import FAILED, PASSED, SKIPPED, Case
 
 PARTS = ["unit", "golden", "kill", "sanitizer"]
-NOT_UNIT_TESTS = ["kill_test"]
 KILL_GPUS = 2
+KILL_TESTS = {"kill_test": [f"--workers={KILL_GPUS}", "--kills=5"], "stuck_test": []}  # with their flags
 SANITIZED_TESTS = ["cuda_engine_test", "cuda_engine_contract_test"]
 
 # Relative tolerance by compute type. The absolute one is the same, times the largest output. They allow about ten
@@ -138,7 +138,7 @@ class Runner:
         return text
 
     def run_unit(self):
-        programs = [name for name in self.test_programs() if name not in NOT_UNIT_TESTS]
+        programs = [name for name in self.test_programs() if name not in KILL_TESTS]
         if not programs:
             self.add("tests", "*_test", SKIPPED, "the bundle was built without CUDA")
         for name in programs:
@@ -146,12 +146,14 @@ class Runner:
                 self.run_program(name, [os.path.join(self.root, "tests", name)])
 
     def run_kill(self):
-        program = os.path.join(self.root, "tests", "kill_test")
-        if not os.path.exists(program):
-            self.add("kill_test", "", SKIPPED, "the bundle does not have it")
-        elif not self.skip_for_gpus("kill_test", KILL_GPUS):
-            text = self.run_program("kill_test", [program, f"--device={self.device}", f"--workers={KILL_GPUS}", "--kills=5"])
-            print(*("  " + line for line in text.splitlines() if line.startswith("kill ") or "kills;" in line), sep="\n")
+        for name, flags in KILL_TESTS.items():
+            program = os.path.join(self.root, "tests", name)
+            if not os.path.exists(program):
+                self.add(name, "", SKIPPED, "the bundle does not have it")
+            elif not self.skip_for_gpus(name, KILL_GPUS):
+                text = self.run_program(name, [program, f"--device={self.device}", *flags])
+                kills = (line for line in text.splitlines() if line.startswith("kill ") or "kills;" in line)
+                print(*("  " + line for line in kills), sep="\n")
 
     # ---- compute-sanitizer ------------------------------------------------------------------------------------------
 

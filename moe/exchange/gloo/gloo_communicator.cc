@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/heartbeat.h"
 #include "moe/exchange/gloo/gloo_address.h"
 
 namespace switchyard {
@@ -74,6 +75,7 @@ class GlooCommunicator final : public Communicator {
   absl::Status Connect(std::span<const std::string> addresses) override;
   absl::Status AllToAllV(const std::byte* send, std::span<const size_t> send_bytes, std::byte* recv,
                          std::span<const size_t> recv_bytes, DeviceStream stream) override;
+  void Nudge() override { WakeWaits(); }
   void Abort() override;
 
  private:
@@ -94,6 +96,7 @@ class GlooCommunicator final : public Communicator {
   absl::Status Wait(Way way, int peer, const Blocks& blocks, steady_clock::time_point deadline);
   absl::Status WaitOnce(Way way, int peer, steady_clock::time_point deadline);
   absl::Status Break(const absl::Status& failure);
+  void WakeWaits();
   void ClosePair(int peer);
   void CloseAllPairs();
 
@@ -201,6 +204,7 @@ absl::Status GlooCommunicator::Join(const std::vector<std::string>& peers) {
 absl::Status GlooCommunicator::ConnectPeer(int peer, const std::string& address) {
   connecting_peer_ = peer;
   if (aborted_) return absl::AbortedError("aborted");
+  const Heartbeat::Doing connecting(Heartbeat::Activity::kConnecting, peer);
   context_->getPair(peer)->connect(std::vector<char>(address.begin(), address.end()));
   memory_[peer]->recv(peer, kWatchSlot, 0, 0);
   return absl::OkStatus();
@@ -297,12 +301,17 @@ absl::Status GlooCommunicator::Wait(Way way, int peer, const Blocks& blocks, ste
   return WaitOnce(way, peer, deadline);
 }
 
+// A wait that Nudge() woke begins again. Gloo's own timeout cannot be used for that, because it closes all pairs.
 absl::Status GlooCommunicator::WaitOnce(Way way, int peer, steady_clock::time_point deadline) {
-  // At least a millisecond, because Gloo takes -1 as its own default.
-  const auto left = std::max(milliseconds(1), std::chrono::ceil<milliseconds>(deadline - steady_clock::now()));
+  const Heartbeat::Doing waiting(Heartbeat::Activity::kWaiting, peer);
   return BridgeGloo(absl::StrCat("rank ", peer), [&] {
-    const bool completed = way == Way::kSend ? memory_[peer]->waitSend(left) : memory_[peer]->waitRecv(left);
-    return completed ? absl::OkStatus() : absl::AbortedError("aborted");
+    while (!aborted_) {
+      // At least a millisecond, because Gloo takes -1 as its own default.
+      const auto left = std::max(milliseconds(1), std::chrono::ceil<milliseconds>(deadline - steady_clock::now()));
+      if (way == Way::kSend ? memory_[peer]->waitSend(left) : memory_[peer]->waitRecv(left)) return absl::OkStatus();
+      Heartbeat::Beat();
+    }
+    return absl::AbortedError("aborted");
   });
 }
 
@@ -325,13 +334,17 @@ void GlooCommunicator::CloseAllPairs() {
   for (int distance = 1; distance < size_; ++distance) ClosePair(PeerAt(distance));
 }
 
-void GlooCommunicator::Abort() {
-  if (aborted_.exchange(true)) return;
+void GlooCommunicator::WakeWaits() {
   for (const std::unique_ptr<UnboundBuffer>& memory : memory_) {
     if (memory == nullptr) continue;
     memory->abortWaitRecv();
     memory->abortWaitSend();
   }
+}
+
+void GlooCommunicator::Abort() {
+  if (aborted_.exchange(true)) return;
+  WakeWaits();
   if (joined_) {
     CloseAllPairs();
   } else if (const int peer = connecting_peer_; peer >= 0) {

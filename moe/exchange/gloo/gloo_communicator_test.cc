@@ -6,8 +6,11 @@
 #include <signal.h>
 
 #include <random>
+#include <thread>
 
 #include "base/clock.h"
+#include "base/heartbeat.h"
+#include "base/notification.h"
 #include "moe/exchange/gloo/gloo_address.h"
 #include "moe/exchange/testing.h"
 
@@ -70,6 +73,42 @@ absl::Status ConnectTo(const std::string& blob) {
   EXPECT_TRUE(communicator.ok()) << communicator.status();
   const std::vector<std::string> addresses = {(*communicator)->address(), blob};
   return (*communicator)->Connect(addresses);
+}
+
+// Exchanges one byte with the other rank of two.
+absl::Status ExchangeByte(Communicator& communicator) {
+  const std::vector<size_t> one_each = {1, 1};
+  const std::vector<std::byte> send(2, std::byte{7});
+  std::vector<std::byte> recv(2);
+  return communicator.AllToAllV(send.data(), one_each, recv.data(), one_each, nullptr);
+}
+
+TEST_F(GlooCommunicatorTest, ARankThatWaitsSaysForWhomAndBeatsWhenNudged) {
+  const auto factory = CreateGlooFactory();
+  const auto group = FormGroup(*factory, 2);
+  Heartbeat heartbeat;
+  Notification watched;
+  std::thread waiting([&] {
+    heartbeat.WatchThisThread();
+    watched.Notify();
+    EXPECT_EQ(ExchangeByte(*group[0]), absl::OkStatus());
+  });
+  watched.WaitForNotification();
+  while (heartbeat.Look().activity != Heartbeat::Activity::kWaiting) std::this_thread::yield();
+  EXPECT_EQ(heartbeat.Look().peer, 1);
+  const int64_t num_waits = heartbeat.Look().num_waits;
+  for (int nudge = 0; nudge < 3; ++nudge) {
+    const int64_t moves = heartbeat.Look().moves;
+    group[0]->Nudge();
+    while (heartbeat.Look().moves == moves) std::this_thread::yield();
+  }
+  EXPECT_EQ(heartbeat.Look().num_waits, num_waits) << "it is still the same wait";
+  EXPECT_EQ(ExchangeByte(*group[1]), absl::OkStatus()) << "nudges break nothing";
+  waiting.join();
+  group[0]->Nudge();
+  std::thread other([&] { EXPECT_EQ(ExchangeByte(*group[1]), absl::OkStatus()); });
+  EXPECT_EQ(ExchangeByte(*group[0]), absl::OkStatus()) << "nor does one that finds nobody waiting";
+  other.join();
 }
 
 TEST_F(GlooCommunicatorTest, CorruptBlobsAreRefused) {

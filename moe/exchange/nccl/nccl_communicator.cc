@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/heartbeat.h"
 #include "base/mutex.h"
 #include "moe/exchange/nccl/nccl_address.h"
 #include "moe/exchange/nccl/nccl_status.h"
@@ -34,6 +35,7 @@ class Backoff {
       std::this_thread::yield();
     } else {
       std::this_thread::sleep_for(kNap);
+      Heartbeat::Beat();
     }
   }
 
@@ -295,6 +297,7 @@ absl::Status NcclCommunicator::HostAllToAllV(const std::byte* send, std::span<co
 }
 
 absl::Status NcclCommunicator::AwaitStream(cudaStream_t stream) {
+  const Heartbeat::Doing waiting(Heartbeat::Activity::kWaiting);
   const auto deadline = steady_clock::now() + options_.exchange_timeout;
   Backoff backoff;
   while (true) {
@@ -334,6 +337,7 @@ absl::StatusOr<bool> NcclCommunicator::IsReady(absl::string_view call) {
 }
 
 absl::Status NcclCommunicator::AwaitReady(absl::string_view call, std::chrono::milliseconds timeout) {
+  const Heartbeat::Doing waiting(Heartbeat::Activity::kWaiting);
   const auto deadline = steady_clock::now() + timeout;
   Backoff backoff;
   while (true) {

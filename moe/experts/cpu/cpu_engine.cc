@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/heartbeat.h"
 #include "moe/experts/check_layer.h"
 #include "moe/experts/cpu/cpu_expert.h"
 #include "moe/experts/cpu/row_kernels.h"
@@ -277,6 +278,7 @@ absl::Status CpuEngine<T>::RunExperts(LayerId layer, const RankPlanView& plan, C
   for (const Tile& tile : tiles_) {
     MoveRows(step, done, &tile);
     SY_RETURN_IF_ERROR(RunTile(step.layer, tile));
+    Heartbeat::Beat();
     done = &tile;
   }
   MoveRows(step, done, nullptr);

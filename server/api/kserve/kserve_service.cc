@@ -219,8 +219,9 @@ KserveService::Reactor* KserveService::RepositoryModelLoad(Context* context,
   status.Update(CheckLoad(*request));
   if (!status.ok()) return FinishNow(context, status);
   Reactor* const reactor = context->DefaultReactor();
-  front_->repository().Load(request->model_name(),
-                            [reactor](const absl::Status& done) { reactor->Finish(ToGrpcStatus(done)); });
+  front_->repository().Load(
+      request->model_name(), [reactor](const absl::Status& done) { reactor->Finish(ToGrpcStatus(done)); },
+      [context] { return !context->IsCancelled(); });
   return reactor;
 }
 
@@ -231,8 +232,9 @@ KserveService::Reactor* KserveService::RepositoryModelUnload(Context* context,
   status.Update(CheckUnload(*request));
   if (!status.ok()) return FinishNow(context, status);
   Reactor* const reactor = context->DefaultReactor();
-  front_->repository().Unload(request->model_name(),
-                              [reactor](const absl::Status& done) { reactor->Finish(ToGrpcStatus(done)); });
+  front_->repository().Unload(
+      request->model_name(), [reactor](const absl::Status& done) { reactor->Finish(ToGrpcStatus(done)); },
+      [context] { return !context->IsCancelled(); });
   return reactor;
 }
 

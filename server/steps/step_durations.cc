@@ -1,0 +1,48 @@
+#include "server/steps/step_durations.h"
+
+#include <algorithm>
+#include <bit>
+#include <iterator>
+
+namespace switchyard {
+namespace {
+
+constexpr int kMemory = 16;  // steps
+// A step that takes hours counts like this, so that a multiple of it stays in range.
+constexpr std::chrono::nanoseconds kLongest = std::chrono::hours(24);
+
+int SizeClass(int64_t num_rows) { return std::bit_width(static_cast<uint64_t>(std::max<int64_t>(num_rows, 0))); }
+
+}  // namespace
+
+void StepDurations::Record(LayerId layer, int64_t num_rows, std::chrono::nanoseconds duration) {
+  duration = std::clamp(duration, std::chrono::nanoseconds(0), kLongest);
+  const auto [slowest, is_first] = slowest_.try_emplace({layer, SizeClass(num_rows)}, duration);
+  if (is_first) return;
+  if (duration >= slowest->second) {
+    slowest->second = duration;
+  } else {
+    slowest->second -= (slowest->second - duration) / kMemory;
+  }
+}
+
+std::chrono::milliseconds StepDurations::Limit(LayerId layer, int64_t num_rows) const {
+  const int size = SizeClass(num_rows);
+  const auto at_least = slowest_.lower_bound({layer, size});
+  std::chrono::nanoseconds slowest;
+  if (at_least != slowest_.end() && at_least->first.first == layer) {
+    slowest = at_least->second;
+  } else if (at_least != slowest_.begin() && std::prev(at_least)->first.first == layer) {
+    const auto& [key, smaller] = *std::prev(at_least);
+    slowest = std::min<std::chrono::nanoseconds>(smaller * (int64_t{1} << std::min(size - key.second, 20)), kLongest);
+  } else {
+    return kUnknown;
+  }
+  return std::max(kFloor, std::chrono::duration_cast<std::chrono::milliseconds>(slowest * kMultiple));
+}
+
+void StepDurations::Forget(LayerId layer) {
+  slowest_.erase(slowest_.lower_bound({layer, 0}), slowest_.lower_bound({LayerId{layer.value + 1}, 0}));
+}
+
+}  // namespace switchyard
