@@ -36,7 +36,8 @@ void PrintLatencies(const char* what, Client* client) {
 TEST(WarmUp, RunsBeforeReadyAndCountsNowhere) {
   const auto server = ServerProcess::Start({kModel, "--local_workers=2", "--max_batch_rows=256"});
   ASSERT_TRUE(server.ok()) << server.status();
-  EXPECT_NE((*server)->process().Log().find("warm-up: 4 steps in "), std::string::npos);
+  // Layers whose first step was slow take a few more.
+  EXPECT_THAT((*server)->process().Log(), testing::ContainsRegex("warm-up: [4-9] steps in "));
   const auto client = (*server)->Connect();
   const auto shows = [&](const std::string& line) {
     return (*server)->Get("/metrics").find(line) != std::string::npos;
