@@ -23,6 +23,9 @@ constexpr char kExamples[] = R"(Examples:
     switchyard_worker --front=HOST:8003 --worker_token_file=secret --exchange_host=ADDRESS
   (on each of two)
 
+Signals:
+  TERM, INT  drain and end; HUP  open files anew; USR1  log the state; QUIT  end at once
+
 When every model can be served it prints one line: READY grpc=HOST:PORT http=HOST:PORT workers=N)";
 
 void DefineServing(CLI::App& app, ServerOptions* options) {

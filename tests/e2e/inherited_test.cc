@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 
 #include "base/unique_fd.h"
 #include "cli/compare.h"
@@ -147,6 +148,37 @@ TEST(Inherited, APortInUseEndsTheStartBeforeAnyWorkerIsStarted) {
     EXPECT_NE(log.find(absl::StrCat("switchyard_server: ", flag, ": cannot listen on ")), std::string::npos) << log;
     EXPECT_EQ(log.find("started as process"), std::string::npos) << log;
   }
+}
+
+// The settings of libgomp in a process's environment.
+std::string ThreadWaitingOf(int pid) {
+  std::ifstream file(absl::StrCat("/proc/", pid, "/environ"));
+  std::string found;
+  for (std::string entry; std::getline(file, entry, '\0');) {
+    if (entry.rfind("OMP_WAIT_POLICY=", 0) == 0 || entry.rfind("GOMP_SPINCOUNT=", 0) == 0) found += entry + ' ';
+  }
+  return found;
+}
+
+TEST(Inherited, AnAwaitedWorkerWaitsBetweenLoopsAsALocalOneDoes) {
+  const auto local = ServerProcess::Start({absl::StrCat("--model=m=", kModel), "--local_workers=1"});
+  ASSERT_TRUE(local.ok()) << local.status();
+  auto front = ChildProcess::Start(kServerProgram, {absl::StrCat("--model=m=", kModel), "--port=0", "--http_port=0",
+                                                    "--await_workers=1", "--worker_port=0"});
+  ASSERT_TRUE(front.ok()) << front.status();
+  const std::string waiting = "waiting for 1 workers on ";
+  std::string log;
+  while ((log = (*front)->Log()).find(waiting) == std::string::npos) usleep(2000);
+  const size_t address = log.find(waiting) + waiting.size();
+  const auto worker =
+      ChildProcess::Start("worker/switchyard_worker",
+                          {"--front=" + log.substr(address, log.find('\n', address) - address), "--device=cpu"});
+  ASSERT_TRUE(worker.ok()) << worker.status();
+  const auto awaited = ServerProcess::WaitUntilReady(*std::move(front));
+  ASSERT_TRUE(awaited.ok()) << awaited.status();
+  const std::string settings = ThreadWaitingOf(WorkerPids(*(*local)->Connect())[0]);
+  EXPECT_NE(settings, "");
+  EXPECT_EQ(ThreadWaitingOf((*worker)->pid()), settings);
 }
 
 TEST(Inherited, AWorkerWhoseFrontIsGoneEnds) {
