@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "base/escape_controls.h"
 #include "base/mutex.h"
 
 namespace switchyard {
@@ -52,6 +53,16 @@ class JsonMessageFlag final : public spdlog::custom_flag_formatter {
   std::unique_ptr<custom_flag_formatter> clone() const override { return std::make_unique<JsonMessageFlag>(); }
 };
 
+// %E: the message on one line of text. Parts of it may come from callers, who must not forge lines.
+class TextMessageFlag final : public spdlog::custom_flag_formatter {
+ public:
+  void format(const spdlog::details::log_msg& msg, const std::tm&, spdlog::memory_buf_t& dest) override {
+    const std::string escaped = EscapeControls({msg.payload.data(), msg.payload.size()});
+    dest.append(escaped.data(), escaped.data() + escaped.size());
+  }
+  std::unique_ptr<custom_flag_formatter> clone() const override { return std::make_unique<TextMessageFlag>(); }
+};
+
 }  // namespace
 
 // %K: the fields of the thread that logs, each after a blank (name=value) or a comma ("name":value). Sinks format on
@@ -89,14 +100,14 @@ std::unique_ptr<spdlog::formatter> MakeFormatter(const Format& format) {
   const bool utc = !format.is_json && format.times == LogTimes::kIso8601;
   auto formatter = std::make_unique<spdlog::pattern_formatter>(utc ? spdlog::pattern_time_type::utc
                                                                    : spdlog::pattern_time_type::local);
-  formatter->add_flag<JsonMessageFlag>('J').add_flag<LogFieldsFlag>('K', format.is_json);
+  formatter->add_flag<JsonMessageFlag>('J').add_flag<TextMessageFlag>('E').add_flag<LogFieldsFlag>('K', format.is_json);
   if (format.is_json) {
     formatter->set_pattern(R"({"time":"%Y-%m-%dT%H:%M:%S.%f%z","level":"%l","process":")" + format.process +
                            R"(","message":%J%K})");
   } else {
     const std::string erase(StderrIsTerminal() ? kEraseLine : "");
     formatter->set_pattern(erase + (utc ? "%Y-%m-%dT%H:%M:%S.%fZ" : "%Y-%m-%d %H:%M:%S.%f") + " %^%L%$ [" +
-                           format.process + "] %v%K");
+                           format.process + "] %E%K");
   }
   return formatter;
 }

@@ -1,6 +1,7 @@
 #include "base/stop_signals.h"
 
 #include <pthread.h>
+#include <unistd.h>
 
 namespace switchyard {
 namespace {
@@ -9,9 +10,11 @@ pthread_t receiver;  // set before any handler can run
 
 void PassOn(int signal) { pthread_kill(receiver, signal); }
 
+void End(int signal) { _exit(128 + signal); }
+
 }  // namespace
 
-sigset_t KeepSignalsForThisThread(std::initializer_list<int> signals) {
+sigset_t KeepSignalsForThisThread(const std::vector<int>& signals) {
   receiver = pthread_self();
   sigset_t set;
   sigemptyset(&set);
@@ -22,6 +25,12 @@ sigset_t KeepSignalsForThisThread(std::initializer_list<int> signals) {
   action.sa_flags = SA_RESTART;
   for (const int signal : signals) sigaction(signal, &action, nullptr);
   return set;
+}
+
+void EndAtOnceOn(int signal) {
+  struct sigaction action = {};
+  action.sa_handler = End;
+  sigaction(signal, &action, nullptr);
 }
 
 }  // namespace switchyard

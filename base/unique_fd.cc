@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include "base/exhausted.h"
+
 namespace switchyard {
 
 void UniqueFd::reset(int fd) {
@@ -9,6 +11,8 @@ void UniqueFd::reset(int fd) {
   fd_ = fd;
 }
 
-absl::Status ErrnoStatus(int error_number, absl::string_view what) { return absl::ErrnoToStatus(error_number, what); }
+absl::Status ErrnoStatus(int error_number, absl::string_view what) {
+  return absl::Status(absl::ErrnoToStatusCode(error_number), absl::StrCat(what, ": ", DescribeErrno(error_number)));
+}
 
 }  // namespace switchyard

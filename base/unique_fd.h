@@ -27,7 +27,8 @@ class UniqueFd {
   int fd_ = -1;
 };
 
-// The status for a failed system call: `what` and the text of `error_number` (errno).
+// The status for a failed system call: `what` and the text of `error_number` (errno), with the limit that
+// it may come from (base/exhausted.h).
 absl::Status ErrnoStatus(int error_number, absl::string_view what);
 
 }  // namespace switchyard

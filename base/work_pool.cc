@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/container_limits.h"
+
 namespace switchyard {
 namespace {
 
@@ -13,7 +15,7 @@ void Pause() { __builtin_ia32_pause(); }
 
 WorkPool::WorkPool(int num_threads)
     : num_threads_(num_threads),
-      num_spins_(num_threads <= static_cast<int>(std::thread::hardware_concurrency()) ? kSpins : 0) {}
+      num_spins_(num_threads <= OwnCpuShare().num_cores && !OwnCpuShare().is_limited() ? kSpins : 0) {}
 
 WorkPool::~WorkPool() {
   {

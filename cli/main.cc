@@ -1,9 +1,13 @@
 #include <iostream>
 
 #include "base/deadlock_detection.h"
+#include "base/exhausted.h"
+#include "base/process_start.h"
 #include "cli/cli.h"
 
 int main(int argc, char** argv) {
+  switchyard::PrepareProcess(switchyard::ProgramKind::kTool);
+  switchyard::NameLimitsAtTheEnd("switchyard");
   switchyard::StopLookingForDeadlocks();
   return switchyard::RunCli(argc, argv, std::cout, std::cerr);
 }

@@ -58,6 +58,7 @@ absl::StatusOr<HostMatrix> LoadMatrix(const TensorRef& ref) {
   const int64_t num_cols = entry->shape.back();
   HostMatrix matrix = HostMatrix::Allocate(dtype, static_cast<int64_t>(num_elements) / num_cols, num_cols);
   ConvertElements(dtype, entry->bytes.data(), dtype, matrix.buffer.data(), num_elements);
+  SY_RETURN_IF_ERROR(file->CheckIntact());
   return matrix;
 }
 

@@ -2,17 +2,19 @@
 #include <google/protobuf/stubs/logging.h>
 #include <grpcpp/grpcpp.h>
 #include <signal.h>
-#include <sys/resource.h>
 
 #include <cstdio>
 
 #include "absl/time/time.h"
 #include "base/deadlock_detection.h"
+#include "base/exhausted.h"
 #include "base/logging.h"
+#include "base/process_start.h"
 #include "base/stop_signals.h"
 #include "base/version.h"
 #include "http/http_server.h"
 #include "rpc/deadline.h"
+#include "rpc/end_connections.h"
 #include "rpc/loopback.h"
 #include "rpc/tls.h"
 #include "server/api/calls/access_control.h"
@@ -29,11 +31,38 @@
 namespace switchyard {
 namespace {
 
-// Waits up to `timeout_ms` for one of the stop signals; returns whether one came.
-bool StopRequested(const sigset_t& signals, int timeout_ms) {
-  const timespec timeout = {timeout_ms / 1000, (timeout_ms % 1000) * 1'000'000L};
-  return sigtimedwait(&signals, nullptr, &timeout) > 0;
-}
+// The signals that the front handles, on main's thread.
+class Signals {
+ public:
+  // Call before any thread starts.
+  explicit Signals(const Inherited& inherited)
+      : inherited_(inherited), set_(KeepSignalsForThisThread({SIGTERM, SIGINT, SIGHUP, SIGUSR1})) {
+    EndAtOnceOn(SIGQUIT);
+  }
+
+  // Waits up to `timeout_ms` for a signal, and handles it. Returns whether it asks the server to stop.
+  bool StopRequested(Front& front, int timeout_ms) const {
+    const timespec timeout = {timeout_ms / 1000, (timeout_ms % 1000) * 1'000'000L};
+    switch (sigtimedwait(&set_, nullptr, &timeout)) {
+      case SIGTERM:
+      case SIGINT:
+        return true;
+      case SIGHUP:
+        if (inherited_.HangupMeansEnd()) return true;
+        front.ReopenFiles();
+        return false;
+      case SIGUSR1:
+        front.LogState();
+        return false;
+      default:
+        return false;
+    }
+  }
+
+ private:
+  const Inherited inherited_;
+  const sigset_t set_;
+};
 
 absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const Front& front, const MetricsPage& metrics) {
   const ServerOptions& options = front.options();
@@ -45,10 +74,10 @@ absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const Front& front, const 
 constexpr int kHealthIntervalMs = 100;
 
 // Waits for a stop signal, then drains. Updates the health service meanwhile.
-void ServeUntilStopped(Front& front, HealthReporter& health, const sigset_t& stop_signals) {
+void ServeUntilStopped(Front& front, HealthReporter& health, const Signals& signals) {
   do {
     health.Update(front.ready(), front.models()->layers());
-  } while (!StopRequested(stop_signals, kHealthIntervalMs));
+  } while (!signals.StopRequested(front, kHealthIntervalMs));
   health.Update(false, {});
   front.Drain();
 }
@@ -72,7 +101,7 @@ std::unique_ptr<ClientMemory> CreateClientMemory(const ServerOptions& options) {
   return std::make_unique<ClientMemory>(options.max_queued_bytes);
 }
 
-absl::Status Serve(const ServerOptions& options, const sigset_t& stop_signals) {
+absl::Status Serve(const ServerOptions& options, const Signals& signals) {
   SY_RETURN_IF_ERROR(CheckConfig(options));
   if (options.check_config) return absl::OkStatus();
   SY_ASSIGN_OR_RETURN(const auto access, AccessControl::Open(options));
@@ -88,45 +117,43 @@ absl::Status Serve(const ServerOptions& options, const sigset_t& stop_signals) {
   SY_ASSIGN_OR_RETURN(const auto http, StartHttp(*front, metrics));
   HealthReporter health(server.get(), {kSwitchyardServiceName, kKserveServiceName});
   health.Update(false, front->models()->layers());
-  const absl::Status serving = front->WaitUntilServing([&] { return StopRequested(stop_signals, 0); });
+  SY_RETURN_IF_ERROR(front->StartWorkers());
+  const absl::Status serving = front->WaitUntilServing([&] { return signals.StopRequested(*front, 0); });
   if (serving.ok()) {
     std::printf("READY grpc=%s:%d http=%s:%d workers=%d\n", options.host.c_str(), port, options.host.c_str(),
                 http->port(), front->num_ranks());
     std::fflush(stdout);
-    ServeUntilStopped(*front, health, stop_signals);
+    ServeUntilStopped(*front, health, signals);
   }
   front->repository().Stop();  // ends the changes that RPCs wait for
+  EndConnections(port);
   server->Shutdown(DeadlineAfter(absl::Seconds(1)));
   return absl::IsCancelled(serving) ? absl::OkStatus() : serving;
 }
 
-// Each connection takes a file descriptor. With the usual soft limit of 1024, idle connections would keep others out.
-void RaiseDescriptorLimit() {
-  rlimit limit;
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  setrlimit(RLIMIT_NOFILE, &limit);
-}
+// The threads of a front that serves: gRPC's, and those of docs/architecture.md.
+constexpr int kThreadsAtLeast = 32;
 
-absl::Status RunServer(const ServerOptions& options) {
+absl::Status RunServer(const ServerOptions& options, const Inherited& inherited) {
   StopLookingForDeadlocks();
   SY_RETURN_IF_ERROR(SetUpLogging({options.log_level, options.log_format, "front"}));
-  const sigset_t stop_signals = KeepSignalsForThisThread({SIGTERM, SIGINT});  // before any thread starts
-  signal(SIGPIPE, SIG_IGN);
-  RaiseDescriptorLimit();
+  const Signals signals(inherited);
+  SY_RETURN_IF_ERROR(CheckThreads(kThreadsAtLeast));
   // The sender of a malformed message is told what is wrong with it. Protobuf would also write that to stderr, in a
   // format of its own.
   google::protobuf::SetLogHandler(nullptr);
-  return Serve(options, stop_signals);
+  return Serve(options, signals);
 }
 
 }  // namespace
 }  // namespace switchyard
 
 int main(int argc, char** argv) {
+  const switchyard::Inherited inherited = switchyard::PrepareProcess(switchyard::ProgramKind::kService);
+  switchyard::NameLimitsAtTheEnd("switchyard_server");
   switchyard::ServerOptions options;
   if (const std::optional<int> exit_code = switchyard::ParseFlags(argc, argv, &options)) return *exit_code;
-  const absl::Status status = switchyard::RunServer(options);
+  const absl::Status status = switchyard::RunServer(options, inherited);
   if (status.ok()) return 0;
   std::fprintf(stderr, "switchyard_server: %s\n", std::string(status.message()).c_str());
   return 1;

@@ -104,6 +104,7 @@ class Loader {
     SY_ASSIGN_OR_RETURN(const ExpertWeights weights, TakeRead(index));
     const ExpertToLoad& expert = experts_[index];
     absl::Status loaded = engine_.LoadExpert(LayerId{expert.layer_idx}, expert.slot, weights);
+    loaded.Update(source_.CheckIntact());
     Release(expert);
     return loaded;
   }

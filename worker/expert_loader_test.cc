@@ -29,6 +29,7 @@ class RecordingEngine final : public ExpertEngine {
   absl::Status AddLayer(const LayerSpec&, int) override { return absl::OkStatus(); }
   int load_threads() const override { return load_threads_; }
   absl::Status LoadExpert(LayerId, int slot, const ExpertWeights& weights) override {
+    if (before_reading) before_reading();
     MutexLock lock(&mu_);
     slots_.push_back(slot);
     if (slot == failing_slot_) return absl::ResourceExhaustedError("full");
@@ -49,6 +50,8 @@ class RecordingEngine final : public ExpertEngine {
     return absl::OkStatus();
   }
   absl::Status Combine(const RankPlanView&, ConstMatrixView, MatrixView) override { return absl::OkStatus(); }
+
+  std::function<void()> before_reading;  // set before loading
 
   int num_loads() {
     MutexLock lock(&mu_);
@@ -171,6 +174,22 @@ TEST(ExpertLoaderTest, AFileCutShortWhileItIsServedIsAnErrorOfItsExpert) {
   EXPECT_EQ(loaded.code(), absl::StatusCode::kDataLoss) << loaded;
   EXPECT_THAT(loaded.message(), HasSubstr("model.safetensors: bytes "));
   EXPECT_THAT(loaded.message(), HasSubstr("layer "));
+}
+
+TEST(ExpertLoaderTest, AFileCutShortBetweenReadingAndUseIsAnErrorOfItsExpert) {
+  const std::string folder = WriteMixtral();
+  const auto source = OpenWeightSource(folder);
+  ASSERT_TRUE(source.ok()) << source.status();
+  std::vector<ExpertToLoad> experts;
+  for (int i = 0; i < kNumExperts; ++i) experts.push_back({i / 4, i, i % 4});
+  RecordingEngine engine(/*load_threads=*/1);
+  engine.before_reading = [&] { ASSERT_EQ(truncate((folder + "/model.safetensors").c_str(), 1000), 0); };
+  const absl::Status loaded =
+      LoadExperts(**source, engine, experts, [](const ExpertToLoad&) { return absl::OkStatus(); });
+  EXPECT_EQ(loaded.code(), absl::StatusCode::kDataLoss) << loaded;
+  EXPECT_THAT(loaded.message(), HasSubstr("model.safetensors: the file became shorter than "));
+  EXPECT_THAT(loaded.message(), HasSubstr("layer "));
+  EXPECT_EQ(engine.num_loads(), 1);
 }
 
 TEST(ExpertLoaderTest, WhoeverIsToldMayEndIt) {

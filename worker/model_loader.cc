@@ -7,12 +7,15 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/str_format.h"
 #include "base/logging.h"
 #include "moe/weights/weight_source.h"
 #include "worker/expert_loader.h"
 
 namespace switchyard {
 namespace {
+
+constexpr double kGiB = 1 << 30;
 
 // The files must not change after the front opened them; otherwise some ranks or experts would have other weights than
 // the rest.
@@ -195,7 +198,11 @@ absl::Status ModelLoader::Open(Job& job) {
   SY_ASSIGN_OR_RETURN(job.compute_dtype, ParseDType(job.share.compute_dtype()));
   SY_ASSIGN_OR_RETURN(job.source, OpenSameWeights(job.share));
   job.bytes_total = CountBytes(job.share, job.source->spec(), job.compute_dtype);
-  return absl::OkStatus();
+  if (options_.memory_limit == 0 || job.bytes_total <= options_.memory_limit) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrFormat("this rank's weights take %.1f GiB in %s, and the memory that this process may use is %.1f GiB; "
+                      "raise the container's memory limit, or spread the model over more workers",
+                      job.bytes_total / kGiB, DTypeName(job.compute_dtype), options_.memory_limit / kGiB));
 }
 
 absl::Status ModelLoader::LoadOne(Job& job, const std::function<void(int64_t num_bytes)>& expert_done) {

@@ -55,6 +55,8 @@ struct LoadOutcome {
 };
 
 struct ModelLoaderOptions {
+  // Bytes of memory that the weights must fit in; 0 for any, because the engine checks its own memory.
+  int64_t memory_limit = 0;
   EngineFactory make_engine;
   // Runs a task on the step thread some time later, or drops it when the worker ends.
   std::function<void(std::function<void()> task)> on_step_thread;

@@ -14,11 +14,14 @@ namespace {
 
 using testing::HasSubstr;
 
+constexpr int64_t kMemoryLimit = 1 << 20;
+
 // The test's thread acts as the step thread: it runs tasks when a test asks for it.
 class ModelLoaderTest : public testing::Test {
  protected:
   ModelLoaderTest() {
     ModelLoaderOptions options;
+    options.memory_limit = kMemoryLimit;
     options.make_engine = [this](DType dtype) -> absl::StatusOr<std::unique_ptr<ExpertEngine>> {
       EXPECT_EQ(std::this_thread::get_id(), step_thread_);
       return CreateCpuEngine({.compute_dtype = dtype, .num_threads = 1});
@@ -86,6 +89,15 @@ class ModelLoaderTest : public testing::Test {
   std::vector<LoadOutcome> outcomes_;
   std::unique_ptr<ModelLoader> loader_;
 };
+
+TEST_F(ModelLoaderTest, WeightsThatCannotFitAreRefusedBeforeTheyAreRead) {
+  // 2 layers of 2 experts with 3 matrices of 256 x 256 floats: 3 MiB.
+  loader_->Load({Share(1, "dim=256,hidden=256,experts=4,topk=2,layers=2"), Share(2)});
+  RunUntilEnded(2);
+  EXPECT_TRUE(absl::IsResourceExhausted(outcomes_[0].status)) << outcomes_[0].status;
+  EXPECT_THAT(std::string(outcomes_[0].status.message()), HasSubstr("the memory that this process may use"));
+  EXPECT_TRUE(outcomes_[1].status.ok()) << outcomes_[1].status;
+}
 
 TEST_F(ModelLoaderTest, LoadsOneAfterTheOtherAndTellsHowFarItIs) {
   loader_->Load({Share(1), Share(2)});

@@ -1,16 +1,25 @@
 #include "worker/program.h"
 
 #include <malloc.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cerrno>
+#include <climits>
 #include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
 
+#include "base/container_limits.h"
 #include "base/deadlock_detection.h"
+#include "base/exhausted.h"
 #include "base/logging.h"
+#include "base/process_start.h"
 #include "base/stop_signals.h"
 #include "rpc/version_line.h"
 #include "worker/worker.h"
@@ -60,29 +69,62 @@ void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
 }
 
 // Returns a descriptor that becomes readable on the signals that ask this process to stop. A worker that a front
-// started ignores Ctrl-C, because the front handles it and drains first.
-absl::StatusOr<UniqueFd> BlockStopSignals(bool started_by_front) {
-  signal(SIGPIPE, SIG_IGN);  // so that writing to a dead peer is an error of the call
-  if (started_by_front) signal(SIGINT, SIG_IGN);
-  const sigset_t signals =
-      started_by_front ? KeepSignalsForThisThread({SIGTERM}) : KeepSignalsForThisThread({SIGTERM, SIGINT});
+// started ignores what a terminal sends, because the front handles it and drains first. Another worker also stops when
+// the terminal that it was started from is gone, unless it was started by nohup.
+absl::StatusOr<UniqueFd> BlockStopSignals(bool started_by_front, const Inherited& inherited) {
+  std::vector<int> stopping = {SIGTERM};
+  if (started_by_front) {
+    for (const int number : {SIGINT, SIGQUIT}) signal(number, SIG_IGN);
+  } else {
+    EndAtOnceOn(SIGQUIT);
+    stopping.push_back(SIGINT);
+    if (inherited.has_terminal && !inherited.ignores_hangup) stopping.push_back(SIGHUP);
+  }
+  const sigset_t signals = KeepSignalsForThisThread(stopping);
   UniqueFd fd(signalfd(-1, &signals, SFD_CLOEXEC));
   if (!fd.valid()) return ErrnoStatus(errno, "signalfd");
   return fd;
 }
+
+// The threads of a worker that serves, besides those of its engine: gRPC's, and those of docs/architecture.md.
+constexpr int kThreadsAtLeast = 16;
 
 // Loading allocates and frees an expert's tensors over and over. By default glibc would come to keep such blocks in its
 // heap, between packed weights that stay, so that a third of the process's memory would be holes. Blocks from this size
 // on are mapped instead, and go back to the system when they are freed.
 void KeepLargeBlocksOutOfTheHeap() { mallopt(M_MMAP_THRESHOLD, 1 << 20); }
 
-absl::Status RunWorker(const WorkerOptions& options, const LoggingOptions& logging, DeviceOpener open_device) {
+// When the front dies, even by SIGKILL, its workers must not stay behind. A front that was dead before the signal was
+// asked for has closed its end of the link. The process id of the parent would not say so, because the parent may be a
+// script between the two.
+absl::Status DieWithTheFront(int link_fd) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  pollfd link = {link_fd, 0, 0};
+  if (link_fd < 0 || poll(&link, 1, 0) == 0 || (link.revents & POLLHUP) == 0) return absl::OkStatus();
+  return absl::UnavailableError("the front that started this worker has ended");
+}
+
+// libgomp reads these variables once, before main. So a worker that nobody has set them for begins anew with them, as a
+// front does for its own workers. When that fails, the worker goes on, only slower.
+void BeginAnewWithThreadWaiting(const WorkerOptions& options, char** argv) {
+  const int threads = options.num_threads > 0 ? options.num_threads : OwnCpuShare().num_threads;
+  std::vector<std::string> settings = ThreadWaiting(threads);
+  if (settings.empty()) return;
+  char path[PATH_MAX] = {};
+  if (readlink("/proc/self/exe", path, sizeof(path) - 1) < 0) return;
+  for (std::string& setting : settings) putenv(setting.data());
+  execv(path, argv);
+  for (const std::string& setting : settings) unsetenv(setting.substr(0, setting.find('=')).c_str());
+}
+
+absl::Status RunWorker(const WorkerOptions& options, const LoggingOptions& logging, const Inherited& inherited,
+                       DeviceOpener open_device) {
   SY_RETURN_IF_ERROR(SetUpLogging(logging));
   KeepLargeBlocksOutOfTheHeap();
+  SY_RETURN_IF_ERROR(CheckThreads(kThreadsAtLeast + options.num_threads));
   const bool started_by_front = options.local_index >= 0;
-  // When the front dies, even by SIGKILL, its workers must not stay behind.
-  if (started_by_front) prctl(PR_SET_PDEATHSIG, SIGKILL);
-  SY_ASSIGN_OR_RETURN(const UniqueFd stop_fd, BlockStopSignals(started_by_front));
+  if (started_by_front) SY_RETURN_IF_ERROR(DieWithTheFront(options.link_fd));
+  SY_ASSIGN_OR_RETURN(const UniqueFd stop_fd, BlockStopSignals(started_by_front, inherited));
   SY_ASSIGN_OR_RETURN(auto worker, Worker::Create(options, open_device));
   return worker->Run(stop_fd.get());
 }
@@ -90,6 +132,8 @@ absl::Status RunWorker(const WorkerOptions& options, const LoggingOptions& loggi
 }  // namespace
 
 int RunWorkerProgram(int argc, char** argv, DeviceOpener open_device) {
+  const Inherited inherited = PrepareProcess(ProgramKind::kService);
+  NameLimitsAtTheEnd("switchyard_worker");
   StopLookingForDeadlocks();
   WorkerOptions options;
   LoggingOptions logging;
@@ -102,8 +146,9 @@ int RunWorkerProgram(int argc, char** argv, DeviceOpener open_device) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
+  if (options.local_index < 0) BeginAnewWithThreadWaiting(options, argv);
   logging.process = options.local_index >= 0 ? absl::StrCat("worker ", options.local_index) : "worker";
-  const absl::Status status = RunWorker(options, logging, open_device);
+  const absl::Status status = RunWorker(options, logging, inherited, open_device);
   if (status.ok()) return kExitOk;
   const std::string erase(StderrIsTerminal() ? kEraseLine : "");
   std::fprintf(stderr, "%sswitchyard_worker: %s\n", erase.c_str(), std::string(status.message()).c_str());

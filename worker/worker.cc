@@ -10,6 +10,7 @@
 
 #include "absl/time/time.h"
 #include "base/clock.h"
+#include "base/container_limits.h"
 #include "base/logging.h"
 #include "base/version.h"
 #include "moe/link/spin_wait.h"
@@ -47,6 +48,8 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectToFront(const std::string&
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  // A proxy in the environment is for traffic to the outside. It would read the token of the workers.
+  args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   SY_RETURN_IF_ERROR(CheckMutualTlsFlags(tls));
   if (!tls.cert.given()) return grpc::CreateCustomChannel(front, grpc::InsecureChannelCredentials(), args);
   SY_ASSIGN_OR_RETURN(const auto credentials, TlsChannelCredentials(tls));
@@ -160,7 +163,8 @@ absl::Status Worker::JoinFront() {
   load_report_ = std::make_unique<LoadReport>(
       [this](worker::WorkerMessage message) { control_->Send(std::move(message)); }, options_.local_index < 0);
   loader_ = std::make_unique<ModelLoader>(
-      ModelLoaderOptions{.make_engine = [this](DType dtype) { return device_->MakeEngine(dtype); },
+      ModelLoaderOptions{.memory_limit = device_->name() == "cpu" ? MemoryLimit() : 0,
+                         .make_engine = [this](DType dtype) { return device_->MakeEngine(dtype); },
                          .on_step_thread =
                              [this](Inbox::Task task) {
                                inbox_->Push([this, task = std::move(task)] {

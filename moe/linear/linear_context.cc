@@ -2,9 +2,9 @@
 
 #include <utility>
 
+#include "base/container_limits.h"
 #include "moe/linear/dnnl_status.h"
 #include "moe/linear/linear_context_impl.h"
-#include "moe/linear/parallel.h"
 
 namespace switchyard {
 
@@ -15,7 +15,7 @@ absl::StatusOr<std::unique_ptr<LinearContext>> LinearContext::Create(int num_thr
   auto impl = std::make_unique<Impl>();
   SY_RETURN_IF_ERROR(SY_DNNL_CALL(impl->engine = dnnl::engine(dnnl::engine::kind::cpu, 0)));
   SY_RETURN_IF_ERROR(SY_DNNL_CALL(impl->stream = dnnl::stream(impl->engine)));
-  if (num_threads == 0) num_threads = AvailableCores();
+  if (num_threads == 0) num_threads = OwnCpuShare().num_threads;
   return std::unique_ptr<LinearContext>(new LinearContext(num_threads, std::move(impl)));
 }
 

@@ -16,9 +16,6 @@ inline constexpr bool kLoopsAreParallel = false;
 inline constexpr bool kLoopsAreParallel = true;
 #endif
 
-// Cores that this process may run on.
-inline int AvailableCores() { return omp_get_num_procs(); }
-
 // Calls body(i) for every i in [0, count), in equal consecutive parts on `num_threads` threads; returns when all are
 // done. `body` does not throw, and different i write different memory.
 template <typename Body>

@@ -73,6 +73,7 @@ class CheckpointSource final : public WeightSource {
     if (shared_gate.present()) router.shared_gate = OutMajorCopy(shared_gate);
     if (gate.projector.present()) ReadCosine(gate, &router);
     for (const StoredMatrix* part : parts) ReleaseStored(*part);
+    SY_RETURN_IF_ERROR(CheckIntact());
     return router;
   }
 
@@ -97,6 +98,8 @@ class CheckpointSource final : public WeightSource {
   }
 
   absl::StatusOr<uint64_t> FileIdentity() const override { return checkpoint_->FileIdentity(); }
+
+  absl::Status CheckIntact() const override { return checkpoint_->CheckIntact(); }
 
   std::optional<StoragePosition> PositionOf(int layer_idx, int expert_idx) const override {
     const StoredExpert& stored = layers_[layer_idx].experts[expert_idx];

@@ -68,6 +68,10 @@ class WeightSource {
   // files. An error when a file is gone.
   virtual absl::StatusOr<uint64_t> FileIdentity() const { return 0; }
 
+  // DATA_LOSS when weights that were read so far may not have been what the files hold, because a file became shorter
+  // while it was read. Ask after the last use of an expert's views.
+  virtual absl::Status CheckIntact() const { return absl::OkStatus(); }
+
   // Where an expert that the source has is stored; nullopt when experts are not stored in files.
   virtual std::optional<StoragePosition> PositionOf(int /*layer_idx*/, int /*expert_idx*/) const {
     return std::nullopt;

@@ -23,6 +23,9 @@ constexpr char kExamples[] = R"(Examples:
     switchyard_worker --front=HOST:8003 --worker_token_file=secret --exchange_host=ADDRESS
   (on each of two)
 
+Signals:
+  TERM, INT  drain and end; HUP  open files anew; USR1  log the state; QUIT  end at once
+
 When every model can be served it prints one line: READY grpc=HOST:PORT http=HOST:PORT workers=N)";
 
 void DefineServing(CLI::App& app, ServerOptions* options) {
@@ -87,11 +90,15 @@ void DefineConnections(CLI::App& app, ServerOptions* options) {
   app.add_option("--compression", options->compression,
                  "on or off: accept compressed requests, whose size is limited only as it travels")
       ->capture_default_str();
+  app.add_option("--client_ids", options->client_ids,
+                 "on or off: believe the metadata x-client-id, which says for whom a call is")
+      ->capture_default_str();
   app.add_option("--max_metadata_bytes", options->max_metadata_bytes, "metadata of one call at most")
       ->capture_default_str();
   app.add_option("--grpc_memory_bytes", options->grpc_memory_bytes,
                  "memory of messages on their way in at most, in bytes or with K, M, G, Ki, Mi, Gi; 0 for "
-                 "--max_queued_bytes and four times --max_request_bytes")
+                 "--max_queued_bytes and four times --max_request_bytes, or a quarter of the memory that this process "
+                 "may use if that is less")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
       ->capture_default_str();
 }
@@ -114,7 +121,7 @@ void DefineWorkers(CLI::App& app, ServerOptions* options) {
       ->capture_default_str();
   app.add_option("--link_spin_us", options->link_spin_us,
                  "local workers and the threads that read from them look for the next message for so long before they "
-                 "sleep; 0 never: for containers with a limit of CPU time")
+                 "sleep; 0 never; -1 for 1000, or for 0 where CPU time is limited")
       ->capture_default_str();
   app.add_option("--worker_binary", options->worker_binary, "the worker program; default: beside this one");
   app.add_option("--worker_http_port", options->worker_http_port,

@@ -99,7 +99,7 @@ absl::Status ValidateOptions(const ServerOptions& options) {
   SY_RETURN_IF_ERROR(CheckRange("--worker_http_port", options.worker_http_port, 0, 65535 - options.local_workers));
   SY_RETURN_IF_ERROR(CheckRange("--local_workers", options.local_workers, 0, 1024));
   SY_RETURN_IF_ERROR(CheckRange("--await_workers", options.await_workers, 0, 1024));
-  SY_RETURN_IF_ERROR(CheckRange("--link_spin_us", options.link_spin_us, 0, 1'000'000));
+  SY_RETURN_IF_ERROR(CheckRange("--link_spin_us", options.link_spin_us, -1, 1'000'000));
   SY_RETURN_IF_ERROR(CheckRange("--gpu_memory_limit", options.gpu_memory_limit, 0, int64_t{1} << 50));
   SY_RETURN_IF_ERROR(CheckRange("--max_batch_rows", options.max_batch_rows, 1, kMaxRows));
   SY_RETURN_IF_ERROR(CheckRange("--max_queue_delay_us", options.max_queue_delay_us, 0, 60'000'000));

@@ -1,6 +1,7 @@
 // Settings of the front, with the defaults that its flags show.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -49,8 +50,10 @@ struct ServerOptions {
   int handshake_timeout_ms = 10'000;  // until the first HTTP/2 settings must have come
   int max_concurrent_streams = 1024;  // of one connection
   int max_metadata_bytes = 16 << 10;  // of one call
+  bool client_ids = true;             // whether callers' metadata x-client-id is believed
   bool compression = true;            // calls may be compressed; gRPC limits only their compressed size
-  // How much memory gRPC may hold for messages on their way in. 0 means max_queued_bytes + 4 · max_request_bytes.
+  // How much memory gRPC may hold for messages on their way in. 0 means max_queued_bytes + 4 · max_request_bytes, or a
+  // quarter of the memory that this process may use if that is less, but room for two requests.
   int64_t grpc_memory_bytes = 0;
 
   // Either the front starts and supervises this many workers, …
@@ -61,8 +64,10 @@ struct ServerOptions {
   bool allow_tf32 = false;       // fp32 products on GPUs may round their inputs to TF32
   int worker_threads = 0;        // CPU threads of each worker; 0 shares the cores out evenly
   std::string worker_binary;     // empty: the one beside this program
-  int link_spin_us = 1000;       // how long at most both ends of a local link spin before they sleep; 0 never spins
-  int worker_http_port = 0;      // worker i serves its metrics at this port + i; 0 for none
+  // How long at most both ends of a local link spin before they sleep; 0 never spins. -1 means 1000, or 0 where CPU
+  // time is limited.
+  int link_spin_us = -1;
+  int worker_http_port = 0;  // worker i serves its metrics at this port + i; 0 for none
   // … or it waits for this many workers on the worker port.
   int await_workers = 0;
   std::string worker_host = "127.0.0.1";
@@ -126,9 +131,10 @@ struct ServerOptions {
   }
   FlagFile auth_tokens() const { return {"--auth_token_file", auth_token_file}; }
   FlagFile admin_tokens() const { return {"--admin_token_file", admin_token_file}; }
-  // grpc_memory_bytes, or the value that 0 stands for.
-  int64_t grpc_memory() const {
-    return grpc_memory_bytes > 0 ? grpc_memory_bytes : max_queued_bytes + 4 * max_request_bytes;
+  // grpc_memory_bytes, or the value that 0 stands for in a process that may use `memory_limit` bytes.
+  int64_t grpc_memory(int64_t memory_limit) const {
+    if (grpc_memory_bytes > 0) return grpc_memory_bytes;
+    return std::min(max_queued_bytes + 4 * max_request_bytes, std::max(memory_limit / 4, 2 * max_request_bytes));
   }
 };
 

@@ -93,9 +93,11 @@ TEST(ServerOptions, MemoryOfMessagesFollowsTheQueueUnlessItIsGiven) {
   ServerOptions options = Valid();
   options.max_request_bytes = 10;
   options.max_queued_bytes = 100;
-  EXPECT_EQ(options.grpc_memory(), 140);
+  EXPECT_EQ(options.grpc_memory(int64_t{1} << 40), 140);
+  EXPECT_EQ(options.grpc_memory(/*memory_limit=*/400), 100);
+  EXPECT_EQ(options.grpc_memory(/*memory_limit=*/40), 20);  // of two requests
   options.grpc_memory_bytes = int64_t{1} << 30;
-  EXPECT_EQ(options.grpc_memory(), int64_t{1} << 30);
+  EXPECT_EQ(options.grpc_memory(400), int64_t{1} << 30);
   EXPECT_TRUE(ValidateOptions(options).ok());
   options.grpc_memory_bytes = 1;
   ExpectRefused(options, "--grpc_memory_bytes=1");

@@ -5,12 +5,13 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <thread>
 
 #include "absl/strings/escaping.h"
+#include "base/container_limits.h"
 #include "base/logging.h"
 #include "base/version.h"
 #include "rpc/build_fingerprint.h"
+#include "rpc/tls.h"
 #include "rpc/token_list.h"
 #include "server/steps/warm_up.h"
 
@@ -18,6 +19,9 @@ namespace switchyard {
 namespace {
 
 constexpr std::chrono::milliseconds kWorkerExitGrace{5000};
+
+// How long the end waits for callers that do not read their answers.
+constexpr std::chrono::milliseconds kSendingGrace{1000};
 
 // More threads hardly copy faster, because memory bandwidth limits them.
 constexpr int kMaxCopyThreads = 4;
@@ -31,7 +35,15 @@ constexpr int kCoresPerAnswerThread = 4;
 // being copied.
 constexpr int kSpareOutputs = 8;
 
-int NumCores() { return std::max(1u, std::thread::hardware_concurrency()); }
+constexpr int kLinkSpinUs = 1000;
+
+int NumCores() { return OwnCpuShare().num_threads; }
+
+// Spinning would take the time that a limit of CPU time leaves from the threads that work.
+int LinkSpinUs(const ServerOptions& options) {
+  if (options.link_spin_us >= 0) return options.link_spin_us;
+  return OwnCpuShare().is_limited() ? 0 : kLinkSpinUs;
+}
 
 int NumRanks(const ServerOptions& options) {
   return options.local_workers > 0 ? options.local_workers : options.await_workers;
@@ -61,15 +73,6 @@ std::string WorkerBinary(const ServerOptions& options) {
   return folder.parent_path() / "worker" / "switchyard_worker";
 }
 
-// Environment variables that say how libgomp's threads wait between the many short parallel loops of a step. Spinning
-// for about 50 µs bridges the gaps without taking the cores from the front for long. If threads outnumber cores, they
-// do not spin, because spinning would only keep other threads from running.
-std::vector<std::string> ThreadWaiting(int num_threads) {
-  if (getenv("OMP_WAIT_POLICY") != nullptr || getenv("GOMP_SPINCOUNT") != nullptr) return {};
-  if (num_threads > NumCores()) return {"OMP_WAIT_POLICY=passive"};
-  return {"OMP_WAIT_POLICY=active", "GOMP_SPINCOUNT=20000"};
-}
-
 std::vector<LayerId> LayersOf(const ServedModel& model) {
   std::vector<LayerId> layers;
   for (const auto& layer : model.layers) layers.push_back(layer->id);
@@ -78,8 +81,9 @@ std::vector<LayerId> LayersOf(const ServedModel& model) {
 
 }  // namespace
 
-Front::Front(const ServerOptions& options)
+Front::Front(const ServerOptions& options, std::string worker_token)
     : options_(options),
+      worker_token_(std::move(worker_token)),
       num_ranks_(NumRanks(options)),
       opener_(options, num_ranks_),
       request_log_(options.slow_request_ms),
@@ -87,14 +91,14 @@ Front::Front(const ServerOptions& options)
 
 absl::StatusOr<std::unique_ptr<Front>> Front::Create(const ServerOptions& options) {
   SY_RETURN_IF_ERROR(ValidateOptions(options));
-  SY_ASSIGN_OR_RETURN(const std::string token, WorkerToken(options));
-  std::unique_ptr<Front> front(new Front(options));
+  SY_ASSIGN_OR_RETURN(std::string token, WorkerToken(options));
+  std::unique_ptr<Front> front(new Front(options, std::move(token)));
   SY_ASSIGN_OR_RETURN(front->tracer_, Tracer::Create(options.trace_file));
   SY_ASSIGN_OR_RETURN(const auto models, front->OpenModels());
   SY_RETURN_IF_ERROR(front->LayOutLinks(models));
-  SY_RETURN_IF_ERROR(front->CreateGroup(token));
+  SY_RETURN_IF_ERROR(front->CreateGroup());
   front->CreateRepository(models);
-  SY_RETURN_IF_ERROR(front->StartWorkers(token));
+  SY_RETURN_IF_ERROR(front->ListenForWorkers());
   return front;
 }
 
@@ -183,18 +187,18 @@ SchedulerOptions Front::MakeSchedulerOptions() const {
   return scheduler;
 }
 
-GroupOptions Front::MakeGroupOptions(const std::string& token) {
+GroupOptions Front::MakeGroupOptions() {
   GroupOptions group;
   group.membership.num_ranks = num_ranks_;
   group.membership.local = options_.local_workers > 0;
-  group.membership.token = token;
+  group.membership.token = worker_token_;
   group.membership.version = std::string(kVersion);
   group.membership.build = std::string(kBuildFingerprint);
   group.membership.show_load = [this](const std::vector<ModelLoad>& models, SteadyTime now) {
     load_display_->Update(models, now);
   };
   group.membership.worker_timeout = std::chrono::milliseconds(options_.worker_timeout_ms);
-  group.link_spin = std::chrono::microseconds(options_.link_spin_us);
+  group.link_spin = std::chrono::microseconds(LinkSpinUs(options_));
   group.on_model_abandoned = [this](ModelId id, const absl::Status& why) { Abandon(id, why); };
   group.on_first_load_failed = [this](const absl::Status& why) {
     MutexLock lock(&mu_);
@@ -203,23 +207,23 @@ GroupOptions Front::MakeGroupOptions(const std::string& token) {
   return group;
 }
 
-absl::Status Front::CreateGroup(const std::string& token) {
+absl::Status Front::CreateGroup() {
   load_display_ = std::make_unique<LoadDisplay>(StderrLoadOutput(options_.log_format));
-  SY_ASSIGN_OR_RETURN(
-      workers_, WorkerGroup::Create(link_layout_, MakeSchedulerOptions(), MakeGroupOptions(token), metrics_.get()));
+  SY_ASSIGN_OR_RETURN(workers_,
+                      WorkerGroup::Create(link_layout_, MakeSchedulerOptions(), MakeGroupOptions(), metrics_.get()));
   return absl::OkStatus();
 }
 
-absl::Status Front::StartWorkers(const std::string& token) {
-  if (options_.await_workers > 0) {
-    SY_ASSIGN_OR_RETURN(worker_port_,
-                        WorkerPort::Listen(options_.worker_host, options_.worker_port, options_.worker_tls(),
-                                           link_layout_.output_bytes, &workers_->group()));
-    spdlog::info("waiting for {} workers on {}:{}", num_ranks_, options_.worker_host, worker_port_->port());
-    return absl::OkStatus();
-  }
-  SY_ASSIGN_OR_RETURN(worker_port_,
-                      WorkerPort::Listen("127.0.0.1", 0, TlsFiles(), link_layout_.output_bytes, &workers_->group()));
+absl::Status Front::ListenForWorkers() {
+  const bool is_local = options_.local_workers > 0;
+  SY_ASSIGN_OR_RETURN(
+      worker_port_,
+      WorkerPort::Listen(is_local ? "127.0.0.1" : options_.worker_host, is_local ? 0 : options_.worker_port,
+                         is_local ? TlsFiles() : options_.worker_tls(), link_layout_.output_bytes, &workers_->group()));
+  return absl::OkStatus();
+}
+
+SupervisorOptions Front::MakeSupervisorOptions() const {
   SupervisorOptions supervisor;
   supervisor.num_workers = num_ranks_;
   supervisor.binary = WorkerBinary(options_);
@@ -230,7 +234,7 @@ absl::Status Front::StartWorkers(const std::string& token) {
                           absl::StrCat("--gpu_memory_limit=", options_.gpu_memory_limit),
                           absl::StrCat("--allow_tf32=", options_.allow_tf32 ? "true" : "false"),
                           absl::StrCat("--threads=", threads),
-                          absl::StrCat("--link_spin_us=", options_.link_spin_us),
+                          absl::StrCat("--link_spin_us=", LinkSpinUs(options_)),
                           absl::StrCat("--log_level=", options_.log_level),
                           absl::StrCat("--log_format=", options_.log_format)};
   if (options_.worker_http_port > 0) {
@@ -241,13 +245,21 @@ absl::Status Front::StartWorkers(const std::string& token) {
   if (!options_.custom_expert.empty()) {
     supervisor.arguments.push_back(absl::StrCat("--custom_expert=", options_.custom_expert));
   }
-  supervisor.environment = {absl::StrCat("SWITCHYARD_WORKER_TOKEN=", token)};
+  supervisor.environment = {absl::StrCat("SWITCHYARD_WORKER_TOKEN=", worker_token_)};
   const auto thread_waiting = ThreadWaiting(threads * num_ranks_);
   supervisor.environment.insert(supervisor.environment.end(), thread_waiting.begin(), thread_waiting.end());
+  return supervisor;
+}
+
+absl::Status Front::StartWorkers() {
+  if (options_.await_workers > 0) {
+    spdlog::info("waiting for {} workers on {}:{}", num_ranks_, options_.worker_host, worker_port_->port());
+    return absl::OkStatus();
+  }
   SY_ASSIGN_OR_RETURN(
       supervisor_,
       Supervisor::Start(
-          supervisor,
+          MakeSupervisorOptions(),
           [this](int rank, UniqueFd socket) { workers_->group().LocalWorkerSpawned(rank, std::move(socket)); },
           [this](int rank, const std::string& how) {
             workers_->group().LocalWorkerExited(rank, how);
@@ -303,11 +315,12 @@ absl::Status Front::WarmUp(const std::shared_ptr<ServedModel>& model,
 }
 
 absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_bytes) {
-  SY_RETURN_IF_ERROR(admission_->Admit(request->ask.client, request->ask.num_rows, num_bytes));
+  const std::shared_ptr<const Holder> holder = request->ask.holder;
+  SY_RETURN_IF_ERROR(admission_->Admit(*holder, request->ask.num_rows, num_bytes));
   // The draining flag is checked after admission. Drain sets the flag first and then waits for the admitted requests,
   // so it cannot miss one.
   if (draining_.load() || !served_.load()) {
-    admission_->Release(request->ask.client, request->ask.num_rows, num_bytes);
+    admission_->Release(*holder, request->ask.num_rows, num_bytes);
     return absl::UnavailableError(draining_.load() ? "the server is draining; another replica may take the request"
                                                    : "the server is still starting");
   }
@@ -319,12 +332,12 @@ absl::Status Front::Submit(const std::shared_ptr<Request>& request, int64_t num_
     request->ask.answer_by = request->ask.arrival + std::chrono::microseconds(request->ask.timeout_us);
     request->ask.deadline = std::min(request->ask.deadline, request->ask.answer_by);
   }
-  request->outcome.held_bytes =
-      std::shared_ptr<const void>(nullptr, [admission = admission_, client = request->ask.client,
-                                            num_bytes](const void*) { admission->ReleaseBytes(client, num_bytes); });
-  request->ask.done = [this, client = request->ask.client, num_rows = request->ask.num_rows,
+  request->outcome.held_bytes = std::shared_ptr<const void>(
+      nullptr,
+      [admission = admission_, holder, num_bytes](const void*) { admission->ReleaseBytes(*holder, num_bytes); });
+  request->ask.done = [this, holder, num_rows = request->ask.num_rows,
                        done = std::move(request->ask.done)](absl::Status status) {
-    admission_->ReleaseRows(client, num_rows);
+    admission_->ReleaseRows(*holder, num_rows);
     done(std::move(status));
   };
   workers_->scheduler().Enqueue(request);
@@ -344,9 +357,32 @@ void Front::Drain() {
   if (!admission_->WaitUntilEmpty(std::chrono::milliseconds(options_.drain_timeout_ms))) {
     spdlog::warn("drain timeout: {} requests are given up", held().requests);
   }
+  if (!admission_->WaitUntilSent(kSendingGrace)) spdlog::warn("{} bytes of answers are not sent", held().bytes);
   if (supervisor_ != nullptr) supervisor_->StopRestarting();
   workers_->group().Drain();
   if (supervisor_ != nullptr) supervisor_->Shutdown(kWorkerExitGrace);
+}
+
+void Front::ReopenFiles() {
+  tracer_->ReopenFile();
+  for (const TlsFiles& files : {options_.client_tls(), options_.worker_tls()}) {
+    if (absl::Status read = ReadTlsFiles(files).status(); !read.ok()) {
+      spdlog::error("the certificate in use stays: {}", read.message());
+    }
+  }
+  spdlog::info("SIGHUP: files are opened anew; certificates and tokens that were replaced are used from now on");
+}
+
+void Front::LogState() const {
+  const GroupInfo group = group_info();
+  const Admission::Held held = this->held();
+  spdlog::info("SIGUSR1: {}, epoch {}, {} recoveries; {} requests with {} rows and {} bytes are held", state(),
+               group.epoch.value, group.recoveries, held.requests, held.rows, held.bytes);
+  for (size_t rank = 0; rank < group.ranks.size(); ++rank) {
+    const RankInfo& info = group.ranks[rank];
+    spdlog::info("SIGUSR1: rank {}: {}, process {} on {}, {}, {:.0f} % loaded, {} restarts", rank, info.state, info.pid,
+                 info.host, info.device, 100 * info.load_fraction, info.restarts);
+  }
 }
 
 std::string Front::state() const {

@@ -1,6 +1,7 @@
 // The front: builds and owns the parts that the RPCs use.
 //
-//   auto front = *Front::Create(options);     opens and checks the models, listens on the worker port, starts workers
+//   auto front = *Front::Create(options);     opens and checks the models, listens on the worker port
+//   front->StartWorkers();                    when all other ports are open, too
 //   front->WaitUntilServing();                waits until the models are loaded and the first group has formed
 //   … RPCs call Submit() …
 //   front->repository().Load(…)               at any time
@@ -33,6 +34,8 @@ class Front final : private ModelHost {
   static absl::StatusOr<std::unique_ptr<Front>> Create(const ServerOptions& options);
   ~Front() override;
 
+  // Starts the local workers. A port in use is then found before any process has been started.
+  absl::Status StartWorkers();
   // Waits until the first group serves, and warms it up. Returns an error when a worker cannot load, a warm-up step
   // fails, or `should_stop` returns true.
   absl::Status WaitUntilServing(const std::function<bool()>& should_stop);
@@ -48,6 +51,11 @@ class Front final : private ModelHost {
   // Refuses new requests and changes of models, waits up to the drain timeout for the requests in flight, and ends the
   // workers. Call it once.
   void Drain();
+
+  // Opens files again that others may have moved or replaced, and logs which of those that it reads cannot be used.
+  void ReopenFiles();
+  // Logs what the front and its workers are doing.
+  void LogState() const;
 
   const ServerOptions& options() const { return options_; }
   std::shared_ptr<const ModelTable> models() const { return repository_->table(); }
@@ -69,7 +77,7 @@ class Front final : private ModelHost {
   int worker_port() const { return worker_port_->port(); }
 
  private:
-  explicit Front(const ServerOptions& options);
+  Front(const ServerOptions& options, std::string worker_token);
 
   // ModelHost.
   void Load(const std::shared_ptr<ServedModel>& model, std::function<void(absl::Status)> done) override;
@@ -88,15 +96,17 @@ class Front final : private ModelHost {
   void AddMetrics(const ServedModel& model);
   GroupModel MakeGroupModel(const std::shared_ptr<ServedModel>& model) const;
   SchedulerOptions MakeSchedulerOptions() const;
-  GroupOptions MakeGroupOptions(const std::string& token);
-  absl::Status CreateGroup(const std::string& token);
+  GroupOptions MakeGroupOptions();
+  SupervisorOptions MakeSupervisorOptions() const;
+  absl::Status CreateGroup();
+  absl::Status ListenForWorkers();
   // The error with which the start is given up; OK while it goes on.
   absl::Status StartFailure(const std::function<bool()>& should_stop);
   absl::Status WarmUpLayers(const std::vector<std::shared_ptr<ServedLayer>>& layers,
                             const std::function<absl::Status()>& should_stop);
-  absl::Status StartWorkers(const std::string& token);
 
   const ServerOptions options_;
+  const std::string worker_token_;  // empty for none
   const int num_ranks_;
   ModelOpener opener_;
   const std::unique_ptr<Metrics> metrics_ = std::make_unique<Metrics>();

@@ -11,8 +11,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <optional>
 
+#include "base/exhausted.h"
 #include "base/logging.h"
 #include "moe/link/step_socket.h"
 
@@ -21,16 +23,22 @@ extern char** environ;
 namespace switchyard {
 namespace {
 
+constexpr int kStatusLost = -1;  // no value of waitpid
+
 constexpr int kLinkFd = 3;
 constexpr std::chrono::milliseconds kFirstBackoff{100};
 constexpr std::chrono::milliseconds kLongestBackoff{10'000};
+// How often the supervisor looks whether a worker without a pidfd has ended.
+constexpr int kReapIntervalMs = 20;
 
-// The child's setup of files and signals: it inherits one socket, as kLinkFd, and starts without blocked signals.
+// The child's setup of files and signals: it inherits descriptors 0 to 2 and one socket, as kLinkFd, and starts without
+// blocked signals.
 class SpawnSetup {
  public:
   explicit SpawnSetup(int link_socket) {
     posix_spawn_file_actions_init(&actions_);
     posix_spawn_file_actions_adddup2(&actions_, link_socket, kLinkFd);
+    posix_spawn_file_actions_addclosefrom_np(&actions_, kLinkFd + 1);
     posix_spawnattr_init(&attributes_);
     sigset_t none, defaults;
     sigemptyset(&none);
@@ -60,6 +68,7 @@ std::vector<char*> Pointers(std::vector<std::string>& strings) {
 }
 
 std::string DescribeExit(int wait_status) {
+  if (wait_status == kStatusLost) return "worker ended, and the system does not say how";
   if (WIFSIGNALED(wait_status)) return absl::StrCat("worker killed by signal ", WTERMSIG(wait_status));
   return absl::StrCat("worker exited with status ", WEXITSTATUS(wait_status));
 }
@@ -99,8 +108,7 @@ Supervisor::~Supervisor() {
 
 void Supervisor::Kill(int index, int pid) {
   MutexLock lock(&mu_);
-  if (workers_[index].pid == pid && pid != 0)
-    syscall(SYS_pidfd_send_signal, workers_[index].pidfd.get(), SIGKILL, nullptr, 0);
+  if (workers_[index].pid == pid && pid != 0) kill(pid, SIGKILL);
 }
 
 void Supervisor::NoteHealthy(int index) {
@@ -120,8 +128,8 @@ void Supervisor::Shutdown(std::chrono::milliseconds grace) {
   while (num_running_ > 0 && Clock::Real().Now() < deadline) {
     all_ended_.WaitUntil(&mu_, deadline);
   }
-  for (Worker& worker : workers_) {
-    if (worker.pidfd.valid()) syscall(SYS_pidfd_send_signal, worker.pidfd.get(), SIGKILL, nullptr, 0);
+  for (const Worker& worker : workers_) {
+    if (worker.pid != 0) kill(worker.pid, SIGKILL);
   }
   while (num_running_ > 0) all_ended_.Wait(&mu_);
 }
@@ -137,22 +145,17 @@ void Supervisor::Loop() {
   while (true) {
     StartDue();
     std::vector<pollfd> polled = {{wake_fd_.get(), POLLIN, 0}};
-    std::vector<int> indices;
     {
       MutexLock lock(&mu_);
-      if (stop_) return;
-      for (int i = 0; i < options_.num_workers; ++i) {
-        if (!workers_[i].pidfd.valid()) continue;
-        polled.push_back({workers_[i].pidfd.get(), POLLIN, 0});
-        indices.push_back(i);
+      if (stop_ && num_running_ == 0) return;
+      for (const Worker& worker : workers_) {
+        if (worker.pidfd.valid()) polled.push_back({worker.pidfd.get(), POLLIN, 0});
       }
     }
     poll(polled.data(), polled.size(), PollTimeoutMs());
     eventfd_t wakes;
     eventfd_read(wake_fd_.get(), &wakes);
-    for (size_t i = 0; i < indices.size(); ++i) {
-      if (polled[i + 1].revents != 0) Reap(indices[i]);
-    }
+    for (int i = 0; i < options_.num_workers; ++i) Reap(i);
   }
 }
 
@@ -184,37 +187,47 @@ absl::Status Supervisor::Spawn(int index) {
   pid_t pid = 0;
   const int error = posix_spawn(&pid, options_.binary.c_str(), setup.actions(), setup.attributes(),
                                 Pointers(arguments).data(), Pointers(environment).data());
-  if (error != 0) return ErrnoStatus(error, absl::StrCat("cannot start ", options_.binary));
-  UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
-  if (!pidfd.valid()) return ErrnoStatus(errno, "pidfd_open");
-  spdlog::info("worker {}: started as process {}", index, pid);
-  {
-    MutexLock lock(&mu_);
-    Worker& worker = workers_[index];
-    worker.pid = pid;
-    worker.pidfd = std::move(pidfd);
-    ++num_running_;
+  if (error != 0) {
+    return absl::UnavailableError(absl::StrCat("cannot start ", options_.binary, ": ", DescribeStartErrno(error)));
   }
+  spdlog::info("worker {}: started as process {}", index, pid);
+  Watch(index, pid);
   on_spawned_(index, std::move(sockets.front));
   return absl::OkStatus();
 }
 
-void Supervisor::Reap(int index) {
-  int pid;
-  {
-    MutexLock lock(&mu_);
-    pid = workers_[index].pid;
+void Supervisor::Watch(int index, int pid) {
+  UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
+  if (!pidfd.valid()) {
+    spdlog::warn("worker {}: looked for every {} ms, because pidfd_open is refused: {}", index, kReapIntervalMs,
+                 strerror(errno));
   }
+  MutexLock lock(&mu_);
+  Worker& worker = workers_[index];
+  worker.pid = pid;
+  worker.pidfd = std::move(pidfd);
+  ++num_running_;
+  if (!restarting_) kill(pid, SIGKILL);  // the end has begun since the worker was found due
+}
+
+void Supervisor::Reap(int index) {
   int wait_status = 0;
-  if (waitpid(pid, &wait_status, WNOHANG) != pid) return;
+  {
+    // The lock keeps Kill from a process id that the system has given to another process already.
+    MutexLock lock(&mu_);
+    Worker& worker = workers_[index];
+    if (worker.pid == 0) return;
+    const pid_t ended = waitpid(worker.pid, &wait_status, WNOHANG);
+    if (ended == 0 || (ended < 0 && errno != ECHILD)) return;
+    if (ended < 0) wait_status = kStatusLost;
+    worker.pid = 0;
+    worker.pidfd.reset();
+  }
   on_exited_(index, DescribeExit(wait_status));
   MutexLock lock(&mu_);
   Worker& worker = workers_[index];
-  const SteadyTime now = Clock::Real().Now();
-  worker.restart_at = now + worker.backoff;
+  worker.restart_at = Clock::Real().Now() + worker.backoff;
   worker.backoff = std::clamp(worker.backoff * 2, kFirstBackoff, kLongestBackoff);
-  worker.pid = 0;
-  worker.pidfd.reset();
   if (--num_running_ == 0) all_ended_.SignalAll();
 }
 
@@ -222,6 +235,7 @@ int Supervisor::PollTimeoutMs() const {
   MutexLock lock(&mu_);
   std::optional<SteadyTime> next;
   for (const Worker& worker : workers_) {
+    if (worker.pid != 0 && !worker.pidfd.valid()) return kReapIntervalMs;
     if (restarting_ && worker.pid == 0 && (!next.has_value() || worker.restart_at < *next)) next = worker.restart_at;
   }
   if (!next.has_value()) return -1;

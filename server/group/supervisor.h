@@ -1,8 +1,9 @@
 // Starts the local workers, watches them, and starts a new one when one ends.
 //
 // A worker inherits one socket, its end of the shared-memory link, and a secret in its environment. When it ends, a
-// pidfd tells the supervisor at once, without races over reused process ids. A worker that keeps ending is restarted
-// after ever longer pauses, of up to 10 s, until it is reported healthy.
+// pidfd tells the supervisor at once; where the system refuses pidfds, the supervisor looks for ended workers 50 times
+// a second. A worker that keeps ending is restarted after ever longer pauses, of up to 10 s, until it is reported
+// healthy.
 //
 // The supervisor has one thread, which starts and reaps the processes, because a worker dies with the thread that
 // started it.
@@ -36,7 +37,7 @@ class Supervisor {
 
   static absl::StatusOr<std::unique_ptr<Supervisor>> Start(const SupervisorOptions& options, SpawnedFn on_spawned,
                                                            ExitedFn on_exited);
-  // Kills the workers that are still running.
+  // Kills the workers that are still running, also one that is just being started, and reaps them.
   ~Supervisor();
 
   // The following functions are thread-safe.
@@ -45,7 +46,7 @@ class Supervisor {
   void Kill(int index, int pid);
   // Notes that the worker does its work: if it ends, it is restarted at once.
   void NoteHealthy(int index);
-  // After this no worker is restarted.
+  // After this no worker is restarted, and one that is just being started is killed.
   void StopRestarting();
   // Waits for all workers to end, and kills those that are still running after `grace`. Implies StopRestarting.
   void Shutdown(std::chrono::milliseconds grace);
@@ -54,8 +55,8 @@ class Supervisor {
 
  private:
   struct Worker {
-    int pid = 0;
-    UniqueFd pidfd;
+    int pid = 0;     // 0 while it is not running
+    UniqueFd pidfd;  // readable when it has ended; invalid where the system has no pidfds
     SteadyTime restart_at;
     std::chrono::milliseconds backoff{0};
   };
@@ -64,6 +65,7 @@ class Supervisor {
 
   void Loop();
   absl::Status Spawn(int index);
+  void Watch(int index, int pid);
   void StartDue();
   void Reap(int index);
   int PollTimeoutMs() const;

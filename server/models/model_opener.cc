@@ -1,9 +1,9 @@
 #include "server/models/model_opener.h"
 
 #include <algorithm>
-#include <thread>
 
 #include "absl/strings/str_join.h"
+#include "base/container_limits.h"
 #include "base/logging.h"
 #include "moe/plan/plan_codec.h"
 #include "moe/weights/weight_source.h"
@@ -25,7 +25,7 @@ constexpr int64_t kSmallestStep = 16;
 
 int GateThreads(const ServerOptions& options) {
   if (options.gate_threads > 0) return options.gate_threads;
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / 4);
+  return std::max(1, OwnCpuShare().num_threads / 4);
 }
 
 absl::StatusOr<std::vector<std::unique_ptr<Gate>>> MakeGates(WeightSource& source, int layer_idx,

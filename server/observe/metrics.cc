@@ -237,11 +237,17 @@ std::vector<int64_t> Metrics::RowsPerExpert(LayerId layer) const {
 LayerStatistics::Snapshot Metrics::Statistics(LayerId layer) const { return Find(layer).counts->statistics.snapshot(); }
 
 std::vector<std::pair<std::string, LayerStatistics::Snapshot>> Metrics::AllStatistics() const {
-  MutexLock lock(&mu_);
-  std::vector<std::pair<std::string, LayerStatistics::Snapshot>> all;
-  for (const auto& [names, counts] : counts_) {
-    all.emplace_back(absl::StrCat(names.first, ".", names.second), counts->statistics.snapshot());
+  // Every request needs the lock, so the statistics are copied without it. They live as long as this object.
+  std::vector<std::pair<std::string, const LayerStatistics*>> layers;
+  {
+    MutexLock lock(&mu_);
+    layers.reserve(counts_.size());
+    for (const auto& [names, counts] : counts_) {
+      layers.emplace_back(absl::StrCat(names.first, ".", names.second), &counts->statistics);
+    }
   }
+  std::vector<std::pair<std::string, LayerStatistics::Snapshot>> all;
+  for (auto& [name, statistics] : layers) all.emplace_back(std::move(name), statistics->snapshot());
   return all;
 }
 

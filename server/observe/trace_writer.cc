@@ -1,11 +1,15 @@
 #include "server/observe/trace_writer.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <cerrno>
-#include <cstring>
 #include <nlohmann/json.hpp>
 #include <string_view>
 
 #include "absl/strings/str_cat.h"
+#include "base/exhausted.h"
 #include "base/logging.h"
 
 namespace switchyard {
@@ -18,7 +22,8 @@ constexpr std::string_view kBegin = "[\n";
 constexpr std::string_view kEnd = "\n]\n";
 
 absl::Status FileError(const std::string& path, const char* what) {
-  return absl::FailedPreconditionError(absl::StrCat("--trace_file: cannot ", what, " ", path, ": ", strerror(errno)));
+  return absl::FailedPreconditionError(
+      absl::StrCat("--trace_file: cannot ", what, " ", path, ": ", DescribeErrno(errno)));
 }
 
 }  // namespace
@@ -74,68 +79,103 @@ void TraceWriter::Add(TraceRecord record, int64_t traces_per_file) {
   }
 }
 
+void TraceWriter::ReopenFile() {
+  MutexLock lock(&mu_);
+  reopening_ = true;
+  work_.Signal();
+}
+
 void TraceWriter::Loop() {
   while (true) {
     std::deque<Item> items;
+    bool reopen;
     {
       MutexLock lock(&mu_);
-      while (items_.empty() && !stopping_) work_.Wait(&mu_);
-      if (items_.empty()) return;
+      while (items_.empty() && !reopening_ && !stopping_) work_.Wait(&mu_);
+      if (items_.empty() && !reopening_) return;
       items.swap(items_);
+      reopen = std::exchange(reopening_, false);
     }
+    // A numbered file stays as it is. The one of --trace_file is looked at when it is opened again.
     absl::Status status;
-    for (const Item& item : items) {
-      status = Write(item);
-      if (!status.ok()) break;
-    }
-    if (status.ok()) status = Complete();
+    if (reopen && !is_numbered_ && !IsStillThere()) status = Open(path_);
+    status.Update(WriteAll(items));
     if (!status.ok() && errors_.Take(Clock::Real().Now()).has_value()) spdlog::error("{}", status.message());
   }
 }
 
+absl::Status TraceWriter::WriteAll(const std::deque<Item>& items) {
+  absl::Status status;
+  for (const Item& item : items) status.Update(Write(item));
+  status.Update(Flush());
+  return status;
+}
+
 absl::Status TraceWriter::Write(const Item& item) {
   const bool is_numbered = item.traces_per_file > 0;
-  const bool is_full = is_numbered && place_.num_traces >= item.traces_per_file;
-  if (file_ == nullptr || is_numbered != is_numbered_ || is_full) {
-    if (file_ != nullptr) SY_RETURN_IF_ERROR(Complete());
+  const bool is_full = is_numbered && place_.num_traces + batch_traces_ >= item.traces_per_file;
+  absl::Status status;
+  if (!file_.valid() || is_numbered != is_numbered_ || is_full) {
+    status = Flush();
     if (!is_numbered_) whole_ = place_;
     is_numbered_ = is_numbered;
-    SY_RETURN_IF_ERROR(is_numbered ? Open(absl::StrCat(path_, ".", next_number_++)) : Reopen());
+    status.Update(is_numbered ? Open(absl::StrCat(path_, ".", next_number_++)) : Reopen());
+    if (!file_.valid()) return status;
   }
-  if (place_.num_traces > 0) SY_RETURN_IF_ERROR(Append(",\n"));
-  SY_RETURN_IF_ERROR(Append(EncodeTrace(next_id_++, item.record)));
-  ++place_.num_traces;
-  return absl::OkStatus();
+  absl::StrAppend(&batch_, place_.num_traces + batch_traces_ > 0 ? ",\n" : "", EncodeTrace(next_id_++, item.record));
+  ++batch_traces_;
+  return status;
 }
 
 absl::Status TraceWriter::Open(const std::string& path) {
-  file_.reset(std::fopen(path.c_str(), "we"));
-  if (file_ == nullptr) return FileError(path, "write");
   place_ = {};
-  SY_RETURN_IF_ERROR(Append(std::string(kBegin)));
-  return Complete();
+  file_.reset(open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (!file_.valid()) return FileError(path, "write");
+  absl::Status written = WriteAt(0, std::string(kBegin).append(kEnd));
+  if (written.ok()) place_.end = static_cast<int64_t>(kBegin.size());
+  if (!written.ok()) file_.reset();  // to be opened anew for the next trace
+  return written;
 }
 
 absl::Status TraceWriter::Reopen() {
-  file_.reset(std::fopen(path_.c_str(), "r+e"));
-  if (file_ == nullptr) return Open(path_);  // the file was removed meanwhile
   place_ = whole_;
-  return absl::OkStatus();
+  file_.reset(open(path_.c_str(), O_RDWR | O_CLOEXEC));
+  struct stat found = {};
+  const bool is_as_left = file_.valid() && place_.end > 0 && fstat(file_.get(), &found) == 0 &&
+                          found.st_size == place_.end + static_cast<int64_t>(kEnd.size());
+  return is_as_left ? absl::OkStatus() : Open(path_);
 }
 
-absl::Status TraceWriter::Append(const std::string& text) {
-  if (fseeko(file_.get(), place_.end, SEEK_SET) != 0 ||
-      std::fwrite(text.data(), 1, text.size(), file_.get()) != text.size()) {
-    return FileError(path_, "write");
+bool TraceWriter::IsStillThere() const {
+  struct stat named = {}, opened = {};
+  return file_.valid() && stat(path_.c_str(), &named) == 0 && fstat(file_.get(), &opened) == 0 &&
+         named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
+}
+
+absl::Status TraceWriter::Flush() {
+  if (batch_.empty()) return absl::OkStatus();
+  const int64_t size = static_cast<int64_t>(batch_.size());
+  const int64_t num_traces = std::exchange(batch_traces_, 0);
+  absl::Status written = WriteAt(place_.end, batch_.append(kEnd));
+  batch_.clear();
+  if (written.ok()) {
+    place_.end += size;
+    place_.num_traces += num_traces;
+    return written;
   }
-  place_.end += static_cast<int64_t>(text.size());
-  return absl::OkStatus();
+  // The end of the array was here before, so the disk has room for it.
+  const bool is_whole =
+      WriteAt(place_.end, kEnd).ok() && ftruncate(file_.get(), place_.end + static_cast<int64_t>(kEnd.size())) == 0;
+  return Annotate(written, absl::StrCat("traces lost: ", num_traces, is_whole ? "" : ", and the file is damaged"));
 }
 
-absl::Status TraceWriter::Complete() {
-  if (fseeko(file_.get(), place_.end, SEEK_SET) != 0 ||
-      std::fwrite(kEnd.data(), 1, kEnd.size(), file_.get()) != kEnd.size() || std::fflush(file_.get()) != 0) {
-    return FileError(path_, "write");
+absl::Status TraceWriter::WriteAt(int64_t offset, std::string_view text) const {
+  while (!text.empty()) {
+    const ssize_t count = pwrite(file_.get(), text.data(), text.size(), offset);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return FileError(path_, "write");
+    offset += count;
+    text.remove_prefix(static_cast<size_t>(count));
   }
   return absl::OkStatus();
 }

@@ -2,10 +2,15 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
 
 namespace switchyard {
 namespace {
@@ -49,6 +54,59 @@ TEST_F(TraceWriterTest, AFileForSoMany) {
   EXPECT_THAT(Ids(".0"), testing::ElementsAre("a", "b"));
   EXPECT_THAT(Ids(".1"), testing::ElementsAre("c", "d"));
   EXPECT_THAT(Ids(".2"), testing::ElementsAre("e"));
+}
+
+// Limits the size of this process's files, as a full disk does.
+class FullDisk {
+ public:
+  explicit FullDisk(rlim_t bytes) : ignored_(signal(SIGXFSZ, SIG_IGN)) {
+    getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit limit = {bytes, before_.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~FullDisk() {
+    setrlimit(RLIMIT_FSIZE, &before_);
+    signal(SIGXFSZ, ignored_);
+  }
+
+ private:
+  rlimit before_;
+  const sighandler_t ignored_;
+};
+
+TEST_F(TraceWriterTest, AFullDiskCostsOnlyTheTracesThatDoNotFit) {
+  auto writer = *TraceWriter::Create(path_);
+  writer->Add(Record("before"), 0);
+  while (Ids().empty()) usleep(1000);  // the writer has a thread of its own
+  const auto size = std::filesystem::file_size(path_);
+  int number = 0;
+  for (const uint64_t room : {0, 1, 50}) {  // for nothing, or for a part of a trace
+    const FullDisk full(size + room);
+    writer->Add(Record("lost"), 0);
+    writer->Add(Record("in a numbered file"), 1);  // begun when the trace before it has been tried
+    while (!std::filesystem::exists(absl::StrCat(path_, ".", number))) usleep(1000);
+    ++number;
+    EXPECT_THAT(Ids(), testing::ElementsAre("before")) << room;
+  }
+  writer->Add(Record("after"), 0);
+  writer.reset();
+  EXPECT_THAT(Ids(), testing::ElementsAre("before", "after"));
+}
+
+TEST_F(TraceWriterTest, BeginsANewFileWhenTheOldOneWasMoved) {
+  auto writer = *TraceWriter::Create(path_);
+  writer->Add(Record("old"), 0);
+  while (Ids().empty()) usleep(1000);
+  writer->ReopenFile();  // nothing has happened to the file
+  writer->Add(Record("also old"), 0);
+  while (Ids().size() < 2) usleep(1000);
+  std::filesystem::rename(path_, path_ + ".moved");
+  writer->ReopenFile();
+  while (!std::filesystem::exists(path_)) usleep(1000);
+  writer->Add(Record("new"), 0);
+  writer.reset();
+  EXPECT_THAT(Ids(), testing::ElementsAre("new"));
+  EXPECT_THAT(Ids(".moved"), testing::ElementsAre("old", "also old"));
 }
 
 TEST_F(TraceWriterTest, AFileThatCannotBeWrittenIsNamed) {

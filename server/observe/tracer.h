@@ -25,6 +25,11 @@ class Tracer {
   absl::Status Update(const std::string& model, const TraceValues& changes);
   TraceValues Show(const std::string& model) const;
 
+  // As TraceWriter::ReopenFile.
+  void ReopenFile() {
+    if (writer_ != nullptr) writer_->ReopenFile();
+  }
+
   // A submitted request was answered at `now`; `ok` says that it was answered with its rows.
   void RequestAnswered(const Request& request, const RequestIdentity& identity, bool ok, SteadyTime now) {
     if (is_on_.load(std::memory_order_relaxed)) Trace(request, identity, ok, now);

@@ -14,6 +14,7 @@
 #include "base/tensor/dtype.h"
 #include "moe/gating/routing.h"
 #include "server/models/served_model.h"
+#include "server/requests/admission.h"
 
 namespace switchyard {
 
@@ -90,7 +91,8 @@ struct RequestAsk {
   std::string caller_id;    // the id that the caller gave, or its first bytes, for log and traces
 
   // How the request queues.
-  std::string client;  // see RequestIdentity: clients take turns
+  std::string client;                    // see RequestIdentity: clients take turns …
+  std::shared_ptr<const Holder> holder;  // … and share the budgets of the sender that names them
   Priority priority = Priority::kUsual;
   SteadyTime arrival;
   int64_t timeout_us = 0;                      // from arrival to answer; 0 for none

@@ -6,11 +6,13 @@
 // Ids from callers end up in log lines, so they are cut and cleaned first.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 
 #include "base/clock.h"
+#include "server/requests/admission.h"
 
 namespace switchyard {
 
@@ -26,6 +28,8 @@ struct RequestIdentity {
   std::string peer;                  // the sender's address, such as "ipv4:127.0.0.1:4711"
   // The value of its metadata x-client-id, up to 64 bytes; else the identity in its certificate; else its connection.
   std::string client;
+  // Whom its rows and bytes count for; the sender is never taken from metadata.
+  std::shared_ptr<const Holder> holder;
   SteadyTime deadline = SteadyTime::max();  // the deadline of the call
 };
 

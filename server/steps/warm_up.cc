@@ -4,6 +4,7 @@
 #include <optional>
 #include <random>
 
+#include "base/clock.h"
 #include "base/logging.h"
 #include "base/mutex.h"
 #include "base/tensor/buffer.h"
@@ -85,24 +86,70 @@ absl::Status RunStep(const std::shared_ptr<Request>& request, const WarmUpPort& 
   }
 }
 
+// Runs the steps, as long as there is time.
+class Runner {
+ public:
+  Runner(const WarmUpOptions& options, const WarmUpPort& port)
+      : options_(options), port_(port), begin_(options.clock->Now()) {}
+
+  bool has_time() const { return left() >= SteadyTime::duration::zero(); }
+  int num_steps() const { return num_steps_; }
+  double seconds() const { return MicrosBetween(begin_, options_.clock->Now()) / 1e6; }
+
+  // Returns how long the step took.
+  absl::StatusOr<SteadyTime::duration> Run(const std::shared_ptr<ServedLayer>& layer, int64_t num_rows) {
+    const SteadyTime begin = options_.clock->Now();
+    SY_RETURN_IF_ERROR(RunStep(MakeRequest(layer, num_rows), port_));
+    ++num_steps_;
+    return options_.clock->Now() - begin;
+  }
+
+  // Runs a step of `full_rows`, after smaller ones if it may take longer than the time that is left. A step of one row
+  // took `took`. Returns whether the full step was run.
+  absl::StatusOr<bool> Fill(const std::shared_ptr<ServedLayer>& layer, int64_t full_rows, SteadyTime::duration took) {
+    for (int64_t num_rows = 1; num_rows < full_rows;) {
+      // The time grows with the rows at most in proportion.
+      int64_t next = full_rows;
+      if (took / num_rows * full_rows > left()) next = std::min(kGrowth * num_rows, full_rows);
+      if (took / num_rows * next > left()) return false;
+      num_rows = next;
+      SY_ASSIGN_OR_RETURN(took, Run(layer, num_rows));
+    }
+    return true;
+  }
+
+ private:
+  static constexpr int64_t kGrowth = 8;
+
+  SteadyTime::duration left() const { return begin_ + options_.time_limit - options_.clock->Now(); }
+
+  const WarmUpOptions& options_;
+  const WarmUpPort& port_;
+  const SteadyTime begin_;
+  int num_steps_ = 0;
+};
+
 }  // namespace
 
 absl::Status WarmUp(const WarmUpOptions& options, const std::vector<std::shared_ptr<ServedLayer>>& layers,
                     const WarmUpPort& port) {
-  const SteadyTime begin = Clock::Real().Now();
-  size_t num_steps = 0;
-  for (const int64_t num_rows : {int64_t{1}, options.full_rows}) {
-    for (const std::shared_ptr<ServedLayer>& layer : layers) {
-      if (Clock::Real().Now() - begin > options.time_limit) {
-        spdlog::warn("warm-up: {} of {} steps in {} s; the first requests warm up the rest", num_steps,
-                     2 * layers.size(), options.time_limit.count() / 1000);
-        return absl::OkStatus();
-      }
-      SY_RETURN_IF_ERROR(RunStep(MakeRequest(layer, std::min(num_rows, layer->on_group.max_batch_rows)), port));
-      ++num_steps;
-    }
+  Runner runner(options, port);
+  std::vector<SteadyTime::duration> took;  // by layer: its step of one row
+  for (const std::shared_ptr<ServedLayer>& layer : layers) {
+    if (!runner.has_time()) break;
+    SY_ASSIGN_OR_RETURN(took.emplace_back(), runner.Run(layer, 1));
   }
-  spdlog::info("warm-up: {} steps in {:.2f} s", num_steps, MicrosBetween(begin, Clock::Real().Now()) / 1e6);
+  size_t num_full = 0;
+  for (size_t i = 0; i < took.size() && took.size() == layers.size() && runner.has_time(); ++i) {
+    const int64_t full_rows = std::min(options.full_rows, layers[i]->on_group.max_batch_rows);
+    SY_ASSIGN_OR_RETURN(const bool is_full, runner.Fill(layers[i], full_rows, took[i]));
+    num_full += is_full ? 1 : 0;
+  }
+  if (num_full < layers.size()) {
+    spdlog::warn("warm-up: {} of {} layers with full steps in {:.2f} s; the first requests warm up the rest", num_full,
+                 layers.size(), runner.seconds());
+  }
+  spdlog::info("warm-up: {} steps in {:.2f} s", runner.num_steps(), runner.seconds());
   return absl::OkStatus();
 }
 

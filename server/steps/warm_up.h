@@ -1,8 +1,10 @@
 // Runs steps before a layer's first request, so that no request pays for one-time costs, such as compiling or loading
 // kernels and touching pages for the first time.
 //
-// First every layer runs a step of one row, then every layer runs a step with as many rows as a step may have. The rows
-// are random, so that they reach all experts. These steps count in no metric and no statistic.
+// First every layer runs a step of one row, then every layer runs a step with as many rows as a step may have. Where
+// that would take longer than the time that is left, because a row has thousands of experts, the layer runs steps of
+// more and more rows instead, as many as fit. The rows are random, so that they reach all experts. These steps count in
+// no metric and no statistic.
 #pragma once
 
 #include <chrono>
@@ -19,6 +21,7 @@ struct WarmUpOptions {
   int64_t full_rows = 1;  // rows of a full step
   // After this time no further step is started. The step under way is still waited for.
   std::chrono::milliseconds time_limit{5000};
+  const Clock* clock = &Clock::Real();
 };
 
 // The functions through which the warm-up runs its steps.

@@ -86,6 +86,22 @@ TEST_F(WarmUpTest, StopsWhenAskedAndTakesItsRequestBack) {
   EXPECT_EQ(num_cancelled_, 1);
 }
 
+TEST_F(WarmUpTest, StepsThatWouldTakeTooLongAreMadeSmaller) {
+  FakeClock clock;
+  const SteadyTime begin = clock.Now();
+  WarmUpPort port = Port(absl::OkStatus());
+  const auto enqueue = port.enqueue;
+  port.enqueue = [&](const std::shared_ptr<Request>& request) {  // 10 ms a row, so that a full step takes 100 s
+    clock.Advance(std::chrono::milliseconds(10) * request->ask.num_rows);
+    enqueue(request);
+  };
+  ASSERT_TRUE(WarmUp({.full_rows = kFullRows, .clock = &clock}, layers_, port).ok());
+  EXPECT_LE(clock.Now() - begin, std::chrono::seconds(5));
+  std::vector<int64_t> rows;
+  for (const auto& request : seen_) rows.push_back(request->ask.num_rows);
+  EXPECT_EQ(rows, (std::vector<int64_t>{1, 1, 8, 64, 8, 64}));
+}
+
 TEST_F(WarmUpTest, GoesOnWithoutTheRestWhenTimeIsUp) {
   EXPECT_TRUE(WarmUp({.full_rows = 1, .time_limit = std::chrono::milliseconds(-1)}, layers_, Port(std::nullopt)).ok());
   EXPECT_TRUE(seen_.empty());

@@ -57,6 +57,7 @@ class ServerProcess {
   static absl::StatusOr<std::unique_ptr<ServerProcess>> WaitUntilReady(std::unique_ptr<ChildProcess> process);
 
   ChildProcess& process() { return *process_; }
+  const ChildProcess& process() const { return *process_; }
   const std::string& grpc_address() const { return grpc_address_; }
   const std::string& http_address() const { return http_address_; }
 

@@ -1,4 +1,5 @@
 // Tests the warm-up before a front is ready, which makes its first callers wait no longer than later ones.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -36,7 +37,8 @@ void PrintLatencies(const char* what, Client* client) {
 TEST(WarmUp, RunsBeforeReadyAndCountsNowhere) {
   const auto server = ServerProcess::Start({kModel, "--local_workers=2", "--max_batch_rows=256"});
   ASSERT_TRUE(server.ok()) << server.status();
-  EXPECT_NE((*server)->process().Log().find("warm-up: 4 steps in "), std::string::npos);
+  // 4 steps, and a few more for layers whose first step was slow.
+  EXPECT_THAT((*server)->process().Log(), testing::ContainsRegex("warm-up: ([4-9]|1[0-9]) steps in "));
   const auto client = (*server)->Connect();
   const auto shows = [&](const std::string& line) {
     return (*server)->Get("/metrics").find(line) != std::string::npos;

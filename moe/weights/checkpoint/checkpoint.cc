@@ -166,6 +166,11 @@ void Checkpoint::FingerprintAll(std::string_view config_text) {
   fingerprint_ = fingerprint.value();
 }
 
+absl::Status Checkpoint::CheckIntact() const {
+  for (const Shard& shard : shards_) SY_RETURN_IF_ERROR(shard.file->CheckIntact());
+  return absl::OkStatus();
+}
+
 absl::StatusOr<uint64_t> Checkpoint::FileIdentity() const {
   Fingerprint identity;
   for (const Shard& shard : shards_) {

@@ -44,6 +44,9 @@ class Checkpoint {
   // value other than before means that a file was replaced or written to since. An error when a file is gone.
   absl::StatusOr<uint64_t> FileIdentity() const;
 
+  // As SafetensorsFile::CheckIntact, of all shards.
+  absl::Status CheckIntact() const;
+
  private:
   Checkpoint(std::string folder, ConfigReader config) : folder_(std::move(folder)), config_(std::move(config)) {}
   absl::Status OpenShards();

@@ -58,9 +58,19 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
 SafetensorsFile::SafetensorsFile(std::string path, std::span<const std::byte> mapping)
     : path_(std::move(path)),
       mapping_(mapping),
+      guard_(mapping),
       window_uses_(std::make_unique<std::atomic<uint32_t>[]>(EndWindow(mapping) - FirstWindow(mapping))) {}
 
-SafetensorsFile::~SafetensorsFile() { munmap(const_cast<std::byte*>(mapping_.data()), mapping_.size()); }
+SafetensorsFile::~SafetensorsFile() {
+  guard_.reset();
+  munmap(const_cast<std::byte*>(mapping_.data()), mapping_.size());
+}
+
+absl::Status SafetensorsFile::CheckIntact() const {
+  if (guard_->intact()) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat(path_, ": the file became shorter than ", mapping_.size(),
+                                          " bytes while it was read, or its disk fails"));
+}
 
 absl::Status SafetensorsFile::ReadHeader() {
   uint64_t length = 0;
@@ -74,6 +84,7 @@ absl::Status SafetensorsFile::ReadHeader() {
   const std::span<const std::byte> data = mapping_.subspan(header_bytes_.size());
   SY_ASSIGN_OR_RETURN(SafetensorsHeader header,
                       ParseSafetensorsHeader(header_bytes_.substr(kLengthBytes), data.size()));
+  SY_RETURN_IF_ERROR(CheckIntact());
   metadata_ = std::move(header.metadata);
   for (auto& [name, record] : header.tensors) {
     tensors_[name] = {record.type, std::move(record.shape), data.subspan(record.begin, record.end - record.begin)};

@@ -7,8 +7,8 @@
 // so it costs the same for any size of weights. Tensors' bytes may lie at any address: the format does not align them.
 //
 // The size is read once, at open. If another process truncates the file afterwards, PopulatePages returns an error. An
-// access without PopulatePages before it, or after a later truncation, kills the reader with SIGBUS, as with any mapped
-// file. Replace checkpoints by renaming, as WriteSafetensors does.
+// access without PopulatePages before it, or after a later truncation, gets zeros (fault_guard.h), so ask CheckIntact
+// after the last access and before using what was read. Replace checkpoints by renaming, as WriteSafetensors does.
 #pragma once
 
 #include <atomic>
@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "base/tensor/tensor.h"
+#include "moe/weights/checkpoint/fault_guard.h"
 #include "moe/weights/checkpoint/safetensors_header.h"
 
 namespace switchyard {
@@ -59,6 +60,9 @@ class SafetensorsFile {
   // been called as often. DATA_LOSS names the bytes when the file no longer has them or its disk fails.
   absl::Status PopulatePages(std::span<const std::byte> bytes) const;
 
+  // DATA_LOSS when bytes that were read since the file was opened may not have been the file's.
+  absl::Status CheckIntact() const;
+
   // Gives the memory of these bytes back to the system; a later access reads them from the file again. Up to 2 MiB
   // around them go too, except what PopulatePages still keeps, so that nothing stays resident after the last tensor.
   void ReleasePages(std::span<const std::byte> bytes) const;
@@ -78,6 +82,7 @@ class SafetensorsFile {
 
   const std::string path_;
   const std::span<const std::byte> mapping_;
+  std::optional<FaultGuard> guard_;  // always set, until the end
   std::string_view header_bytes_;
   std::map<std::string, TensorEntry, std::less<>> tensors_;
   std::map<std::string, std::string> metadata_;

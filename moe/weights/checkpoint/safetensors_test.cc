@@ -1,13 +1,18 @@
 #include "moe/weights/checkpoint/safetensors.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <array>
 #include <fstream>
 #include <numeric>
 
 #include "base/tensor/buffer.h"
+#include "moe/weights/checkpoint/fault_guard.h"
 #include "moe/weights/checkpoint/testing.h"
 
 namespace switchyard {
@@ -289,6 +294,42 @@ TEST(SafetensorsFile, AFileThatBecameShorterIsNoticedBeforeItsBytesAreUsed) {
   EXPECT_THAT(populated.message(), HasSubstr(path + ": bytes "));
   EXPECT_THAT(populated.message(), HasSubstr("cannot be read: the file became shorter or its disk fails"));
   unlink(path.c_str());
+}
+
+TEST(SafetensorsFile, BytesThatAreGoneReadAsZerosAndAreReported) {
+  const std::string path = TempPath("gone.safetensors");
+  const std::string bytes(1 << 20, '\7');
+  const std::array tensors = {TensorToWrite{"t", "U8", {1 << 20}, std::as_bytes(std::span(bytes))}};
+  ASSERT_TRUE(WriteSafetensors(path, tensors).ok());
+  const auto file = SafetensorsFile::Open(path);
+  const auto untouched = SafetensorsFile::Open(path);
+  ASSERT_TRUE(file.ok() && untouched.ok());
+  const std::span<const std::byte> read = (*file)->Find("t")->bytes;
+  ASSERT_TRUE((*file)->PopulatePages(read).ok());
+  ASSERT_EQ(truncate(path.c_str(), 1 << 19), 0);
+  EXPECT_EQ(read.front(), std::byte{7});
+  EXPECT_TRUE((*file)->CheckIntact().ok()) << "what was read so far was there";
+  EXPECT_EQ(read.back(), std::byte{0});
+  EXPECT_EQ(read[read.size() / 2 + 100'000], std::byte{0});
+  const absl::Status damaged = (*file)->CheckIntact();
+  EXPECT_EQ(damaged.code(), absl::StatusCode::kDataLoss) << damaged;
+  EXPECT_THAT(damaged.message(), HasSubstr(path + ": the file became shorter than "));
+  EXPECT_TRUE((*untouched)->CheckIntact().ok()) << "another mapping of the file, that nobody has read";
+  unlink(path.c_str());
+}
+
+TEST(FaultGuard, WhatIsNotGuardedStillEndsTheProcess) {
+  EXPECT_EXIT(
+      {
+        const std::string path = TempPath("unguarded");
+        WriteFile(path, std::string(4096, 'x'));
+        const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+        void* const plain = mmap(nullptr, 4096, PROT_READ, MAP_PRIVATE, fd, 0);
+        const FaultGuard other(std::as_bytes(std::span("elsewhere")));
+        if (truncate(path.c_str(), 0) != 0) _exit(1);
+        _exit(*static_cast<const volatile char*>(plain));
+      },
+      [](int status) { return !WIFEXITED(status) || WEXITSTATUS(status) != 0; }, "");
 }
 
 TEST(WriteSafetensors, RoundTripsAndAlignsEveryTensor) {

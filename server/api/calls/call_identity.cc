@@ -3,8 +3,10 @@
 #include <grpc/support/time.h>
 
 #include <algorithm>
+#include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "base/clock.h"
 #include "server/api/calls/memory_owner.h"
@@ -18,11 +20,14 @@ constexpr double kLongestDeadlineUs = 365.0 * 86'400 * 1e6;
 
 constexpr char kRequestIdKey[] = "x-request-id";
 
-std::string ClientOf(const grpc::CallbackServerContext& context) {
+std::string ClientIdOf(const grpc::CallbackServerContext& context) {
   const auto& metadata = context.client_metadata();
-  if (const auto it = metadata.find("x-client-id"); it != metadata.end()) {
-    return std::string(it->second.data(), std::min(it->second.size(), kMaxClientIdBytes));
-  }
+  const auto it = metadata.find("x-client-id");
+  if (it == metadata.end()) return "";
+  return std::string(it->second.data(), std::min(it->second.size(), kMaxClientIdBytes));
+}
+
+std::string SenderOf(const grpc::CallbackServerContext& context) {
   const auto authentication = context.auth_context();
   const bool is_known = authentication != nullptr && authentication->IsPeerAuthenticated();
   return is_known ? OwnerOf(context) : context.peer();
@@ -39,14 +44,16 @@ SteadyTime SteadyDeadline(gpr_timespec deadline) {
 
 }  // namespace
 
-RequestIdentity IdentifyCall(grpc::CallbackServerContext* context) {
+RequestIdentity IdentifyCall(const ServerOptions& options, grpc::CallbackServerContext* context) {
   const auto& metadata = context->client_metadata();
   const auto find = [&](const char* key) {
     const auto it = metadata.find(key);
     return it == metadata.end() ? std::string_view() : std::string_view(it->second.data(), it->second.size());
   };
   RequestIdentity identity = Identify(find(kRequestIdKey), find("traceparent"), context->peer());
-  identity.client = ClientOf(*context);
+  Holder holder = {SenderOf(*context), options.client_ids ? ClientIdOf(*context) : ""};
+  identity.client = holder.client_id.empty() ? holder.sender : holder.client_id;
+  identity.holder = std::make_shared<const Holder>(std::move(holder));
   identity.deadline = SteadyDeadline(context->raw_deadline());
   context->AddTrailingMetadata(kRequestIdKey, identity.id);
   return identity;

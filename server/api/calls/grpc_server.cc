@@ -3,6 +3,7 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/resource_quota.h>
 
+#include "base/container_limits.h"
 #include "base/logging.h"
 #include "rpc/listen.h"
 #include "rpc/loopback.h"
@@ -45,7 +46,7 @@ void LimitMessages(const ServerOptions& options, grpc::ServerBuilder* builder) {
     builder->SetCompressionAlgorithmSupportStatus(algorithm, options.compression);
   }
   grpc::ResourceQuota quota("clients");
-  quota.Resize(static_cast<size_t>(options.grpc_memory()));
+  quota.Resize(static_cast<size_t>(options.grpc_memory(MemoryLimit())));
   builder->SetResourceQuota(quota);
 }
 

@@ -17,6 +17,7 @@ void LayerCall::Submit(absl::StatusOr<std::shared_ptr<Request>> request, const S
 absl::Status LayerCall::TrySubmit(absl::StatusOr<std::shared_ptr<Request>> made) {
   SY_ASSIGN_OR_RETURN(const std::shared_ptr<Request> request, std::move(made));
   request->ask.client = identity_->client;
+  request->ask.holder = identity_->holder;
   request->ask.deadline = identity_->deadline;
   // Weak, because the request holds the function. The caller of the function holds the request.
   request->ask.done = [self = shared_from_this(), submitted = std::weak_ptr<Request>(request)](

@@ -68,15 +68,16 @@ grpc::ServerUnaryReactor* SwitchyardService::Forward(grpc::CallbackServerContext
     if (made.status.ok()) *response = EncodeForward(made.head, made.rows);
     unary->End(made.status);
   };
-  ForwardCall::Options options = {.identity = std::make_shared<const RequestIdentity>(IdentifyCall(context)),
-                                  .returns_stats = true};
+  ForwardCall::Options options = {
+      .identity = std::make_shared<const RequestIdentity>(IdentifyCall(front_->options(), context)),
+      .returns_stats = true};
   unary->Start(std::make_shared<ForwardCall>(front_, std::move(options), DecodeForward(*request), answer));
   return unary;
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* SwitchyardService::ForwardStream(
     grpc::CallbackServerContext* context) {
-  return NewCallStream(std::make_unique<ForwardProtocol>(front_, IdentifyCall(context)),
+  return NewCallStream(std::make_unique<ForwardProtocol>(front_, IdentifyCall(front_->options(), context)),
                        {.max_bytes = front_->options().max_request_bytes});
 }
 

@@ -247,14 +247,15 @@ KserveService::Reactor* KserveService::ModelInfer(Context* context, const grpc::
     if (made.status.ok()) *response = EncodeInfer(made.head, made.tensors);
     unary->End(made.status);
   };
-  auto identity = std::make_shared<const RequestIdentity>(IdentifyCall(context));
+  auto identity = std::make_shared<const RequestIdentity>(IdentifyCall(front_->options(), context));
   unary->Start(std::make_shared<InferCall>(front_, models_, AccessOf(*context), std::move(identity), request, answer));
   return unary;
 }
 
 grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* KserveService::ModelStreamInfer(Context* context) {
-  return NewCallStream(std::make_unique<InferProtocol>(front_, models_, AccessOf(*context), IdentifyCall(context)),
-                       {.max_bytes = front_->options().max_request_bytes});
+  return NewCallStream(
+      std::make_unique<InferProtocol>(front_, models_, AccessOf(*context), IdentifyCall(front_->options(), context)),
+      {.max_bytes = front_->options().max_request_bytes});
 }
 
 // ---- Statistics and settings ----------------------------------------------------------------------------------------
