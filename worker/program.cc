@@ -7,11 +7,11 @@
 
 #include <CLI/CLI.hpp>
 #include <cerrno>
-#include <cstdio>
 
 #include "base/deadlock_detection.h"
 #include "base/logging.h"
 #include "base/stop_signals.h"
+#include "rpc/library_logs.h"
 #include "rpc/version_line.h"
 #include "worker/worker.h"
 
@@ -70,6 +70,7 @@ void KeepLargeBlocksOutOfTheHeap() { mallopt(M_MMAP_THRESHOLD, 1 << 20); }
 
 absl::Status RunWorker(const WorkerOptions& options, const LoggingOptions& logging, DeviceOpener open_device) {
   SY_RETURN_IF_ERROR(SetUpLogging(logging));
+  TakeOverLibraryLogs();
   KeepLargeBlocksOutOfTheHeap();
   const bool started_by_front = options.local_index >= 0;
   // When the front dies, even by SIGKILL, its workers must not stay behind.
@@ -98,7 +99,7 @@ int RunWorkerProgram(int argc, char** argv, DeviceOpener open_device) {
   const absl::Status status = RunWorker(options, logging, open_device);
   if (status.ok()) return 0;
   const std::string erase(StderrIsTerminal() ? kEraseLine : "");
-  std::fprintf(stderr, "%sswitchyard_worker: %s\n", erase.c_str(), std::string(status.message()).c_str());
+  WriteToLog(absl::StrCat(erase, "switchyard_worker: ", status.message(), "\n"));
   return 1;
 }
 

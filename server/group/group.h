@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/line_budget.h"
 #include "base/mutex.h"
 #include "server/group/group_events.h"
 #include "server/group/membership.h"
@@ -132,6 +133,7 @@ class Group final : private MembershipListener {
   bool served_ = false;
   SteadyTime lost_at_;
   int64_t recoveries_ = 0;
+  LineBudget refused_lines_{1};
   std::map<ModelId, std::function<void(absl::Status)>> adding_;
   std::map<ModelId, std::function<void()>> removing_;
 

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "base/clock.h"
-#include "base/logging.h"
 
 namespace switchyard {
 namespace {
@@ -48,7 +47,8 @@ std::vector<ModelOption> CheckpointsIn(const std::string& folder) {
       found.push_back({name, entry->path()});
     }
   }
-  if (error) spdlog::warn("--model_repository={}: {}", folder, error.message());
+  static LineBudget budget(1);
+  if (error) LogWithin(&budget, spdlog::level::warn, "--model_repository={}: {}", folder, error.message());
   std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   return found;
 }
@@ -274,12 +274,17 @@ absl::StatusOr<ModelTable::Target> ModelRepository::FindTarget(const std::string
   return *target;
 }
 
+void ModelRepository::Tell(const KnownModel& model, spdlog::level::level_enum level, absl::string_view what,
+                           const std::string& details) {
+  LogWithin(told_.Of(absl::StrCat(model.name, ": ", what)), level, "model {}: {}{}", model.name, what, details);
+}
+
 absl::Status ModelRepository::LoadNow(const std::string& name) {
   SY_ASSIGN_OR_RETURN(const ModelTable::Target target, FindTarget(name));
   KnownModel known = table()->models()[target.model_idx];
   if (target.layer.has_value() && known.loaded != nullptr && known.FindLayer(*target.layer) >= 0 &&
       !known.serves(*target.layer)) {
-    spdlog::info("model {}: layer {} is served again", known.name, *target.layer);
+    Tell(known, spdlog::level::info, "a layer is served again", absl::StrCat(": ", *target.layer));
     Edit(target.model_idx, [&](KnownModel& model) { model.layers[model.FindLayer(*target.layer)].is_served = true; });
     return absl::OkStatus();
   }
@@ -289,7 +294,7 @@ absl::Status ModelRepository::LoadNow(const std::string& name) {
 
 absl::Status ModelRepository::Reload(const KnownModel& known, const ModelTable::Target& target) {
   const SteadyTime begin = Clock::Real().Now();
-  spdlog::info("model {}: loading {}", known.name, known.location);
+  Tell(known, spdlog::level::info, "loading", absl::StrCat(" ", known.location));
   Edit(target.model_idx, [](KnownModel& model) { model.change = KnownModel::Change::kLoading; });
   const absl::StatusOr<std::shared_ptr<ServedModel>> fresh = Bring(known, target);
   Edit(target.model_idx, [&](KnownModel& model) {
@@ -304,10 +309,11 @@ absl::Status ModelRepository::Reload(const KnownModel& known, const ModelTable::
     }
   });
   if (!fresh.ok()) {
-    spdlog::error("not loaded: {}", fresh.status().message());
+    Tell(known, spdlog::level::err, "not loaded", absl::StrCat(": ", fresh.status().message()));
     return fresh.status();
   }
-  spdlog::info("model {}: served after {:.2f} s", known.name, MicrosBetween(begin, Clock::Real().Now()) / 1e6);
+  Tell(known, spdlog::level::info, "served",
+       fmt::format(" after {:.2f} s", MicrosBetween(begin, Clock::Real().Now()) / 1e6));
   return absl::OkStatus();
 }
 
@@ -344,7 +350,7 @@ absl::Status ModelRepository::UnloadNow(const std::string& name) {
       return UnknownLayer(model.name, *target.layer, ShortListOf(model.layers));
     }
     if (!is_last || model.loaded == nullptr) return absl::OkStatus();
-    spdlog::info("model {}: unloading", model.name);
+    Tell(model, spdlog::level::info, "unloading", "");
   }
   Edit(target.model_idx, [](KnownModel& model) {
     model.loaded = nullptr;

@@ -18,6 +18,8 @@
 #include <string>
 #include <vector>
 
+#include "base/line_budget.h"
+#include "base/logging.h"
 #include "base/mutex.h"
 #include "base/status.h"
 #include "base/task_queue.h"
@@ -91,6 +93,10 @@ class ModelRepository {
   absl::StatusOr<std::shared_ptr<ServedModel>> Bring(const KnownModel& known, const ModelTable::Target& target);
   absl::Status UnloadNow(const std::string& name);
 
+  // Logs a change, each kind once a second for each model, because callers ask for changes. Thread-safe.
+  void Tell(const KnownModel& model, spdlog::level::level_enum level, absl::string_view what,
+            const std::string& details);
+
   void ListFolder();
   absl::StatusOr<ModelTable::Target> FindTarget(const std::string& name);
   std::set<ModelId> LoadedModels() const;
@@ -103,6 +109,8 @@ class ModelRepository {
   const std::string folder_;
   const OpenModelFn open_;
   const std::shared_ptr<Residence> residence_;  // shared with models, which may outlive the repository
+
+  LineBudgets told_{1};
 
   mutable Mutex mu_;
   std::shared_ptr<const ModelTable> table_ ABSL_GUARDED_BY(mu_);
