@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <thread>
 
 #include "base/clock.h"
@@ -13,6 +14,11 @@
 
 namespace switchyard {
 namespace {
+
+std::string CapturedStderr() {
+  EXPECT_TRUE(FlushLog());
+  return testing::internal::GetCapturedStderr();
+}
 
 absl::StatusOr<int> Half(int value) {
   if (value % 2 != 0) return absl::InvalidArgumentError("odd");
@@ -90,15 +96,41 @@ TEST(Logging, FieldsAreMembersOfJsonLinesAndFollowTheMessageInText) {
   testing::internal::CaptureStderr();
   log();
   spdlog::info("other");
-  std::string lines = testing::internal::GetCapturedStderr();
+  std::string lines = CapturedStderr();
   EXPECT_NE(lines.find(R"("message":"slow","rows":5,"id":"two words\n\"x\"","request_id":"a-1"})"), std::string::npos)
       << lines;
   EXPECT_NE(lines.find(R"("message":"other"})"), std::string::npos) << lines;
   ASSERT_TRUE(SetUpLogging({.process = "front"}).ok());
   testing::internal::CaptureStderr();
   log();
-  lines = testing::internal::GetCapturedStderr();
+  lines = CapturedStderr();
   EXPECT_NE(lines.find(R"([front] slow rows=5 id="two words\n\"x\"" request_id=a-1)"), std::string::npos) << lines;
+}
+
+TEST(Logging, WhatOthersWroteStaysOneShortLine) {
+  ASSERT_TRUE(SetUpLogging({.process = "front"}).ok());
+  testing::internal::CaptureStderr();
+  const std::string long_name(100'000, 'n');
+  {
+    const LogFields fields(std::vector<LogField>{{"id", long_name}});
+    spdlog::info("a name\nwith \033[2J, \xc2\x9b, \xff, \xed\xa0\x80 and größer: {}", long_name);
+  }
+  const std::string line = CapturedStderr();
+  EXPECT_NE(line.find(R"(a name\nwith \x1b[2J, \xc2\x9b, \xff, \xed\xa0\x80 and größer: nnn)"), std::string::npos)
+      << line;
+  EXPECT_NE(line.find("more bytes)"), std::string::npos) << line;
+  EXPECT_LT(line.size(), 6000);
+  EXPECT_EQ(std::count(line.begin(), line.end(), '\n'), 1);
+}
+
+TEST(Logging, LinesThatStrangersCauseAreLimitedAndCounted) {
+  ASSERT_TRUE(SetUpLogging({.process = "front"}).ok());
+  testing::internal::CaptureStderr();
+  LineBudget budget(1);
+  for (int i = 0; i < 1000; ++i) LogWithin(&budget, spdlog::level::warn, "refused {}", i);
+  const std::string lines = CapturedStderr();
+  EXPECT_NE(lines.find("refused 0\n"), std::string::npos) << lines;
+  EXPECT_EQ(std::count(lines.begin(), lines.end(), '\n'), 1) << lines;
 }
 
 TEST(Logging, TimesOfTextLinesCanChange) {
@@ -107,7 +139,7 @@ TEST(Logging, TimesOfTextLinesCanChange) {
   ASSERT_TRUE(SetLogTimes(LogTimes::kIso8601).ok());
   testing::internal::CaptureStderr();
   spdlog::info("now");
-  EXPECT_THAT(testing::internal::GetCapturedStderr(), testing::ContainsRegex("^[0-9-]+T[0-9:.]+Z I .front. now\n"));
+  EXPECT_THAT(CapturedStderr(), testing::ContainsRegex("^[0-9-]+T[0-9:.]+Z I .front. now\n"));
   ASSERT_TRUE(SetUpLogging({.format = "json", .process = "front"}).ok());
   EXPECT_EQ(CurrentLogTimes(), LogTimes::kIso8601);
   EXPECT_TRUE(absl::IsFailedPrecondition(SetLogTimes(LogTimes::kLocal)));
@@ -129,7 +161,7 @@ TEST(Logging, JsonLinesEscapeTheMessage) {
   testing::internal::CaptureStderr();
   ASSERT_TRUE(SetUpLogging({.level = "info", .format = "json", .process = "front"}).ok());
   spdlog::info("a \"quoted\" word");
-  const std::string line = testing::internal::GetCapturedStderr();
+  const std::string line = CapturedStderr();
   EXPECT_NE(line.find(R"("process":"front","message":"a \"quoted\" word"})"), std::string::npos) << line;
 }
 

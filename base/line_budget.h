@@ -1,12 +1,16 @@
-// Limits how many lines of one kind are logged per second, so that a frequent error does not drown the log. Refused
-// lines are counted.
+// Limits how many lines of one kind are logged per second, so that a frequent error does not drown the log, and a
+// stranger or a caller who causes lines does not fill a disk. Refused lines are counted, and the next line that is
+// written says how many they were. LogWithin (base/logging.h) logs within a budget.
 //
 // Thread-safe.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
+#include <string>
 
+#include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/mutex.h"
 
@@ -41,5 +45,26 @@ class LineBudget {
   int lines_ ABSL_GUARDED_BY(mu_) = 0;  // written since second_began_
   int64_t refused_ ABSL_GUARDED_BY(mu_) = 0;
 };
+
+// A budget for each of several kinds of lines. Kinds come from a set that no stranger can make larger: a model's name,
+// a rank, a place in the code.
+class LineBudgets {
+ public:
+  explicit LineBudgets(int lines_per_second) : lines_per_second_(lines_per_second) {}
+
+  // Stays valid as long as this object.
+  LineBudget* Of(const std::string& kind) {
+    MutexLock lock(&mu_);
+    return &budgets_.try_emplace(kind, lines_per_second_).first->second;
+  }
+
+ private:
+  const int lines_per_second_;
+  Mutex mu_;
+  std::map<std::string, LineBudget> budgets_ ABSL_GUARDED_BY(mu_);
+};
+
+// How a line tells of the `refused` lines before it.
+inline std::string OthersLike(int64_t refused) { return refused == 0 ? "" : absl::StrCat(" (and ", refused, " more)"); }
 
 }  // namespace switchyard

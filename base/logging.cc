@@ -1,20 +1,32 @@
 #include "base/logging.h"
 
+#include <poll.h>
+#include <signal.h>
 #include <spdlog/pattern_formatter.h>
-#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/sinks/sink.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <exception>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
-#include "base/escape_controls.h"
+#include "base/bounded_write.h"
+#include "base/log_text.h"
+#include "base/log_writer.h"
 #include "base/mutex.h"
 
 namespace switchyard {
 namespace {
+
+constexpr size_t kMaxQueueBytes = 1 << 20;
+constexpr size_t kMaxMessageBytes = 4096;
+constexpr size_t kMaxFieldBytes = 256;
+
+// How long the end of the process, or a flush, waits for the log's reader.
+constexpr std::chrono::milliseconds kGrace{500};
 
 // The formatter's settings, set together with the logger.
 struct Format {
@@ -43,24 +55,20 @@ std::string ShownInText(std::string_view text) {
   return is_plain ? std::string(text) : QuotedJson(text);
 }
 
-// %J: the message as a JSON string, quotes included.
-class JsonMessageFlag final : public spdlog::custom_flag_formatter {
+// %Q: the message, cut; in JSON as a string, quotes included, in text escaped.
+class MessageFlag final : public spdlog::custom_flag_formatter {
  public:
-  void format(const spdlog::details::log_msg& msg, const std::tm&, spdlog::memory_buf_t& dest) override {
-    const std::string quoted = QuotedJson({msg.payload.data(), msg.payload.size()});
-    dest.append(quoted.data(), quoted.data() + quoted.size());
-  }
-  std::unique_ptr<custom_flag_formatter> clone() const override { return std::make_unique<JsonMessageFlag>(); }
-};
+  explicit MessageFlag(bool is_json) : is_json_(is_json) {}
 
-// %E: the message on one line of text. Parts of it may come from callers, who must not forge lines.
-class TextMessageFlag final : public spdlog::custom_flag_formatter {
- public:
   void format(const spdlog::details::log_msg& msg, const std::tm&, spdlog::memory_buf_t& dest) override {
-    const std::string escaped = EscapeControls({msg.payload.data(), msg.payload.size()});
-    dest.append(escaped.data(), escaped.data() + escaped.size());
+    const std::string cut = CutForLog({msg.payload.data(), msg.payload.size()}, kMaxMessageBytes);
+    const std::string shown = is_json_ ? QuotedJson(cut) : EscapedForLog(cut);
+    dest.append(shown.data(), shown.data() + shown.size());
   }
-  std::unique_ptr<custom_flag_formatter> clone() const override { return std::make_unique<TextMessageFlag>(); }
+  std::unique_ptr<custom_flag_formatter> clone() const override { return std::make_unique<MessageFlag>(is_json_); }
+
+ private:
+  const bool is_json_;
 };
 
 }  // namespace
@@ -84,9 +92,10 @@ class LogFieldsFlag final : public spdlog::custom_flag_formatter {
  private:
   std::string Show(const LogField& field) const {
     const auto* const text = std::get_if<std::string_view>(&field.value);
+    const std::string cut = text == nullptr ? "" : CutForLog(*text, kMaxFieldBytes);
     const std::string value = text == nullptr ? std::to_string(std::get<int64_t>(field.value))
-                              : is_json_      ? QuotedJson(*text)
-                                              : ShownInText(*text);
+                              : is_json_      ? QuotedJson(cut)
+                                              : ShownInText(cut);
     const std::string name(field.name);
     return is_json_ ? absl::StrCat(",\"", name, "\":", value) : absl::StrCat(" ", name, "=", value);
   }
@@ -100,16 +109,104 @@ std::unique_ptr<spdlog::formatter> MakeFormatter(const Format& format) {
   const bool utc = !format.is_json && format.times == LogTimes::kIso8601;
   auto formatter = std::make_unique<spdlog::pattern_formatter>(utc ? spdlog::pattern_time_type::utc
                                                                    : spdlog::pattern_time_type::local);
-  formatter->add_flag<JsonMessageFlag>('J').add_flag<TextMessageFlag>('E').add_flag<LogFieldsFlag>('K', format.is_json);
+  formatter->add_flag<MessageFlag>('Q', format.is_json).add_flag<LogFieldsFlag>('K', format.is_json);
   if (format.is_json) {
     formatter->set_pattern(R"({"time":"%Y-%m-%dT%H:%M:%S.%f%z","level":"%l","process":")" + format.process +
-                           R"(","message":%J%K})");
+                           R"(","message":%Q%K})");
   } else {
     const std::string erase(StderrIsTerminal() ? kEraseLine : "");
     formatter->set_pattern(erase + (utc ? "%Y-%m-%dT%H:%M:%S.%fZ" : "%Y-%m-%d %H:%M:%S.%f") + " %^%L%$ [" +
-                           format.process + "] %E%K");
+                           format.process + "] %Q%K");
   }
   return formatter;
+}
+
+// Formats lines on the thread that logs, because LogFields are that thread's, and hands them to the writer.
+class WriterSink final : public spdlog::sinks::sink {
+ public:
+  WriterSink() : writer_(STDERR_FILENO, kMaxQueueBytes, [this](int64_t lines) { return TellDrops(lines); }) {}
+
+  void log(const spdlog::details::log_msg& msg) override { writer_.Write(Format(msg)); }
+  void flush() override {}  // the writer waits for nothing
+  void set_pattern(const std::string& pattern) override {
+    set_formatter(std::make_unique<spdlog::pattern_formatter>(pattern));
+  }
+  void set_formatter(std::unique_ptr<spdlog::formatter> formatter) override {
+    MutexLock lock(&mu_);
+    formatter_ = std::move(formatter);
+  }
+
+  LogWriter& writer() { return writer_; }
+
+ private:
+  std::string Format(const spdlog::details::log_msg& msg) {
+    spdlog::memory_buf_t line;
+    MutexLock lock(&mu_);
+    formatter_->format(msg, line);
+    return {line.data(), line.size()};
+  }
+
+  std::string TellDrops(int64_t lines) {
+    const std::string message = absl::StrCat(lines, " log lines are missing here, because they were not read in time");
+    return Format({spdlog::string_view_t(), spdlog::level::warn, message});
+  }
+
+  Mutex mu_;
+  std::unique_ptr<spdlog::formatter> formatter_ ABSL_GUARDED_BY(mu_) = std::make_unique<spdlog::pattern_formatter>();
+  LogWriter writer_;  // last, because its thread uses the others
+};
+
+// Null until logging is set up. The sink lives as long as the process, because threads may log until the end.
+std::shared_ptr<WriterSink>* process_sink = nullptr;
+
+void FinishLogging() { (*process_sink)->writer().Finish(kGrace); }
+
+// Gives the writer's thread time for what was logged, such as the reason for the abort, and lets the signal end the
+// process. Calls only what a signal handler may.
+void AwaitWriter(int signal) {
+  constexpr int kStepMs = 5;
+  for (auto waited = kGrace.zero(); waited < kGrace && !(*process_sink)->writer().is_idle();
+       waited += std::chrono::milliseconds(kStepMs)) {
+    poll(nullptr, 0, kStepMs);
+  }
+  raise(signal);
+}
+
+// std::terminate writes to stderr itself; this logs the exception instead.
+[[noreturn]] void LogAndAbort() {
+  std::string reason = "no exception";
+  try {
+    if (std::current_exception() != nullptr) std::rethrow_exception(std::current_exception());
+  } catch (const std::exception& error) {
+    reason = error.what();
+  } catch (...) {
+    reason = "an exception of an unknown type";
+  }
+  spdlog::critical("the program has to end: {}", reason);
+  std::abort();
+}
+
+// What crashes a process, unless a sanitizer or somebody else handles it.
+void AwaitWriterOnCrashes() {
+  struct sigaction action = {};
+  action.sa_handler = AwaitWriter;
+  action.sa_flags = SA_RESETHAND;  // the second signal ends the process, on return from the handler
+  for (const int signal : {SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE}) {
+    struct sigaction before = {};
+    if (sigaction(signal, nullptr, &before) == 0 && before.sa_handler == SIG_DFL) sigaction(signal, &action, nullptr);
+  }
+}
+
+std::shared_ptr<WriterSink> ProcessSink() {
+  if (process_sink == nullptr) {
+    KeepFromBlocking(STDOUT_FILENO);
+    KeepFromBlocking(STDERR_FILENO);
+    process_sink = new std::shared_ptr<WriterSink>(std::make_shared<WriterSink>());
+    std::atexit(FinishLogging);
+    AwaitWriterOnCrashes();
+    std::set_terminate(LogAndAbort);
+  }
+  return *process_sink;
 }
 
 }  // namespace
@@ -129,7 +226,7 @@ absl::Status SetUpLogging(const LoggingOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("--log_level: expected trace, debug, info, warn, error or off, found ", options.level));
   }
-  auto logger = std::make_shared<spdlog::logger>(options.process, std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  auto logger = std::make_shared<spdlog::logger>(options.process, ProcessSink());
   {
     MutexLock lock(&format_mu);
     const bool is_json = options.format == "json";
@@ -137,10 +234,20 @@ absl::Status SetUpLogging(const LoggingOptions& options) {
     logger->set_formatter(MakeFormatter(CurrentFormat()));
   }
   logger->set_level(level);
-  logger->flush_on(spdlog::level::info);
+  // spdlog would print an error of a line's format itself, to stderr.
+  logger->set_error_handler([](const std::string& error) { WriteToLog(absl::StrCat("log line lost: ", error, "\n")); });
   spdlog::set_default_logger(std::move(logger));
   return absl::OkStatus();
 }
+
+void WriteToLog(std::string_view text) {
+  if (process_sink != nullptr) return (*process_sink)->writer().Write(std::string(text));
+  WriteWithin(STDERR_FILENO, text, kGrace);
+}
+
+bool FlushLog() { return process_sink == nullptr || (*process_sink)->writer().Flush(kGrace); }
+
+int64_t NumLogLinesDropped() { return process_sink == nullptr ? 0 : (*process_sink)->writer().num_dropped(); }
 
 LogTimes CurrentLogTimes() {
   MutexLock lock(&format_mu);

@@ -3,6 +3,7 @@
 // Turns off Asio's fences around handlers: one thread needs none, and ThreadSanitizer does not understand them.
 #define BOOST_ASIO_DISABLE_FENCED_BLOCK
 
+#include <fcntl.h>
 #include <prometheus/text_serializer.h>
 #include <sys/socket.h>
 
@@ -20,6 +21,7 @@
 #include <optional>
 #include <thread>
 
+#include "base/port_connections.h"
 #include "base/unique_fd.h"
 
 namespace switchyard {
@@ -33,7 +35,7 @@ using boost::system::error_code;
 
 constexpr std::chrono::seconds kPatience(5);            // for a connection, from its start to its end
 constexpr std::chrono::milliseconds kAcceptPause(100);  // after the system ran out of descriptors or memory
-constexpr size_t kMaxConnections = 256;                 // at a time
+constexpr int kMaxConnections = 256;                    // at a time
 constexpr uint32_t kMaxHeaderBytes = 8 * 1024;          // of the request line, and of the header fields
 
 using Request = http::request<http::empty_body>;
@@ -187,7 +189,7 @@ class BeastServer final : public HttpServer {
     return {};
   }
 
-  int port() const override { return port_; }
+  int port() const override { return endpoint_.port(); }
 
  private:
   error_code Listen(const HttpOptions& options) {
@@ -199,6 +201,7 @@ class BeastServer final : public HttpServer {
       error = ListenAt(endpoint);
       if (!error) break;
     }
+    if (!error) endpoint_ = acceptor_.local_endpoint(error);
     return error;
   }
 
@@ -216,8 +219,6 @@ class BeastServer final : public HttpServer {
     acceptor_.assign(endpoint.protocol(), fd.get(), error);
     if (error) return error;
     fd.release();
-    protocol_ = endpoint.protocol();
-    port_ = acceptor_.local_endpoint(error).port();
     return error;
   }
 
@@ -232,28 +233,54 @@ class BeastServer final : public HttpServer {
   }
 
   void AwaitCaller() {
-    acceptor_.async_wait(tcp::acceptor::wait_read, [this](error_code error) { error ? Pause() : Accept(); });
+    acceptor_.async_wait(tcp::acceptor::wait_read, [this](error_code error) { error ? OpenAgain() : Accept(); });
   }
 
   void Accept() {
     UniqueFd fd(accept4(acceptor_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (!fd.valid() && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) return Pause();
-    if (fd.valid()) Admit(std::move(fd));
+    const int error = errno;
+    if (fd.valid()) {
+      Admit(std::move(fd));
+    } else if (error == EBADF || error == EINVAL || error == ENOTSOCK) {
+      return OpenAgain();
+    } else if (error == EMFILE && CloseOldest()) {
+      // There is room again.
+    } else if (error != EAGAIN && error != EINTR && error != ECONNABORTED) {
+      return Pause(&BeastServer::AwaitCaller);
+    }
     AwaitCaller();
   }
 
-  // Waits before accepting again, because an error such as too many open files would recur at once.
-  void Pause() {
+  // Waits before the next step, because an error such as too many open files would recur at once.
+  void Pause(void (BeastServer::*next)()) {
     timer_.expires_after(kAcceptPause);
-    timer_.async_wait([this](error_code) { AwaitCaller(); });
+    timer_.async_wait([this, next](error_code) { (this->*next)(); });
   }
 
+  // After the listening socket has failed.
+  void OpenAgain() {
+    error_code error;
+    acceptor_.close(error);
+    if (ListenAt(endpoint_)) return Pause(&BeastServer::OpenAgain);
+    AwaitCaller();
+  }
+
+  // When there is no room, the oldest connection gives way. Callers that are served quickly are gone long before theirs
+  // is the oldest.
   void Admit(UniqueFd fd) {
+    connections_.remove_if([](const auto& connection) { return connection.expired(); });
+    if (!counted_.HasRoomFor(fd.get())) {
+      if (!CloseOldest()) {
+        counted_.Refuse();
+        return;
+      }
+      // Takes the number that is free now, because high ones say that descriptors are scarce.
+      fd.reset(fcntl(fd.get(), F_DUPFD_CLOEXEC, 0));
+    }
     try {
       tcp::socket socket(io_);
-      socket.assign(protocol_, fd.get());
-      fd.release();
-      MakeRoom();
+      socket.assign(endpoint_.protocol(), fd.get());
+      counted_.Add(fd.release());
       auto connection = std::make_shared<Connection>(std::move(socket), pages_);
       connections_.push_back(connection);
       connection->Start();
@@ -262,21 +289,19 @@ class BeastServer final : public HttpServer {
     }
   }
 
-  // When there are too many connections, closes the oldest. Callers that are served quickly are gone long before theirs
-  // is the oldest.
-  void MakeRoom() {
-    connections_.remove_if([](const auto& connection) { return connection.expired(); });
-    if (connections_.size() < kMaxConnections) return;
+  bool CloseOldest() {
+    if (connections_.empty()) return false;
     if (const auto oldest = connections_.front().lock()) oldest->Close();
     connections_.pop_front();
+    return true;
   }
 
   const Pages pages_;
   asio::io_context io_{1};  // declared before its users; its destruction drops the connections
   tcp::acceptor acceptor_{io_};
   asio::steady_timer timer_{io_};
-  tcp protocol_ = tcp::v4();
-  int port_ = 0;
+  tcp::endpoint endpoint_;  // constant once it listens
+  PortConnections counted_{PortKind::kHttp, kMaxConnections};
   std::list<std::weak_ptr<Connection>> connections_;  // the oldest one first
   std::thread thread_;
 };

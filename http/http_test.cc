@@ -1,6 +1,7 @@
 #include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <map>
@@ -129,6 +130,40 @@ TEST(HttpServer, SlowCallersHoldUpNobody) {
   server.reset();
 }
 
+// The listening socket of this process at `port`; -1 for none.
+int ListenerAt(int port) {
+  for (int fd = 0; fd < 1024; ++fd) {
+    int listens = 0;
+    socklen_t size = sizeof(listens);
+    sockaddr_in address = {};
+    socklen_t address_size = sizeof(address);
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 && listens != 0 &&
+        getsockname(fd, reinterpret_cast<sockaddr*>(&address), &address_size) == 0 && ntohs(address.sin_port) == port) {
+      return fd;
+    }
+  }
+  return -1;
+}
+
+TEST(HttpServer, OpensAListenerThatFailsAgain) {
+  const auto server = PlainServer();
+  ASSERT_EQ(shutdown(ListenerAt(server->port()), SHUT_RDWR), 0);
+  std::string answer;
+  for (int i = 0; i < 1000 && answer.empty(); ++i) {
+    const UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(server->port()));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0) {
+      answer = Get(server->port(), "/livez");
+    } else {
+      poll(nullptr, 0, 5);
+    }
+  }
+  EXPECT_THAT(answer, HasSubstr("live\n"));
+}
+
 TEST(HttpServer, OutlivesWhatItsFunctionsThrow) {
   const auto server = HttpServer::Start(
       {"127.0.0.1", 0}, []() -> std::vector<prometheus::MetricFamily> { throw std::runtime_error("no metrics"); },
@@ -141,6 +176,9 @@ TEST(HttpServer, OutlivesWhatItsFunctionsThrow) {
 
 TEST(ProcessMetrics, TellWhatIsSo) {
   std::map<std::string, double> values;
+  const auto server = PlainServer();
+  const UniqueFd open = Connect(server->port());
+  EXPECT_THAT(Get(server->port(), "/livez"), HasSubstr("live\n"));  // after the first was accepted
   for (const auto& family : ProcessMetrics().Collect()) {
     const auto& metric = family.metric.at(0);
     values[family.name] = metric.gauge.value + metric.counter.value;
@@ -152,6 +190,9 @@ TEST(ProcessMetrics, TellWhatIsSo) {
   EXPECT_NEAR(values.at("process_start_time_seconds"), now, 120);
   EXPECT_GE(values.at("process_open_fds"), 3);
   EXPECT_GE(values.at("process_max_fds"), values.at("process_open_fds"));
+  EXPECT_GE(values.at("switchyard_connections"), 1);
+  EXPECT_EQ(values.at("switchyard_connections_refused_total"), 0);
+  EXPECT_EQ(values.at("switchyard_log_lines_dropped_total"), 0);
 }
 
 }  // namespace

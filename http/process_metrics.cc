@@ -11,6 +11,8 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
+#include "base/logging.h"
+#include "base/port_connections.h"
 
 namespace switchyard {
 namespace {
@@ -25,6 +27,27 @@ void Add(const char* name, const char* help, MetricType type, double value, std:
   family.type = type;
   prometheus::ClientMetric& metric = family.metric.emplace_back();
   (type == MetricType::Counter ? metric.counter.value : metric.gauge.value) = value;
+}
+
+void AddConnections(std::vector<MetricFamily>* families) {
+  MetricFamily open = {
+      "switchyard_connections", "Connections that are open, by the port of this process.", MetricType::Gauge, {}};
+  MetricFamily refused = {"switchyard_connections_refused_total",
+                          "Connections closed at once because the port had no room or descriptors were scarce.",
+                          MetricType::Counter,
+                          {}};
+  const std::vector<PortConnections::Counts> ports = PortConnections::OfAllPorts();
+  if (ports.empty()) return;
+  for (const PortConnections::Counts& counts : ports) {
+    prometheus::ClientMetric& now = open.metric.emplace_back();
+    now.label = {{"port", counts.port}};
+    now.gauge.value = static_cast<double>(counts.open);
+    prometheus::ClientMetric& total = refused.metric.emplace_back();
+    total.label = now.label;
+    total.counter.value = static_cast<double>(counts.refused);
+  }
+  families->push_back(std::move(open));
+  families->push_back(std::move(refused));
 }
 
 std::string ReadLine(const char* path) {
@@ -94,6 +117,9 @@ std::vector<MetricFamily> ProcessMetrics::Collect() const {
     Add("process_max_fds", "File descriptors that may be open.", MetricType::Gauge, static_cast<double>(limit.rlim_cur),
         &families);
   }
+  AddConnections(&families);
+  Add("switchyard_log_lines_dropped_total", "Log lines of this process that were not read in time, or not written.",
+      MetricType::Counter, static_cast<double>(NumLogLinesDropped()), &families);
   return families;
 }
 

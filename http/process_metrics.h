@@ -1,4 +1,5 @@
-// The process_* metrics that Prometheus' client libraries report, from /proc, for the front and for workers.
+// The process_* metrics that Prometheus' client libraries report, from /proc, connections by port and log lines that
+// were dropped, for the front and for workers.
 #pragma once
 
 #include <prometheus/collectable.h>

@@ -1,10 +1,14 @@
 #include "rpc/wire_options.h"
 
-#include <cstdio>
+#include <unistd.h>
+
+#include <chrono>
 #include <cstdlib>
 
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "base/bounded_write.h"
 
 namespace switchyard {
 namespace {
@@ -15,7 +19,7 @@ std::vector<WireArg> ArgsOfEnvironment() {
   const char* text = std::getenv(kVariable);
   auto args = ParseWireArgs(text == nullptr ? "" : text);
   if (args.ok()) return *std::move(args);
-  std::fprintf(stderr, "%s: %s\n", kVariable, std::string(args.status().message()).c_str());
+  WriteWithin(STDERR_FILENO, absl::StrCat(kVariable, ": ", args.status().message(), "\n"), std::chrono::seconds(1));
   return {};
 }
 

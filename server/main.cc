@@ -1,11 +1,12 @@
 // switchyard_server: the front. It reads flags, prints one READY line when it serves, and drains on SIGTERM.
-#include <google/protobuf/stubs/logging.h>
 #include <grpcpp/grpcpp.h>
 #include <signal.h>
+#include <unistd.h>
 
-#include <cstdio>
+#include <chrono>
 
 #include "absl/time/time.h"
+#include "base/bounded_write.h"
 #include "base/deadlock_detection.h"
 #include "base/exhausted.h"
 #include "base/logging.h"
@@ -15,6 +16,8 @@
 #include "http/http_server.h"
 #include "rpc/deadline.h"
 #include "rpc/end_connections.h"
+#include "rpc/library_logs.h"
+#include "rpc/listen.h"
 #include "rpc/loopback.h"
 #include "rpc/tls.h"
 #include "server/api/calls/access_control.h"
@@ -64,19 +67,24 @@ class Signals {
   const sigset_t set_;
 };
 
-absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const Front& front, const MetricsPage& metrics) {
+// Whether a new request would be served now, also from a caller who has yet to connect.
+bool IsReady(const Front& front, PortServer& clients) { return front.ready() && clients.accepting(); }
+
+absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const Front& front, PortServer& clients,
+                                                      const MetricsPage& metrics) {
   const ServerOptions& options = front.options();
   return HttpServer::Start(
-      {options.host, options.http_port}, [&metrics] { return metrics.Collect(); }, [&front] { return front.ready(); });
+      {options.host, options.http_port}, [&metrics] { return metrics.Collect(); },
+      [&front, &clients] { return IsReady(front, clients); });
 }
 
 // How often readiness is checked for clients that watch the health service.
 constexpr int kHealthIntervalMs = 100;
 
 // Waits for a stop signal, then drains. Updates the health service meanwhile.
-void ServeUntilStopped(Front& front, HealthReporter& health, const Signals& signals) {
+void ServeUntilStopped(Front& front, PortServer& clients, HealthReporter& health, const Signals& signals) {
   do {
-    health.Update(front.ready(), front.models()->layers());
+    health.Update(IsReady(front, clients), front.models()->layers());
   } while (!signals.StopRequested(front, kHealthIntervalMs));
   health.Update(false, {});
   front.Drain();
@@ -101,6 +109,14 @@ std::unique_ptr<ClientMemory> CreateClientMemory(const ServerOptions& options) {
   return std::make_unique<ClientMemory>(options.max_queued_bytes);
 }
 
+// Serves also when nobody reads the line.
+void SayReady(const std::string& line) {
+  constexpr std::chrono::seconds kPatience(1);
+  if (WriteWithin(STDOUT_FILENO, line, kPatience) != WriteOutcome::kWritten) {
+    spdlog::warn("stdout takes no READY line; serving all the same");
+  }
+}
+
 absl::Status Serve(const ServerOptions& options, const Signals& signals) {
   SY_RETURN_IF_ERROR(CheckConfig(options));
   if (options.check_config) return absl::OkStatus();
@@ -111,23 +127,22 @@ absl::Status Serve(const ServerOptions& options, const Signals& signals) {
   const std::unique_ptr<ClientMemory> client_memory = CreateClientMemory(options);
   const std::unique_ptr<grpc::Service> kserve =
       MakeKserveService(front.get(), &models, access.get(), client_memory.get());
-  int port = 0;
-  SY_ASSIGN_OR_RETURN(const auto server, StartGrpcServer(options, *access, {native.get(), kserve.get()}, &port));
+  SY_ASSIGN_OR_RETURN(const auto server, StartGrpcServer(options, *access, {native.get(), kserve.get()}));
   const MetricsPage metrics(front.get());
-  SY_ASSIGN_OR_RETURN(const auto http, StartHttp(*front, metrics));
-  HealthReporter health(server.get(), {kSwitchyardServiceName, kKserveServiceName});
+  SY_ASSIGN_OR_RETURN(const auto http, StartHttp(*front, *server, metrics));
+  HealthReporter health(&server->grpc(), {kSwitchyardServiceName, kKserveServiceName});
   health.Update(false, front->models()->layers());
   SY_RETURN_IF_ERROR(front->StartWorkers());
   const absl::Status serving = front->WaitUntilServing([&] { return signals.StopRequested(*front, 0); });
   if (serving.ok()) {
-    std::printf("READY grpc=%s:%d http=%s:%d workers=%d\n", options.host.c_str(), port, options.host.c_str(),
-                http->port(), front->num_ranks());
-    std::fflush(stdout);
-    ServeUntilStopped(*front, health, signals);
+    SayReady(absl::StrCat("READY grpc=", options.host, ":", server->port(), " http=", options.host, ":", http->port(),
+                          " workers=", front->num_ranks(), "\n"));
+    ServeUntilStopped(*front, *server, health, signals);
   }
   front->repository().Stop();  // ends the changes that RPCs wait for
-  EndConnections(port);
-  server->Shutdown(DeadlineAfter(absl::Seconds(1)));
+  server->StopAccepting();
+  EndConnections(server->port());
+  server->Shutdown(absl::Seconds(1));
   return absl::IsCancelled(serving) ? absl::OkStatus() : serving;
 }
 
@@ -139,9 +154,7 @@ absl::Status RunServer(const ServerOptions& options, const Inherited& inherited)
   SY_RETURN_IF_ERROR(SetUpLogging({options.log_level, options.log_format, "front"}));
   const Signals signals(inherited);
   SY_RETURN_IF_ERROR(CheckThreads(kThreadsAtLeast));
-  // The sender of a malformed message is told what is wrong with it. Protobuf would also write that to stderr, in a
-  // format of its own.
-  google::protobuf::SetLogHandler(nullptr);
+  TakeOverLibraryLogs();
   return Serve(options, signals);
 }
 
@@ -155,6 +168,6 @@ int main(int argc, char** argv) {
   if (const std::optional<int> exit_code = switchyard::ParseFlags(argc, argv, &options)) return *exit_code;
   const absl::Status status = switchyard::RunServer(options, inherited);
   if (status.ok()) return 0;
-  std::fprintf(stderr, "switchyard_server: %s\n", std::string(status.message()).c_str());
+  switchyard::WriteToLog(absl::StrCat("switchyard_server: ", status.message(), "\n"));
   return 1;
 }

@@ -10,7 +10,6 @@
 #include <CLI/CLI.hpp>
 #include <cerrno>
 #include <climits>
-#include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <vector>
@@ -21,6 +20,7 @@
 #include "base/logging.h"
 #include "base/process_start.h"
 #include "base/stop_signals.h"
+#include "rpc/library_logs.h"
 #include "rpc/version_line.h"
 #include "worker/worker.h"
 
@@ -120,6 +120,7 @@ void BeginAnewWithThreadWaiting(const WorkerOptions& options, char** argv) {
 absl::Status RunWorker(const WorkerOptions& options, const LoggingOptions& logging, const Inherited& inherited,
                        DeviceOpener open_device) {
   SY_RETURN_IF_ERROR(SetUpLogging(logging));
+  TakeOverLibraryLogs();
   KeepLargeBlocksOutOfTheHeap();
   SY_RETURN_IF_ERROR(CheckThreads(kThreadsAtLeast + options.num_threads));
   const bool started_by_front = options.local_index >= 0;
@@ -151,7 +152,7 @@ int RunWorkerProgram(int argc, char** argv, DeviceOpener open_device) {
   const absl::Status status = RunWorker(options, logging, inherited, open_device);
   if (status.ok()) return kExitOk;
   const std::string erase(StderrIsTerminal() ? kEraseLine : "");
-  std::fprintf(stderr, "%sswitchyard_worker: %s\n", erase.c_str(), std::string(status.message()).c_str());
+  WriteToLog(absl::StrCat(erase, "switchyard_worker: ", status.message(), "\n"));
   return absl::IsDeadlineExceeded(status) ? kExitFrontSilent : kExitError;
 }
 

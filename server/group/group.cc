@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/log_text.h"
 #include "base/logging.h"
 #include "base/notification.h"
 #include "server/group/supervisor.h"
@@ -105,7 +106,8 @@ void Group::Joined(std::shared_ptr<WorkerChannel> channel, worker::Hello hello) 
   events_->Post([channel = std::move(channel), hello = std::move(hello)](Group& group) {
     const auto rank = group.membership_.Join(channel, hello, group.now());
     if (rank.ok()) return;
-    spdlog::warn("{} (process {} on {})", rank.status().message(), hello.pid(), hello.host());
+    LogWithin(&group.refused_lines_, spdlog::level::warn, "{} (process {} on {})", rank.status().message(), hello.pid(),
+              NameForLog(hello.host()));
     channel->Close(rank.status());
   });
 }

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/line_budget.h"
 #include "base/mutex.h"
 #include "server/group/group_events.h"
 #include "server/group/membership.h"
@@ -138,6 +139,7 @@ class Group final : private MembershipListener {
   int64_t recoveries_ = 0;
   std::pair<Epoch, StepId> oldest_step_;
   int oldest_step_ticks_ = 0;
+  LineBudget refused_lines_{1};
   std::map<ModelId, std::function<void(absl::Status)>> adding_;
   std::map<ModelId, std::function<void()>> removing_;
 

@@ -19,11 +19,6 @@ int StderrColumns() {
   return known ? size.ws_col : kUsualColumns;
 }
 
-// Uses one write, so that no other line comes in between. Ignores errors, such as a terminal that is gone.
-void DrawOnStderr(std::string_view text) {
-  if (write(STDERR_FILENO, text.data(), text.size()) < 0) return;
-}
-
 bool HasLoaded(const RankLoad& rank) {
   if (rank.state == RankLoad::State::kLoaded) return true;
   return rank.has_reported && rank.bytes_done >= rank.bytes_total;
@@ -34,7 +29,7 @@ bool HasLoaded(const RankLoad& rank) {
 LoadOutput StderrLoadOutput(const std::string& log_format) {
   LoadOutput output;
   if (StderrIsTerminal() && log_format == "text" && spdlog::should_log(spdlog::level::info)) {
-    output.draw = DrawOnStderr;
+    output.draw = WriteToLog;  // one write, so that no other line comes in between
     output.num_columns = StderrColumns;
   } else {
     output.log = [](const std::string& line) { spdlog::info("{}", line); };

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/log_text.h"
+
 namespace switchyard {
 namespace {
 
@@ -72,7 +74,8 @@ absl::StatusOr<int> Membership::Join(std::shared_ptr<WorkerChannel> channel, con
   rank.hello = hello;
   rank.joins = joins;
   formation_.StartAnew();
-  spdlog::info("rank {}: worker {} on {} ({}) joined", index, hello.pid(), hello.host(), hello.device());
+  LogWithin(join_lines_.Of(absl::StrCat(index)), spdlog::level::info, "rank {}: worker {} on {} ({}) joined", index,
+            hello.pid(), NameForLog(hello.host()), NameForLog(hello.device()));
   SendWelcome(index);
   models_.Refresh(rank);
   formation_.TryBegin(now);
@@ -108,7 +111,7 @@ void Membership::Vacate(int index, const std::string& why, SteadyTime now) {
 void Membership::Leave(const WorkerChannel* channel, const std::string& why, SteadyTime now) {
   const int index = RankOf(channel);
   if (index < 0) return;
-  spdlog::log(LossLevel(), "rank {}: left: {}", index, why);
+  LogWithin(loss_lines_.Of(absl::StrCat(index)), LossLevel(), "rank {}: left: {}", index, why);
   const int pid = ranks_[index].hello.pid();
   Vacate(index, why, now);
   if (!draining_) listener_->OnWorkerGivenUp(index, pid);

@@ -24,6 +24,7 @@
 
 #include "base/clock.h"
 #include "base/ids.h"
+#include "base/line_budget.h"
 #include "base/logging.h"
 #include "base/status.h"
 #include "proto/worker.pb.h"
@@ -121,6 +122,7 @@ class Membership {
   int64_t num_pings_ = 0;
   std::optional<SteadyTime> last_tick_;
   bool draining_ = false;
+  LineBudgets join_lines_{1}, loss_lines_{1};  // by rank: a worker that comes and goes does not fill the log
 };
 
 }  // namespace switchyard

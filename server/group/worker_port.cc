@@ -5,10 +5,9 @@
 #include <algorithm>
 #include <limits>
 
-#include "absl/time/time.h"
-#include "rpc/deadline.h"
 #include "rpc/listen.h"
 #include "rpc/port_credentials.h"
+#include "server/group/group.h"
 #include "server/group/worker_service.h"
 
 namespace switchyard {
@@ -16,6 +15,12 @@ namespace {
 
 // Room for the other fields of a message beside its rows.
 constexpr size_t kEnvelopeBytes = 1 << 20;
+
+// Until a connection must have become an HTTP/2 one. Workers are near, and strangers need no patience.
+constexpr int kHandshakeTimeoutMs = 5000;
+
+// Beside those of the workers and of the workers that replace them: for strangers, whose connections end soon.
+constexpr int kSpareConnections = 64;
 
 }  // namespace
 
@@ -31,15 +36,22 @@ absl::StatusOr<std::unique_ptr<WorkerPort>> WorkerPort::Listen(const std::string
   if (tls.cert.given()) {
     SY_ASSIGN_OR_RETURN(certificates, TlsReloader::Open(tls));
   }
-  SY_ASSIGN_OR_RETURN(worker_port->server_, StartServer(builder, MakePortCredentials(std::move(certificates), nullptr),
-                                                        host, port, "--worker_port", &worker_port->port_));
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeTimeoutMs);
+  const int num_ranks = static_cast<int>(group->info().ranks.size());
+  SY_ASSIGN_OR_RETURN(worker_port->server_,
+                      PortServer::Start(builder, MakePortCredentials(std::move(certificates), nullptr),
+                                        {.host = host,
+                                         .port = port,
+                                         .flag = "--worker_port",
+                                         .kind = PortKind::kWorkers,
+                                         .max_connections = 2 * num_ranks + kSpareConnections}));
   return worker_port;
 }
 
 WorkerPort::WorkerPort(Group* group) : service_(MakeWorkerService(group)) {}
 
-WorkerPort::~WorkerPort() {
-  if (server_ != nullptr) server_->Shutdown(DeadlineAfter(absl::ZeroDuration()));
-}
+WorkerPort::~WorkerPort() = default;
+
+int WorkerPort::port() const { return server_->port(); }
 
 }  // namespace switchyard

@@ -9,13 +9,13 @@
 #include "rpc/tls_files.h"
 
 namespace grpc {
-class Server;
 class Service;
 }  // namespace grpc
 
 namespace switchyard {
 
 class Group;
+class PortServer;
 
 // Listens from construction to destruction.
 class WorkerPort {
@@ -26,14 +26,13 @@ class WorkerPort {
                                                             size_t max_row_bytes, Group* group);
   ~WorkerPort();
 
-  int port() const { return port_; }
+  int port() const;
 
  private:
   explicit WorkerPort(Group* group);
 
   std::unique_ptr<grpc::Service> service_;  // outlives the server
-  int port_ = 0;
-  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<PortServer> server_;
 };
 
 }  // namespace switchyard

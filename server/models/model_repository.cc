@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "base/clock.h"
-#include "base/logging.h"
 
 namespace switchyard {
 namespace {
@@ -53,7 +52,8 @@ std::vector<ModelOption> CheckpointsIn(const std::string& folder) {
       found.push_back({name, entry->path()});
     }
   }
-  if (error) spdlog::warn("--model_repository={}: {}", folder, error.message());
+  static LineBudget budget(1);
+  if (error) LogWithin(&budget, spdlog::level::warn, "--model_repository={}: {}", folder, error.message());
   std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   return found;
 }
@@ -349,11 +349,16 @@ absl::StatusOr<KnownModel> ModelRepository::FindModel(const std::string& checkpo
   return UnknownModel(checkpoint, known->models());
 }
 
+void ModelRepository::Tell(const KnownModel& model, spdlog::level::level_enum level, absl::string_view what,
+                           const std::string& details) {
+  LogWithin(told_.Of(absl::StrCat(model.name, ": ", what)), level, "model {}: {}{}", model.name, what, details);
+}
+
 absl::Status ModelRepository::LoadNow(const Change& change) {
   SY_ASSIGN_OR_RETURN(KnownModel known, FindModel(change.checkpoint));
   const std::optional<std::string>& layer = change.layer;
   if (layer.has_value() && known.loaded != nullptr && known.FindLayer(*layer) >= 0 && !known.serves(*layer)) {
-    spdlog::info("model {}: layer {} is served again", known.name, *layer);
+    Tell(known, spdlog::level::info, "a layer is served again", absl::StrCat(": ", *layer));
     Edit(known.name, [&](KnownModel& model) { model.layers[model.FindLayer(*layer)].is_served = true; });
     return absl::OkStatus();
   }
@@ -363,7 +368,7 @@ absl::Status ModelRepository::LoadNow(const Change& change) {
 
 absl::Status ModelRepository::Reload(const KnownModel& known, const Change& change) {
   const SteadyTime begin = Clock::Real().Now();
-  spdlog::info("model {}: loading {}", known.name, known.location);
+  Tell(known, spdlog::level::info, "loading", absl::StrCat(" ", known.location));
   if (!Edit(known.name, [](KnownModel& model) { model.change = KnownModel::Change::kLoading; })) {
     return FindModel(known.name).status();
   }
@@ -380,10 +385,11 @@ absl::Status ModelRepository::Reload(const KnownModel& known, const Change& chan
     }
   });
   if (!fresh.ok()) {
-    spdlog::error("not loaded: {}", fresh.status().message());
+    Tell(known, spdlog::level::err, "not loaded", absl::StrCat(": ", fresh.status().message()));
     return fresh.status();
   }
-  spdlog::info("model {}: served after {:.2f} s", known.name, MicrosBetween(begin, Clock::Real().Now()) / 1e6);
+  Tell(known, spdlog::level::info, "served",
+       fmt::format(" after {:.2f} s", MicrosBetween(begin, Clock::Real().Now()) / 1e6));
   return absl::OkStatus();
 }
 
@@ -417,7 +423,7 @@ absl::Status ModelRepository::UnloadNow(const Change& change) {
       return UnknownLayer(model.name, *change.layer, ShortListOf(model.layers));
     }
     if (!is_last || model.loaded == nullptr) return absl::OkStatus();
-    spdlog::info("model {}: unloading", model.name);
+    Tell(model, spdlog::level::info, "unloading", "");
   }
   Edit(change.checkpoint, [](KnownModel& model) {
     model.loaded = nullptr;

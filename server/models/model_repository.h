@@ -20,6 +20,8 @@
 #include <string>
 #include <vector>
 
+#include "base/line_budget.h"
+#include "base/logging.h"
 #include "base/mutex.h"
 #include "base/status.h"
 #include "base/task_queue.h"
@@ -105,6 +107,10 @@ class ModelRepository {
   absl::StatusOr<std::shared_ptr<ServedModel>> Bring(const KnownModel& known, const Change& change);
   absl::Status UnloadNow(const Change& change);
 
+  // Logs a change, each kind once a second for each model, because callers ask for changes. Thread-safe.
+  void Tell(const KnownModel& model, spdlog::level::level_enum level, absl::string_view what,
+            const std::string& details);
+
   void ListFolder();
   std::set<ModelId> LoadedModels() const;
   absl::StatusOr<KnownModel> FindModel(const std::string& checkpoint) const;
@@ -118,6 +124,8 @@ class ModelRepository {
   const std::string folder_;
   const OpenModelFn open_;
   const std::shared_ptr<Residence> residence_;  // shared with models, which may outlive the repository
+
+  LineBudgets told_{1};
 
   mutable Mutex mu_;
   std::shared_ptr<const ModelTable> table_ ABSL_GUARDED_BY(mu_);

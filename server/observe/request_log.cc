@@ -3,7 +3,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "base/logging.h"
 
 namespace switchyard {
@@ -44,8 +43,6 @@ bool IsOurFault(absl::StatusCode code) {
   return code == absl::StatusCode::kInternal || code == absl::StatusCode::kDataLoss ||
          code == absl::StatusCode::kUnknown;
 }
-
-std::string OthersLike(int64_t lines) { return lines == 0 ? "" : absl::StrCat(" (and ", lines, " more)"); }
 
 }  // namespace
 

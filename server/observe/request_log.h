@@ -4,7 +4,7 @@
 //   failed   a warning about a request that failed through no fault of its caller
 //   others   debug lines about requests that were answered and requests that were refused
 //
-// Warnings are limited to a few lines a second, however many requests deserve one.
+// There is at most one warning of a kind a second, however many requests deserve one.
 //
 // Thread-safe.
 #pragma once
@@ -30,11 +30,8 @@ class RequestLog {
   void Refused(const ServedLayer* layer, const RequestIdentity& identity, const absl::Status& status) const;
 
  private:
-  static constexpr int kLinesPerSecond = 10;
-
   const int64_t slow_us_;
-  LineBudget slow_lines_{kLinesPerSecond};
-  LineBudget failed_lines_{kLinesPerSecond};
+  LineBudget slow_lines_{1}, failed_lines_{1};
 };
 
 }  // namespace switchyard

@@ -31,15 +31,15 @@ int Serve() {
   builder.SetMaxSendMessageSize(-1);
   TuneServer(builder);
   builder.RegisterService(&service);
-  int port = 0;
-  const auto server = StartServer(builder, grpc::InsecureServerCredentials(), "127.0.0.1", 0, "port", &port);
+  const auto server =
+      PortServer::Start(builder, grpc::InsecureServerCredentials(), {.host = "127.0.0.1", .flag = "port"});
   if (!server.ok()) {
     std::fprintf(stderr, "%s\n", std::string(server.status().message()).c_str());
     return 1;
   }
-  std::printf("READY grpc=127.0.0.1:%d\n", port);
+  std::printf("READY grpc=127.0.0.1:%d\n", (*server)->port());
   std::fflush(stdout);
-  (*server)->Wait();
+  (*server)->grpc().Wait();
   return 0;
 }
 

@@ -3,10 +3,12 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -43,7 +45,8 @@ std::string Tail(const std::string& text) { return text.size() > 4000 ? text.sub
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::string& program,
-                                                                  const std::vector<std::string>& arguments) {
+                                                                  const std::vector<std::string>& arguments,
+                                                                  int stderr_fd) {
   std::unique_ptr<ChildProcess> process(new ChildProcess);
   process->log_path_ = NewLogPath();
   int ends[2];
@@ -53,8 +56,12 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const std::str
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, writer.get(), STDOUT_FILENO);
-  posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, process->log_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC,
-                                   0600);
+  if (stderr_fd >= 0) {
+    posix_spawn_file_actions_adddup2(&actions, stderr_fd, STDERR_FILENO);
+  } else {
+    posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, process->log_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC,
+                                     0600);
+  }
   std::vector<std::string> strings = {program};
   strings.insert(strings.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv;
@@ -82,6 +89,12 @@ int ChildProcess::Wait() {
   }
   pid_ = -1;
   return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+bool ChildProcess::WaitFor(std::chrono::milliseconds timeout) const {
+  const UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
+  pollfd polled = {pidfd.get(), POLLIN, 0};
+  return poll(&polled, 1, static_cast<int>(timeout.count())) == 1;
 }
 
 std::string ChildProcess::ReadLine() {

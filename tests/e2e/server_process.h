@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <vector>
@@ -17,14 +18,18 @@ namespace switchyard {
 class ChildProcess {
  public:
   // `program` is a path, relative to the runfiles in tests that Bazel runs.
+  // With `stderr_fd`, the process's stderr is that and not a file.
   static absl::StatusOr<std::unique_ptr<ChildProcess>> Start(const std::string& program,
-                                                             const std::vector<std::string>& arguments);
+                                                             const std::vector<std::string>& arguments,
+                                                             int stderr_fd = -1);
   ~ChildProcess();
 
   pid_t pid() const { return pid_; }
   void Signal(int signal) const;
   // Waits for the end. Returns the exit status, or 128 + the signal that ended the process.
   int Wait();
+  // Waits until the process has ended; false when it has not within `timeout`.
+  bool WaitFor(std::chrono::milliseconds timeout) const;
   // The next line on its stdout, without the newline; empty at its end.
   std::string ReadLine();
   // Everything on its stderr so far.

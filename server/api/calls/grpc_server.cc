@@ -5,7 +5,6 @@
 
 #include "base/container_limits.h"
 #include "base/logging.h"
-#include "rpc/listen.h"
 #include "rpc/loopback.h"
 #include "rpc/port_credentials.h"
 #include "rpc/wire_options.h"
@@ -24,6 +23,11 @@ constexpr int kMinPingIntervalMs = 10'000;
 constexpr int kNever = INT_MAX;
 
 int OrNever(int ms) { return ms > 0 ? ms : kNever; }
+
+// A peer that is gone is noticed as fast by what it does not acknowledge as by the pings that it does not answer.
+int UnacknowledgedTimeoutMs(const ServerOptions& options) {
+  return options.keepalive_time_ms > 0 ? options.keepalive_timeout_ms : 0;
+}
 
 void LimitConnections(const ServerOptions& options, grpc::ServerBuilder* builder) {
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, OrNever(options.keepalive_time_ms));
@@ -60,9 +64,8 @@ void WarnIfOpen(const ServerOptions& options) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<grpc::Server>> StartGrpcServer(const ServerOptions& options, const AccessControl& access,
-                                                              const std::vector<grpc::Service*>& services,
-                                                              int* bound_port) {
+absl::StatusOr<std::unique_ptr<PortServer>> StartGrpcServer(const ServerOptions& options, const AccessControl& access,
+                                                            const std::vector<grpc::Service*>& services) {
   std::unique_ptr<TlsReloader> certificates;
   if (!options.tls_cert.empty()) {
     SY_ASSIGN_OR_RETURN(certificates, TlsReloader::Open(options.client_tls()));
@@ -75,8 +78,12 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> StartGrpcServer(const ServerOption
   LimitMessages(options, &builder);
   TuneServer(builder);
   for (grpc::Service* service : services) builder.RegisterService(service);
-  return StartServer(builder, MakePortCredentials(std::move(certificates), access.call_check()), options.host,
-                     options.port, "--port", bound_port);
+  return PortServer::Start(builder, MakePortCredentials(std::move(certificates), access.call_check()),
+                           {.host = options.host,
+                            .port = options.port,
+                            .flag = "--port",
+                            .kind = PortKind::kClients,
+                            .unacknowledged_timeout_ms = UnacknowledgedTimeoutMs(options)});
 }
 
 }  // namespace switchyard

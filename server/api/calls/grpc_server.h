@@ -8,16 +8,16 @@
 #include <vector>
 
 #include "base/status.h"
+#include "rpc/listen.h"
 #include "server/api/calls/access_control.h"
 #include "server/config/options.h"
 
 namespace switchyard {
 
-// Listens on options.host and options.port and sets `bound_port`. Serves `services`, health and reflection. `services`
+// Listens on options.host and options.port. Serves `services`, health and reflection. `services`
 // and `access` must outlive the server. Errors name the flag, for instance for a port in use or certificates that do
 // not fit.
-absl::StatusOr<std::unique_ptr<grpc::Server>> StartGrpcServer(const ServerOptions& options, const AccessControl& access,
-                                                              const std::vector<grpc::Service*>& services,
-                                                              int* bound_port);
+absl::StatusOr<std::unique_ptr<PortServer>> StartGrpcServer(const ServerOptions& options, const AccessControl& access,
+                                                            const std::vector<grpc::Service*>& services);
 
 }  // namespace switchyard

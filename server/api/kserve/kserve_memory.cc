@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "base/log_text.h"
 #include "base/logging.h"
 
 namespace switchyard {
@@ -30,7 +31,11 @@ absl::Status ReadSize(const InferParameters& parameters, const char* name, int64
 }
 
 absl::Status LogRegistered(const MemoryAccess& access, const std::string& name, absl::Status status) {
-  if (status.ok()) spdlog::info("{} registered the shared memory region '{}'", access.owner, name);
+  static LineBudget budget(1);
+  if (status.ok()) {
+    LogWithin(&budget, spdlog::level::info, "{} registered the shared memory region '{}'", NameForLog(access.owner),
+              NameForLog(name));
+  }
   return status;
 }
 

@@ -82,7 +82,8 @@ absl::Status ChangeLogSettings(const inference::LogSettingsRequest& request) {
   SY_RETURN_IF_ERROR(Annotate(SetLogTimes(switches.times), "settings log_format"));
   const Level level = LevelOf(switches);
   const auto name = spdlog::level::to_string_view(level);
-  spdlog::log(std::max(level, spdlog::level::info), "log level {}", std::string_view(name.data(), name.size()));
+  static LineBudget budget(1);
+  LogWithin(&budget, std::max(level, spdlog::level::info), "log level {}", std::string_view(name.data(), name.size()));
   spdlog::set_level(level);
   return absl::OkStatus();
 }

@@ -1,5 +1,6 @@
 #include "server/api/kserve/trace_setting.h"
 
+#include "base/log_text.h"
 #include "base/logging.h"
 
 namespace switchyard {
@@ -11,7 +12,9 @@ absl::Status ChangeTraceSettings(const inference::TraceSettingRequest& request, 
     changes[name] = {setting.value().begin(), setting.value().end()};
   }
   SY_RETURN_IF_ERROR(tracer->Update(request.model_name(), changes));
-  spdlog::info("trace settings of {} changed", request.model_name().empty() ? "all models" : request.model_name());
+  static LineBudget budget(1);
+  LogWithin(&budget, spdlog::level::info, "trace settings of {} changed",
+            request.model_name().empty() ? "all models" : NameForLog(request.model_name()));
   return absl::OkStatus();
 }
 
