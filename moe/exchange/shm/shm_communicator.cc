@@ -215,6 +215,7 @@ bool ShmCommunicator::CanMove() const {
 
 absl::Status ShmCommunicator::Wait(SteadyTime idle_since) {
   if (!spin_.Until([this] { return CanMove() || mesh_->is_shut_down(); })) {
+    SY_RETURN_IF_ERROR(CheckPeers());  // nothing wakes this rank for a peer that it knows to be gone
     const auto left =
         std::chrono::ceil<std::chrono::milliseconds>(idle_since + options_.exchange_timeout - Clock::Real().Now());
     if (left.count() <= 0) return Silent();

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/notification.h"
 #include "moe/exchange/shm/shm_area.h"
 #include "moe/exchange/shm/shm_ring.h"
 #include "moe/exchange/testing.h"
@@ -171,6 +172,34 @@ TEST(ShmCommunicatorTest, AMissedExchangeIsNamed) {
     }
     EXPECT_FALSE(Exchange(*group[rank], 10).ok());
   });
+}
+
+// Rank 0 waits for rank 2 when rank 1 leaves, which does not matter to it before the next exchange.
+TEST(ShmCommunicatorTest, APeerThatLeftEarlierFailsTheNextExchange) {
+  const auto factory = CreateShmFactory({.spin = std::chrono::microseconds(0), .exchange_timeout = milliseconds(5000)});
+  const std::vector<size_t> none(3, 0), from_1 = {0, 1, 0}, from_2 = {0, 0, 1}, to_0 = {1, 0, 0};
+  for (int round = 0; round < 10; ++round) {
+    auto group = FormGroup(*factory, 3);
+    Notification left, failed;
+    std::byte sent{1}, received{0};
+    OnEveryRank(3, [&](int rank) {
+      if (rank == 1) {
+        group[1].reset();
+        return left.Notify();
+      }
+      if (rank == 2) {
+        left.WaitForNotification();
+        EXPECT_TRUE(group[2]->AllToAllV(&sent, to_0, nullptr, none, nullptr).ok());
+        return failed.WaitForNotification();
+      }
+      EXPECT_TRUE(group[0]->AllToAllV(nullptr, none, &received, from_2, nullptr).ok());
+      const SteadyTime begin = Clock::Real().Now();
+      EXPECT_THAT(group[0]->AllToAllV(nullptr, none, &received, from_1, nullptr).message(),
+                  HasSubstr("rank 1 is gone"));
+      EXPECT_LT(MicrosBetween(begin, Clock::Real().Now()), 1'000'000);
+      failed.Notify();
+    });
+  }
 }
 
 // 64 KiB for a ring is the least, so that the area of a large group is larger than asked for.
