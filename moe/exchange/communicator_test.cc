@@ -1,4 +1,4 @@
-// Tests the promises of every Communicator on all host kinds: the in-process one, Gloo and shared memory.
+// Tests the promises of every Communicator on all host kinds: the in-process one, Gloo, shared memory and TCP.
 #include "moe/exchange/communicator.h"
 
 #include <gmock/gmock.h>
@@ -12,6 +12,7 @@
 #include "moe/exchange/gloo/gloo_communicator.h"
 #include "moe/exchange/in_process.h"
 #include "moe/exchange/shm/shm_communicator.h"
+#include "moe/exchange/tcp/tcp_communicator.h"
 #include "moe/exchange/testing.h"
 
 namespace switchyard {
@@ -22,7 +23,7 @@ using testing::HasSubstr;
 
 constexpr int64_t kPromptUs = 1'000'000;
 
-enum class Kind { kInProcess, kGloo, kShm };
+enum class Kind { kInProcess, kGloo, kShm, kTcp };
 
 std::unique_ptr<CommunicatorFactory> MakeFactory(Kind kind) {
   switch (kind) {
@@ -31,21 +32,16 @@ std::unique_ptr<CommunicatorFactory> MakeFactory(Kind kind) {
     case Kind::kGloo:
       return CreateGlooFactory();
     case Kind::kShm:
+      return CreateShmFactory();
+    case Kind::kTcp:
       break;
   }
-  return CreateShmFactory();
+  return CreateTcpFactory();
 }
 
 std::string NameOf(const testing::TestParamInfo<Kind>& info) {
-  switch (info.param) {
-    case Kind::kInProcess:
-      return "InProcess";
-    case Kind::kGloo:
-      return "Gloo";
-    case Kind::kShm:
-      break;
-  }
-  return "Shm";
+  constexpr const char* kNames[] = {"InProcess", "Gloo", "Shm", "Tcp"};
+  return kNames[static_cast<int>(info.param)];
 }
 
 // Byte `idx` of the block from `source` to `destination`.
@@ -104,7 +100,8 @@ class CommunicatorTest : public testing::TestWithParam<Kind> {
   const std::unique_ptr<CommunicatorFactory> factory_ = MakeFactory(GetParam());
 };
 
-INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorTest, testing::Values(Kind::kInProcess, Kind::kGloo, Kind::kShm), NameOf);
+INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorTest,
+                         testing::Values(Kind::kInProcess, Kind::kGloo, Kind::kShm, Kind::kTcp), NameOf);
 
 TEST_P(CommunicatorTest, RandomSizesArriveByteExact) {
   for (const int size : {1, 2, 3, 5}) {

@@ -17,6 +17,7 @@
 #include "base/unique_fd.h"
 #include "moe/exchange/gloo/gloo_communicator.h"
 #include "moe/exchange/shm/shm_communicator.h"
+#include "moe/exchange/tcp/tcp_communicator.h"
 
 namespace switchyard {
 namespace {
@@ -94,12 +95,12 @@ absl::Status ExchangeUntilFailure(Communicator& communicator, const Traffic& tra
   }
 }
 
-enum class Kind { kGloo, kShm };
+enum class Kind { kGloo, kShm, kTcp };
 
 std::unique_ptr<CommunicatorFactory> MakeFactory(Kind kind) {
   // When Gloo waits for a dead rank to connect, only this timeout or Abort() ends the wait.
   if (kind == Kind::kGloo) return CreateGlooFactory({.connect_timeout = std::chrono::seconds(3)});
-  return CreateShmFactory();
+  return kind == Kind::kShm ? CreateShmFactory() : CreateTcpFactory();
 }
 
 [[noreturn]] void RunChild(Kind kind, int rank, int fd) {
@@ -186,8 +187,12 @@ class ProcessesTest : public testing::TestWithParam<Kind> {
   std::vector<Child> children_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Kinds, ProcessesTest, testing::Values(Kind::kGloo, Kind::kShm),
-                         [](const auto& info) { return info.param == Kind::kGloo ? "Gloo" : "Shm"; });
+std::string NameOf(const testing::TestParamInfo<Kind>& info) {
+  constexpr const char* kNames[] = {"Gloo", "Shm", "Tcp"};
+  return kNames[static_cast<int>(info.param)];
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, ProcessesTest, testing::Values(Kind::kGloo, Kind::kShm, Kind::kTcp), NameOf);
 
 TEST_P(ProcessesTest, SurvivorsOfAKilledRankFormANewGroup) {
   int victim = 0;
