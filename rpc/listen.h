@@ -7,6 +7,7 @@
 #include <string>
 
 #include "base/status.h"
+#include "rpc/address.h"
 
 namespace switchyard {
 
@@ -14,7 +15,7 @@ namespace switchyard {
 inline absl::StatusOr<std::unique_ptr<grpc::Server>> StartServer(
     grpc::ServerBuilder& builder, const std::shared_ptr<grpc::ServerCredentials>& credentials, const std::string& host,
     int port, absl::string_view flag, int* bound_port) {
-  const std::string address = absl::StrCat(host, ":", port);
+  const std::string address = JoinHostPort(host, port);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddListeningPort(address, credentials, bound_port);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();

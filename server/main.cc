@@ -12,6 +12,7 @@
 #include "base/stop_signals.h"
 #include "base/version.h"
 #include "http/http_server.h"
+#include "rpc/address.h"
 #include "rpc/deadline.h"
 #include "rpc/loopback.h"
 #include "rpc/tls.h"
@@ -90,8 +91,8 @@ absl::Status Serve(const ServerOptions& options, const sigset_t& stop_signals) {
   health.Update(false, front->models()->layers());
   const absl::Status serving = front->WaitUntilServing([&] { return StopRequested(stop_signals, 0); });
   if (serving.ok()) {
-    std::printf("READY grpc=%s:%d http=%s:%d workers=%d\n", options.host.c_str(), port, options.host.c_str(),
-                http->port(), front->num_ranks());
+    std::printf("READY grpc=%s http=%s workers=%d\n", JoinHostPort(options.host, port).c_str(),
+                JoinHostPort(options.host, http->port()).c_str(), front->num_ranks());
     std::fflush(stdout);
     ServeUntilStopped(*front, health, stop_signals);
   }

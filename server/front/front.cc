@@ -10,6 +10,7 @@
 #include "absl/strings/escaping.h"
 #include "base/logging.h"
 #include "base/version.h"
+#include "rpc/address.h"
 #include "rpc/build_fingerprint.h"
 #include "rpc/token_list.h"
 #include "server/steps/warm_up.h"
@@ -192,6 +193,7 @@ GroupOptions Front::MakeGroupOptions(const std::string& token) {
   group.membership.show_load = [this](const std::vector<ModelLoad>& models, SteadyTime now) {
     load_display_->Update(models, now);
   };
+  group.membership.formation.exchange = options_.exchange;
   group.membership.worker_timeout = std::chrono::milliseconds(options_.worker_timeout_ms);
   group.link_spin = std::chrono::microseconds(options_.link_spin_us);
   group.on_model_abandoned = [this](ModelId id, const absl::Status& why) { Abandon(id, why); };
@@ -214,7 +216,7 @@ absl::Status Front::StartWorkers(const std::string& token) {
     SY_ASSIGN_OR_RETURN(worker_port_,
                         WorkerPort::Listen(options_.worker_host, options_.worker_port, options_.worker_tls(),
                                            link_layout_.output_bytes, &workers_->group()));
-    spdlog::info("waiting for {} workers on {}:{}", num_ranks_, options_.worker_host, worker_port_->port());
+    spdlog::info("waiting for {} workers on {}", num_ranks_, JoinHostPort(options_.worker_host, worker_port_->port()));
     return absl::OkStatus();
   }
   SY_ASSIGN_OR_RETURN(worker_port_,

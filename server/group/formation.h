@@ -9,15 +9,19 @@
 
 #include <chrono>
 #include <string>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/ids.h"
+#include "base/status.h"
 #include "proto/worker.pb.h"
 #include "server/group/group_rank.h"
 
 namespace switchyard {
 
 struct FormationOptions {
+  // The flag --exchange.
+  std::string exchange = "auto";
   // A formation that takes longer is given up and tried again.
   std::chrono::milliseconds form_timeout{15'000};
   // The pause after a failed formation or a failed step. A failed step is often the first sign of a worker's death, and
@@ -32,8 +36,12 @@ class Formation {
   // `ranks` outlive this.
   Formation(const FormationOptions& options, GroupRanks* ranks) : options_(options), ranks_(*ranks) {}
 
-  // Begins a formation if the group waits for one and every rank is ready.
+  // Begins a formation if the group waits for one and every rank is ready. All present ranks have an exchange in common
+  // (CheckExchange).
   void TryBegin(SteadyTime now);
+  // FailedPrecondition, with the reason, if a worker with this Hello and the ranks that are present have no exchange in
+  // common that the options allow.
+  absl::Status CheckExchange(const worker::Hello& newcomer) const;
   void OnAddress(GroupRank& rank, const worker::GroupAddress& message);
   // Returns whether the group serves from now on.
   bool OnReady(GroupRank& rank, const worker::GroupReady& message);
@@ -53,6 +61,7 @@ class Formation {
 
  private:
   bool is_forming() const { return phase_ == Phase::kPreparing || phase_ == Phase::kConnecting; }
+  std::vector<const worker::Hello*> PresentWorkers() const;
   void SendToAll(const worker::FrontMessage& message) const;
 
   const FormationOptions options_;
