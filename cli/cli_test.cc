@@ -276,7 +276,7 @@ TEST(Cli, HelpVersionAndUsage) {
   EXPECT_EQ(RunCommand({"dance"}).exit_code, 2);
   const Printed bad_target = RunCommand({"status", "--target=nowhere"});
   EXPECT_EQ(bad_target.exit_code, 2);
-  EXPECT_THAT(bad_target.err, HasSubstr("target: expected HOST:PORT or unix:PATH, found 'nowhere'"));
+  EXPECT_THAT(bad_target.err, HasSubstr("target=nowhere: expected HOST:PORT, [IPV6]:PORT or unix:PATH"));
 }
 
 // The binary itself: its streams and its exit code.

@@ -11,8 +11,6 @@
 #include <random>
 #include <utility>
 
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "base/mutex.h"
 #include "client/forward_codec.h"
@@ -20,6 +18,7 @@
 #include "client/rpc_status.h"
 #include "proto/inference.grpc.pb.h"
 #include "proto/switchyard.grpc.pb.h"
+#include "rpc/address.h"
 #include "rpc/deadline.h"
 #include "rpc/loopback.h"
 #include "rpc/tls.h"
@@ -32,15 +31,6 @@ namespace {
 constexpr char kForwardMethod[] = "/switchyard.v1.Switchyard/Forward";
 constexpr size_t kMaxRequestIdChars = 128;
 constexpr int kMaxAttempts = 5;  // gRPC's own limit
-
-absl::Status CheckTarget(const std::string& target) {
-  if (absl::StartsWith(target, "unix:") && target.size() > 5) return absl::OkStatus();
-  const size_t colon = target.rfind(':');
-  int port = 0;
-  const bool has_port = colon != std::string::npos && absl::SimpleAtoi(target.substr(colon + 1), &port);
-  if (has_port && colon > 0 && port >= 1 && port <= 65535) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("target: expected HOST:PORT or unix:PATH, found '", target, "'"));
-}
 
 absl::Status CheckOptions(const ClientOptions& options) {
   if (options.timeout <= absl::ZeroDuration()) {
@@ -67,9 +57,7 @@ absl::Status CheckRequestId(const std::string& request_id) {
                                                  visible ? "" : " with others among them"));
 }
 
-bool StaysHere(const std::string& target) {
-  return absl::StartsWith(target, "unix:") || IsLoopback(target.substr(0, target.rfind(':')));
-}
+bool StaysHere(const Address& target) { return target.is_unix() || IsLoopback(target.host); }
 
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeCredentials(const ClientOptions& options) {
   const TlsFiles files = {{"tls_cert", options.tls_cert}, {"tls_key", options.tls_key}, {"tls_ca", options.tls_ca}};
@@ -78,11 +66,11 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeCredentials(const 
 }
 
 // The value of the metadata `authorization`; empty when there is no token.
-absl::StatusOr<std::string> MakeAuthorization(const std::string& target, const ClientOptions& options) {
+absl::StatusOr<std::string> MakeAuthorization(const Address& target, const ClientOptions& options) {
   if (options.token_file.empty()) return std::string();
   if (!options.uses_tls() && !StaysHere(target)) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "token_file: expected TLS too, because the token would cross the network to ", target, " in clear"));
+        "token_file: expected TLS too, because the token would cross the network to ", target.ToString(), " in clear"));
   }
   SY_ASSIGN_OR_RETURN(const std::string token, ReadToken({"token_file", options.token_file}));
   return absl::StrCat("Bearer ", token);
@@ -255,12 +243,12 @@ Client::Client(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Client::~Client() = default;
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& target, const ClientOptions& options) {
-  SY_RETURN_IF_ERROR(CheckTarget(target));
+  SY_ASSIGN_OR_RETURN(const Address address, ParseAddress(target, "target"));
   SY_RETURN_IF_ERROR(CheckOptions(options));
   SY_ASSIGN_OR_RETURN(const auto credentials, MakeCredentials(options));
-  SY_ASSIGN_OR_RETURN(std::string authorization, MakeAuthorization(target, options));
+  SY_ASSIGN_OR_RETURN(std::string authorization, MakeAuthorization(address, options));
   return std::unique_ptr<Client>(
-      new Client(std::make_unique<Impl>(target, credentials, std::move(authorization), options)));
+      new Client(std::make_unique<Impl>(address.ToString(), credentials, std::move(authorization), options)));
 }
 
 absl::StatusOr<ForwardResult> Client::Forward(const ForwardArgs& args) {

@@ -23,6 +23,7 @@
 
 #include "base/port_connections.h"
 #include "base/unique_fd.h"
+#include "rpc/address.h"
 
 namespace switchyard {
 namespace {
@@ -163,8 +164,10 @@ class Connection final : public std::enable_shared_from_this<Connection> {
 };
 
 std::vector<tcp::endpoint> Resolve(asio::io_context& io, const HttpOptions& options, error_code* error) {
+  const auto port = static_cast<uint16_t>(options.port);
+  if (IsWildcard(options.host)) return {{tcp::v6(), port}, {tcp::v4(), port}};
   const auto address = asio::ip::make_address(options.host, *error);
-  if (!*error) return {tcp::endpoint(address, static_cast<uint16_t>(options.port))};
+  if (!*error) return {tcp::endpoint(address, port)};
   std::vector<tcp::endpoint> endpoints;
   for (const auto& entry :
        tcp::resolver(io).resolve(options.host, std::to_string(options.port), tcp::resolver::passive, *error)) {
@@ -199,7 +202,8 @@ class BeastServer final : public HttpServer {
     error_code error;
     for (const tcp::endpoint& endpoint : Resolve(io_, options, &error)) {
       error = ListenAt(endpoint);
-      if (!error) break;
+      // An IPv6 socket takes IPv4 callers too; only where there is no IPv6 is the next endpoint of a wildcard needed.
+      if (!error || error == boost::system::errc::address_in_use) break;
     }
     if (!error) endpoint_ = acceptor_.local_endpoint(error);
     return error;
@@ -209,8 +213,10 @@ class BeastServer final : public HttpServer {
   // them.
   error_code ListenAt(const tcp::endpoint& endpoint) {
     UniqueFd fd(socket(endpoint.protocol().family(), SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-    const int yes = 1;
+    const int yes = 1, no = 0;
+    const bool is_v6 = endpoint.protocol() == tcp::v6();
     if (!fd.valid() || setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)) != 0 ||
+        (is_v6 && setsockopt(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, &no, sizeof(no)) != 0) ||
         bind(fd.get(), endpoint.data(), static_cast<socklen_t>(endpoint.size())) != 0 ||
         listen(fd.get(), SOMAXCONN) != 0) {
       return LastError();
@@ -307,17 +313,19 @@ class BeastServer final : public HttpServer {
 };
 
 absl::Status CannotListen(const HttpOptions& options, const std::string& reason) {
-  return absl::UnavailableError(absl::StrCat("--http_port: cannot listen on ", options.host, ":", options.port, ": ",
-                                             reason, "; is the port in use? (0 takes a free one)"));
+  return absl::UnavailableError(absl::StrCat("--http_port: cannot listen on ", JoinHostPort(options.host, options.port),
+                                             ": ", reason, "; is the port in use? (0 takes a free one)"));
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions& options, CollectFn collect,
                                                               std::function<bool()> is_ready) {
+  const absl::StatusOr<std::string> host = ParseHost(options.host, "host");
+  if (!host.ok()) return CannotListen(options, std::string(host.status().message()));
   try {
     auto server = std::make_unique<BeastServer>(std::move(collect), std::move(is_ready));
-    if (const error_code error = server->Start(options)) return CannotListen(options, error.message());
+    if (const error_code error = server->Start({*host, options.port})) return CannotListen(options, error.message());
     return server;
   } catch (const std::exception& error) {  // no descriptor or thread is available
     return CannotListen(options, error.what());

@@ -14,8 +14,8 @@
 namespace switchyard {
 
 struct HttpOptions {
-  std::string host;
-  int port = 0;  // 0 takes a free one
+  std::string host;  // as rpc/address.h says of hosts to listen on
+  int port = 0;      // 0 takes a free one
 };
 
 // Serves from Start() to destruction, on one thread of its own, one request per connection. `collect` and `is_ready`

@@ -30,6 +30,17 @@ UniqueFd Connect(int port) {
   return fd;
 }
 
+// Whether a server listens on this port of ::1. Not valid where there is no IPv6.
+std::optional<bool> ListensOnIpv6(int port) {
+  UniqueFd fd(socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in6 address = {};
+  address.sin6_family = AF_INET6;
+  address.sin6_addr = in6addr_loopback;
+  if (!fd.valid() || bind(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) return std::nullopt;
+  address.sin6_port = htons(static_cast<uint16_t>(port));
+  return connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
+}
+
 void Send(const UniqueFd& fd, const std::string& bytes) {
   EXPECT_EQ(send(fd.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL), static_cast<ssize_t>(bytes.size()));
 }
@@ -83,6 +94,24 @@ TEST(HttpServer, TakesNamesOfHosts) {
       {"localhost", 0}, [] { return std::vector<prometheus::MetricFamily>(); }, [] { return true; });
   ASSERT_TRUE(server.ok()) << server.status();
   EXPECT_GT((*server)->port(), 0);
+}
+
+TEST(HttpServer, EveryWildcardMeansIpv4AndIpv6) {
+  for (const char* host : {"0.0.0.0", "::", "[::]"}) {
+    auto server = HttpServer::Start(
+        {host, 0}, [] { return std::vector<prometheus::MetricFamily>(); }, [] { return true; });
+    ASSERT_TRUE(server.ok()) << server.status();
+    EXPECT_THAT(Get((*server)->port(), "/livez"), EndsWith("live\n"));
+    EXPECT_TRUE(ListensOnIpv6((*server)->port()).value_or(true)) << host;
+  }
+}
+
+TEST(HttpServer, HostsThatCannotBeAreRefused) {
+  for (const char* host : {"", "127.0.0.1:80", "a b"}) {
+    const auto server = HttpServer::Start(
+        {host, 0}, [] { return std::vector<prometheus::MetricFamily>(); }, [] { return true; });
+    EXPECT_THAT(std::string(server.status().message()), HasSubstr("expected an IPv4 address")) << host;
+  }
 }
 
 TEST(HttpServer, IgnoresQueriesAndVersions) {

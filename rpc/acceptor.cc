@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "base/logging.h"
+#include "rpc/address.h"
 
 namespace switchyard {
 namespace {
@@ -57,16 +58,15 @@ absl::StatusOr<std::unique_ptr<Acceptor>> Acceptor::Listen(const PortOptions& op
   acceptor->stop_.reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!acceptor->stop_.valid()) return ErrnoStatus(errno, "eventfd");
   if (const absl::Status opened = acceptor->OpenAll(); !opened.ok()) {
-    return absl::UnavailableError(
-        absl::StrCat(options.flag, ": cannot listen on ", options.host, ":", options.port, ": ", opened.message(),
-                     "; is the port in use, or the host not this machine's? (port 0 takes a free one)"));
+    return absl::UnavailableError(absl::StrCat(
+        options.flag, ": cannot listen on ", JoinHostPort(options.host, options.port), ": ", opened.message(),
+        "; is the port in use, or the host not this machine's? (port 0 takes a free one)"));
   }
   return acceptor;
 }
 
 absl::Status Acceptor::OpenAll() {
-  std::string host = options_.host;
-  if (host.size() > 2 && host.front() == '[' && host.back() == ']') host = host.substr(1, host.size() - 2);
+  SY_ASSIGN_OR_RETURN(const std::string host, ParseHost(options_.host, "host"));
   addrinfo hints = {};
   hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
   hints.ai_socktype = SOCK_STREAM;

@@ -14,6 +14,7 @@
 #include "base/stop_signals.h"
 #include "base/version.h"
 #include "http/http_server.h"
+#include "rpc/address.h"
 #include "rpc/deadline.h"
 #include "rpc/end_connections.h"
 #include "rpc/library_logs.h"
@@ -135,8 +136,8 @@ absl::Status Serve(const ServerOptions& options, const Signals& signals) {
   SY_RETURN_IF_ERROR(front->StartWorkers());
   const absl::Status serving = front->WaitUntilServing([&] { return signals.StopRequested(*front, 0); });
   if (serving.ok()) {
-    SayReady(absl::StrCat("READY grpc=", options.host, ":", server->port(), " http=", options.host, ":", http->port(),
-                          " workers=", front->num_ranks(), "\n"));
+    SayReady(absl::StrCat("READY grpc=", JoinHostPort(options.host, server->port()),
+                          " http=", JoinHostPort(options.host, http->port()), " workers=", front->num_ranks(), "\n"));
     ServeUntilStopped(*front, *server, health, signals);
   }
   front->repository().Stop();  // ends the changes that RPCs wait for

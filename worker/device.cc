@@ -1,10 +1,15 @@
 #include "worker/device.h"
 
+#include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <optional>
 
 #include "base/logging.h"
 #include "moe/exchange/gloo/gloo_communicator.h"
+#include "moe/exchange/mesh/mesh_address.h"
+#include "moe/exchange/shm/shm_communicator.h"
+#include "moe/exchange/tcp/tcp_communicator.h"
 #include "moe/experts/cpu/cpu_engine.h"
 #include "worker/accelerators.h"
 
@@ -13,21 +18,36 @@ namespace {
 
 constexpr int kCpu = -1;
 
+// A front's worker that must not spin for its link must not spin for its peers.
+std::chrono::microseconds ExchangeSpin(const WorkerOptions& options) {
+  const std::chrono::microseconds spin = ShmOptions().spin;
+  return options.local_index < 0 ? spin : std::min(spin, std::chrono::microseconds(options.link_spin_us));
+}
+
 class Cpu final : public Device {
  public:
   explicit Cpu(const WorkerOptions& options) : options_(options) {}
 
   std::string name() const override { return "cpu"; }
   std::vector<std::string> compute_dtypes() const override { return {"fp64", "fp32", "bf16"}; }
-  std::string exchange_name() const override { return "gloo"; }
+  std::vector<std::string> exchange_names() const override {
+    if (HostIdentity().empty()) return {"tcp", "gloo"};
+    return {"shm", "tcp", "gloo"};
+  }
   absl::StatusOr<std::unique_ptr<ExpertEngine>> MakeEngine(DType compute_dtype) override {
     return CreateCpuEngine({.compute_dtype = compute_dtype,
                             .num_threads = options_.num_threads,
                             .compile_at_load = true,
                             .custom_expert = options_.custom_expert});
   }
-  std::unique_ptr<CommunicatorFactory> MakeExchange() override {
-    return CreateGlooFactory({.bind_host = options_.exchange_host});
+  absl::StatusOr<std::unique_ptr<CommunicatorFactory>> MakeExchange(const std::string& name) override {
+    if (name == "shm") return CreateShmFactory({.spin = ExchangeSpin(options_)});
+    if (name != "tcp" && name != "gloo") {
+      return absl::InvalidArgumentError(absl::StrCat("this worker has no exchange '", name, "'"));
+    }
+    SY_ASSIGN_OR_RETURN(const std::string address, ExchangeAddress(options_));
+    if (name == "tcp") return CreateTcpFactory({.bind_host = address});
+    return CreateGlooFactory({.bind_host = address});
   }
 
  private:

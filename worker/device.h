@@ -20,11 +20,12 @@ class Device {
   virtual std::string name() const = 0;
   // Names of the compute types that its engines support.
   virtual std::vector<std::string> compute_dtypes() const = 0;
-  // "gloo" or "nccl"; all ranks of a group must have the same.
-  virtual std::string exchange_name() const = 0;
+  // The exchanges it has, the best first: "shm", "tcp", "gloo" or "nccl". The front chooses one that all ranks have.
+  virtual std::vector<std::string> exchange_names() const = 0;
 
   virtual absl::StatusOr<std::unique_ptr<ExpertEngine>> MakeEngine(DType compute_dtype) = 0;
-  virtual std::unique_ptr<CommunicatorFactory> MakeExchange() = 0;
+  // InvalidArgument for an exchange that it does not have.
+  virtual absl::StatusOr<std::unique_ptr<CommunicatorFactory>> MakeExchange(const std::string& name) = 0;
 
   // Speeds up the device's access to memory (whole pages), which must outlive the device. If this fails, the memory can
   // still be used, only more slowly.

@@ -62,10 +62,41 @@ TEST(OpenDeviceTest, TheCpuIsAlwaysThere) {
   const auto cpu = OpenDevice(Options("cpu"));
   ASSERT_TRUE(cpu.ok()) << cpu.status();
   EXPECT_EQ((*cpu)->name(), "cpu");
-  EXPECT_EQ((*cpu)->exchange_name(), "gloo");
+  EXPECT_EQ((*cpu)->exchange_names().front(), "shm");
+  for (const std::string& exchange : (*cpu)->exchange_names()) {
+    const auto factory = (*cpu)->MakeExchange(exchange);
+    ASSERT_TRUE(factory.ok()) << factory.status();
+    EXPECT_TRUE((*factory)->Prepare(0, 2).ok());
+  }
+  EXPECT_EQ((*cpu)->MakeExchange("nccl").status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE((*cpu)->MakeEngine(DType::kF32).ok());
   std::vector<std::byte> memory(4096);
   EXPECT_TRUE((*cpu)->LockMemory(memory.data(), memory.size()).ok());
+}
+
+// With --exchange_host=eth9, Gloo dereferenced null.
+TEST(WorkerOptionsTest, AddressesThatCannotBeAreRefusedByFlag) {
+  const auto refusal = [](const std::string& front, const std::string& http_host, const std::string& exchange_host) {
+    WorkerOptions options;
+    options.front = front;
+    options.http_host = http_host;
+    options.exchange_host = exchange_host;
+    return std::string(CheckOptions(options).message());
+  };
+  EXPECT_EQ(refusal("127.0.0.1:8003", "::", ""), "");
+  EXPECT_EQ(refusal("[::1]:8003", "[::1]", "lo"), "");
+  EXPECT_THAT(refusal("", "::", ""), HasSubstr("--front=HOST:PORT"));
+  EXPECT_THAT(refusal("front", "::", ""), HasSubstr("--front=front: expected"));
+  EXPECT_THAT(refusal("front:1", "a:b", ""), HasSubstr("--http_host=a:b: expected"));
+  EXPECT_THAT(refusal("front:1", "::", "eth9"), HasSubstr("--exchange_host=eth9: expected"));
+}
+
+TEST(WorkerOptionsTest, TheExchangeIsReachedWhereTheFrontIs) {
+  WorkerOptions options;
+  options.front = "127.0.0.1:8003";
+  EXPECT_EQ(*ExchangeAddress(options), "127.0.0.1");
+  options.exchange_host = "lo";
+  EXPECT_EQ(*ExchangeAddress(options), "127.0.0.1");
 }
 
 }  // namespace

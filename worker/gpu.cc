@@ -27,42 +27,38 @@ bool IsAddress(const sockaddr* address, const std::string& host) {
   return bytes != nullptr && inet_ntop(address->sa_family, bytes, text, sizeof(text)) != nullptr && host == text;
 }
 
-// The value for NCCL_SOCKET_IFNAME that --exchange_host means: the interface with this address or name.
-absl::StatusOr<std::string> InterfaceOf(const std::string& exchange_host) {
-  const std::string host = exchange_host == "localhost" ? "127.0.0.1" : exchange_host;
+// The value for NCCL_SOCKET_IFNAME that means the interface with this address.
+absl::StatusOr<std::string> InterfaceOf(const std::string& address) {
   ifaddrs* all = nullptr;
   if (getifaddrs(&all) != 0) return ErrnoStatus(errno, "getifaddrs");
   std::string found;
   for (const ifaddrs* each = all; each != nullptr && found.empty(); each = each->ifa_next) {
-    if (host == each->ifa_name || IsAddress(each->ifa_addr, host)) found = each->ifa_name;
+    if (IsAddress(each->ifa_addr, address)) found = each->ifa_name;
   }
   freeifaddrs(all);
   if (!found.empty()) return "=" + found;
-  return absl::InvalidArgumentError(
-      absl::StrCat("--exchange_host=", exchange_host, ": this host has no interface of that address or name"));
+  return absl::InvalidArgumentError(absl::StrCat("this host has no interface with the address ", address));
 }
 
 class Gpu final : public Device {
  public:
-  Gpu(const CudaDeviceOptions& device_options, const WorkerOptions& options, std::shared_ptr<CudaDevice> device,
-      std::string interface)
-      : device_options_(device_options),
-        options_(options),
-        device_(std::move(device)),
-        interface_(std::move(interface)) {}
+  Gpu(const CudaDeviceOptions& device_options, const WorkerOptions& options, std::shared_ptr<CudaDevice> device)
+      : device_options_(device_options), options_(options), device_(std::move(device)) {}
 
   std::string name() const override { return absl::StrCat("cuda:", device_options_.device_idx); }
   std::vector<std::string> compute_dtypes() const override { return {"fp64", "fp32", "fp16", "bf16"}; }
-  std::string exchange_name() const override { return "nccl"; }
+  std::vector<std::string> exchange_names() const override { return {"nccl"}; }
 
   absl::StatusOr<std::unique_ptr<ExpertEngine>> MakeEngine(DType compute_dtype) override {
     return CreateCudaEngine(device_, {.compute_dtype = compute_dtype, .allow_tf32 = options_.allow_tf32});
   }
-  std::unique_ptr<CommunicatorFactory> MakeExchange() override {
+  absl::StatusOr<std::unique_ptr<CommunicatorFactory>> MakeExchange(const std::string& name) override {
+    if (name != "nccl") return absl::InvalidArgumentError(absl::StrCat("this worker has no exchange '", name, "'"));
     NcclOptions nccl;
     nccl.device_idx = device_options_.device_idx;
     nccl.max_ctas = device_options_.exchange_multiprocessors;
-    nccl.socket_interface = interface_;
+    SY_ASSIGN_OR_RETURN(const std::string address, ExchangeAddress(options_));
+    SY_ASSIGN_OR_RETURN(nccl.socket_interface, InterfaceOf(address));
     return CreateNcclFactory(std::move(nccl));
   }
   absl::Status LockMemory(std::byte* data, size_t num_bytes) override {
@@ -75,17 +71,15 @@ class Gpu final : public Device {
   const CudaDeviceOptions device_options_;
   const WorkerOptions options_;
   const std::shared_ptr<CudaDevice> device_;
-  const std::string interface_;
   std::vector<PinnedRegion> locked_;
 };
 
 // Makes GPU `number` current for the calling thread.
 absl::StatusOr<std::unique_ptr<Device>> OpenGpu(int number, const WorkerOptions& options) {
-  SY_ASSIGN_OR_RETURN(std::string interface, InterfaceOf(options.exchange_host));
   const CudaDeviceOptions device_options{.device_idx = number, .memory_limit = options.gpu_memory_limit};
   SY_ASSIGN_OR_RETURN(auto device, OpenCudaDevice(device_options));
   spdlog::info("computing on GPU {}", number);
-  return std::make_unique<Gpu>(device_options, options, std::move(device), std::move(interface));
+  return std::make_unique<Gpu>(device_options, options, std::move(device));
 }
 
 const AcceleratorRegistration kCuda({.name = "cuda", .count = &NumCudaDevices, .open = &OpenGpu});

@@ -11,7 +11,15 @@ absl::Status Superseded(Epoch epoch) {
 
 }  // namespace
 
-absl::StatusOr<std::string> GroupMember::Prepare(Epoch epoch, int rank, int size) {
+absl::StatusOr<CommunicatorFactory*> GroupMember::FactoryOf(const std::string& exchange) {
+  std::unique_ptr<CommunicatorFactory>& factory = factories_[exchange];
+  if (factory == nullptr) {
+    SY_ASSIGN_OR_RETURN(factory, make_exchange_(exchange));
+  }
+  return factory.get();
+}
+
+absl::StatusOr<std::string> GroupMember::Prepare(Epoch epoch, const std::string& exchange, int rank, int size) {
   const Heartbeat::Doing connecting(Heartbeat::Activity::kConnecting);
   connected_ = false;
   std::shared_ptr<Communicator> old;
@@ -21,7 +29,8 @@ absl::StatusOr<std::string> GroupMember::Prepare(Epoch epoch, int rank, int size
     current_ = nullptr;
   }
   old.reset();  // outside the lock, because ending a communicator may take a while
-  SY_ASSIGN_OR_RETURN(std::shared_ptr<Communicator> fresh, factory_->Prepare(rank, size));
+  SY_ASSIGN_OR_RETURN(CommunicatorFactory* const factory, FactoryOf(exchange));
+  SY_ASSIGN_OR_RETURN(std::shared_ptr<Communicator> fresh, factory->Prepare(rank, size));
   std::string address = fresh->address();
   MutexLock lock(&mu_);
   if (newest_ > epoch) return Superseded(epoch);

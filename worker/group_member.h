@@ -4,6 +4,8 @@
 // older epoch even while the step thread is blocked in it.
 #pragma once
 
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,11 +18,12 @@ namespace switchyard {
 
 class GroupMember {
  public:
-  explicit GroupMember(std::unique_ptr<CommunicatorFactory> factory) : factory_(std::move(factory)) {}
+  using ExchangeMaker = std::function<absl::StatusOr<std::unique_ptr<CommunicatorFactory>>(const std::string& name)>;
+  explicit GroupMember(ExchangeMaker make_exchange) : make_exchange_(std::move(make_exchange)) {}
 
-  // Leaves the old epoch, prepares for `epoch` and returns this rank's address. Aborted when a newer epoch was
-  // announced.
-  absl::StatusOr<std::string> Prepare(Epoch epoch, int rank, int size);
+  // Leaves the old epoch, prepares for `epoch`, in which rows move through `exchange`, and returns this rank's address.
+  // Aborted when a newer epoch was announced.
+  absl::StatusOr<std::string> Prepare(Epoch epoch, const std::string& exchange, int rank, int size);
 
   // Joins the ranks of `epoch`, which must be the epoch last prepared, and checks the exchange.
   absl::Status Connect(Epoch epoch, const std::vector<std::string>& addresses);
@@ -36,8 +39,11 @@ class GroupMember {
   void Nudge();
 
  private:
-  const std::unique_ptr<CommunicatorFactory> factory_;
+  absl::StatusOr<CommunicatorFactory*> FactoryOf(const std::string& exchange);
+
+  const ExchangeMaker make_exchange_;
   // Step thread only.
+  std::map<std::string, std::unique_ptr<CommunicatorFactory>> factories_;  // by exchange
   bool connected_ = false;
   Epoch connected_epoch_;
 

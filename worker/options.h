@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "base/status.h"
 #include "rpc/tls_files.h"
 
 namespace switchyard {
@@ -21,8 +22,9 @@ struct WorkerOptions {
   // Name of a registered custom expert (moe/experts/custom_expert.h) that replaces every expert, on the CPU; empty for
   // the checkpoint's own formula.
   std::string custom_expert;
-  // Address at which the other ranks reach this rank for the exchange.
-  std::string exchange_host = "127.0.0.1";
+  // Address, name or interface of this machine at which the other ranks reach this rank for the exchange. Empty for the
+  // address from which it reaches the front.
+  std::string exchange_host;
   // Threads of the CPU engine; 0 for every core that the process may run on.
   int num_threads = 0;
   // File with the secret that the front asks of workers; empty for none.
@@ -45,5 +47,11 @@ struct WorkerOptions {
   // How long to poll that link for the next step before sleeping, in microseconds.
   int link_spin_us = 0;
 };
+
+// InvalidArgument, naming the flag, for an address that cannot be one and for a time that is too short.
+absl::Status CheckOptions(const WorkerOptions& options);
+
+// The address, as digits, that exchange_host means. Unavailable while the front's name does not resolve.
+absl::StatusOr<std::string> ExchangeAddress(const WorkerOptions& options);
 
 }  // namespace switchyard

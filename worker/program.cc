@@ -33,7 +33,8 @@ constexpr int kExitUsage = 2;
 constexpr int kExitFrontSilent = 3;  // the front may still be there: start the worker again
 
 void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
-  app.add_option("--front", options.front, "HOST:PORT of the server's worker port")->required();
+  app.add_option("--front", options.front, "HOST:PORT, [IPV6]:PORT or unix:PATH of the server's worker port")
+      ->required();
   app.add_option("--device", options.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
   app.add_option(
          "--gpu_memory_limit", options.gpu_memory_limit,
@@ -45,9 +46,10 @@ void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
                  "registered C++ expert that replaces the checkpoints' own (CPU); see docs/models.md");
   app.add_option("--threads", options.num_threads, "threads of the CPU engine; 0 for every core it may run on")
       ->capture_default_str();
-  app.add_option("--exchange_host", options.exchange_host,
-                 "address at which the other workers reach this one; loopback unless they are on other hosts")
-      ->capture_default_str();
+  app.add_option(
+      "--exchange_host", options.exchange_host,
+      "address, name or interface of this machine at which other hosts' workers reach this one; default: the "
+      "address from which it reaches --front");
   app.add_option("--worker_token_file", options.token_file, "file with the secret that the server asks of workers");
   app.add_option("--worker_tls_cert", options.tls.cert.path, "own certificate, to join over mutual TLS");
   app.add_option("--worker_tls_key", options.tls.key.path, "the certificate's key");

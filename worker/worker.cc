@@ -13,8 +13,10 @@
 #include "base/container_limits.h"
 #include "base/logging.h"
 #include "base/version.h"
+#include "moe/exchange/mesh/mesh_address.h"
 #include "moe/link/spin_wait.h"
 #include "moe/plan/plan_codec.h"
+#include "rpc/address.h"
 #include "rpc/build_fingerprint.h"
 #include "rpc/deadline.h"
 #include "rpc/tls.h"
@@ -25,8 +27,6 @@ namespace {
 
 // The front's port refuses messages that are too large, so the worker only lifts gRPC's default limit of 4 MB.
 constexpr int kUnlimitedMessage = -1;
-
-constexpr int kMinFrontTimeoutMs = 1000;
 
 std::string HostName() {
   char name[256] = {};
@@ -86,7 +86,9 @@ void Describe(const Heartbeat& heartbeat, worker::Pong* pong) {
 }  // namespace
 
 Worker::Worker(const WorkerOptions& options, std::unique_ptr<Device> device)
-    : options_(options), device_(std::move(device)), group_(device_->MakeExchange()) {}
+    : options_(options),
+      device_(std::move(device)),
+      group_([this](const std::string& name) { return device_->MakeExchange(name); }) {}
 
 Worker::~Worker() {
   loader_.reset();  // from here on no model is taken up
@@ -96,14 +98,7 @@ Worker::~Worker() {
 }
 
 absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(const WorkerOptions& options, DeviceOpener open_device) {
-  if (options.front.empty()) {
-    return absl::InvalidArgumentError("--front=HOST:PORT of the server's worker port is needed");
-  }
-  if (options.front_timeout_ms != 0 && options.front_timeout_ms < kMinFrontTimeoutMs) {
-    return absl::InvalidArgumentError(absl::StrCat("--front_timeout_ms=", options.front_timeout_ms,
-                                                   ": expected 0 or at least ", kMinFrontTimeoutMs,
-                                                   ", because the server pings five times a second"));
-  }
+  SY_RETURN_IF_ERROR(CheckOptions(options));
   SY_ASSIGN_OR_RETURN(auto device, open_device(options));
   std::unique_ptr<Worker> worker(new Worker(options, std::move(device)));
   SY_ASSIGN_OR_RETURN(worker->inbox_, Inbox::Create());
@@ -117,7 +112,7 @@ absl::Status Worker::StartHttp() {
   SY_ASSIGN_OR_RETURN(http_, HttpServer::Start(
                                  {options_.http_host, *options_.http_port + number},
                                  [this] { return metrics_.Collect(); }, [this] { return metrics_.in_group(); }));
-  spdlog::info("metrics at http://{}:{}/metrics", options_.http_host, http_->port());
+  spdlog::info("metrics at http://{}/metrics", JoinHostPort(options_.http_host, http_->port()));
   return absl::OkStatus();
 }
 
@@ -143,15 +138,20 @@ absl::StatusOr<worker::Hello> Worker::MakeHello() const {
   hello.set_host(HostName());
   hello.set_device(device_->name());
   for (const std::string& dtype : device_->compute_dtypes()) hello.add_compute_dtypes(dtype);
-  hello.set_exchange(device_->exchange_name());
+  for (const std::string& exchange : device_->exchange_names()) hello.add_exchanges(exchange);
+  hello.set_host_identity(HostIdentity());
   return hello;
 }
 
 absl::Status Worker::JoinFront() {
   SY_ASSIGN_OR_RETURN(worker::Hello hello, MakeHello());
-  SY_ASSIGN_OR_RETURN(const auto channel, ConnectToFront(options_.front, options_.tls));
+  SY_ASSIGN_OR_RETURN(const Address front, ParseAddress(options_.front, "--front"));
+  SY_ASSIGN_OR_RETURN(const auto channel, ConnectToFront(front.ToString(), options_.tls));
+  const gpr_timespec deadline = DeadlineAfter(absl::Milliseconds(options_.join_timeout_ms));
   spdlog::info("joining the front at {}", options_.front);
-  if (!channel->WaitForConnected(DeadlineAfter(absl::Milliseconds(options_.join_timeout_ms)))) {
+  // gRPC would look a missing name up again with pauses of up to two minutes.
+  SY_RETURN_IF_ERROR(WaitUntilResolves(front, std::chrono::milliseconds(options_.join_timeout_ms)));
+  if (!channel->WaitForConnected(deadline)) {
     return absl::UnavailableError(
         absl::StrCat("no front answered at ", options_.front, " within ", options_.join_timeout_ms, " ms"));
   }
@@ -240,7 +240,7 @@ absl::Status Worker::Handle(worker::FrontMessage message) {
       Unload(ModelId{message.unload_model().model_id()});
       return absl::OkStatus();
     case worker::FrontMessage::kPrepareGroup:
-      return PrepareGroup(Epoch{message.prepare_group().epoch()});
+      return PrepareGroup(message.prepare_group());
     case worker::FrontMessage::kConnectGroup:
       return ConnectGroup(message.connect_group());
     case worker::FrontMessage::kStep:
@@ -320,13 +320,14 @@ void Worker::GiveUp(std::unique_ptr<ModelPart> part, const worker::WorkerMessage
 
 // ---- The group ------------------------------------------------------------------------------------------------------
 
-absl::Status Worker::PrepareGroup(Epoch epoch) {
+absl::Status Worker::PrepareGroup(const worker::PrepareGroup& message) {
+  const Epoch epoch{message.epoch()};
   // Steps of the previous epoch that have not ended yet end with errors, because their communicator was aborted when
   // this epoch was announced.
   if (steps_ != nullptr) steps_->Drain();
   metrics_.SetGroup(Epoch{}, rank_);
   worker::WorkerMessage answer;
-  const auto address = group_.Prepare(epoch, rank_, num_ranks_);
+  const auto address = group_.Prepare(epoch, message.exchange(), rank_, num_ranks_);
   if (address.ok()) {
     answer.mutable_group_address()->set_epoch(epoch.value);
     answer.mutable_group_address()->set_address(*address);

@@ -60,7 +60,7 @@ class Worker {
   // Frees `part`, which may be null, between steps or on the loader's thread, and then sends `answer`.
   void GiveUp(std::unique_ptr<ModelPart> part, const worker::WorkerMessage& answer);
   // Both report failures to the front. They return an error only if the worker must end.
-  absl::Status PrepareGroup(Epoch epoch);
+  absl::Status PrepareGroup(const worker::PrepareGroup& message);
   absl::Status ConnectGroup(const worker::ConnectGroup& message);
 
   // Handle steps from the shared-memory link or from the stream. They drop steps of an old epoch, which the front

@@ -1,4 +1,4 @@
-// Tests the promises of every Communicator on both host kinds: the in-process one and Gloo.
+// Tests the promises of every Communicator on all host kinds: the in-process one, Gloo, shared memory and TCP.
 #include "moe/exchange/communicator.h"
 
 #include <gmock/gmock.h>
@@ -11,6 +11,8 @@
 #include "base/clock.h"
 #include "moe/exchange/gloo/gloo_communicator.h"
 #include "moe/exchange/in_process.h"
+#include "moe/exchange/shm/shm_communicator.h"
+#include "moe/exchange/tcp/tcp_communicator.h"
 #include "moe/exchange/testing.h"
 
 namespace switchyard {
@@ -21,11 +23,25 @@ using testing::HasSubstr;
 
 constexpr int64_t kPromptUs = 1'000'000;
 
-enum class Kind { kInProcess, kGloo };
+enum class Kind { kInProcess, kGloo, kShm, kTcp };
 
 std::unique_ptr<CommunicatorFactory> MakeFactory(Kind kind) {
-  if (kind == Kind::kInProcess) return CreateInProcessFactory();
-  return CreateGlooFactory();
+  switch (kind) {
+    case Kind::kInProcess:
+      return CreateInProcessFactory();
+    case Kind::kGloo:
+      return CreateGlooFactory();
+    case Kind::kShm:
+      return CreateShmFactory();
+    case Kind::kTcp:
+      break;
+  }
+  return CreateTcpFactory();
+}
+
+std::string NameOf(const testing::TestParamInfo<Kind>& info) {
+  constexpr const char* kNames[] = {"InProcess", "Gloo", "Shm", "Tcp"};
+  return kNames[static_cast<int>(info.param)];
 }
 
 // Byte `idx` of the block from `source` to `destination`.
@@ -84,8 +100,8 @@ class CommunicatorTest : public testing::TestWithParam<Kind> {
   const std::unique_ptr<CommunicatorFactory> factory_ = MakeFactory(GetParam());
 };
 
-INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorTest, testing::Values(Kind::kInProcess, Kind::kGloo),
-                         [](const auto& info) { return info.param == Kind::kGloo ? "Gloo" : "InProcess"; });
+INSTANTIATE_TEST_SUITE_P(Kinds, CommunicatorTest,
+                         testing::Values(Kind::kInProcess, Kind::kGloo, Kind::kShm, Kind::kTcp), NameOf);
 
 TEST_P(CommunicatorTest, RandomSizesArriveByteExact) {
   for (const int size : {1, 2, 3, 5}) {

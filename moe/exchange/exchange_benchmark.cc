@@ -8,6 +8,8 @@
 
 #include "moe/exchange/gloo/gloo_communicator.h"
 #include "moe/exchange/in_process.h"
+#include "moe/exchange/shm/shm_communicator.h"
+#include "moe/exchange/tcp/tcp_communicator.h"
 #include "moe/exchange/testing.h"
 
 namespace switchyard {
@@ -39,6 +41,12 @@ BENCHMARK(BM_InProcess)->RangeMultiplier(8)->Range(1 << 10, 16 << 20)->UseRealTi
 
 void BM_Gloo(benchmark::State& state) { ExchangeBlocks(state, *CreateGlooFactory()); }
 BENCHMARK(BM_Gloo)->RangeMultiplier(8)->Range(1 << 10, 16 << 20)->UseRealTime();
+
+void BM_Shm(benchmark::State& state) { ExchangeBlocks(state, *CreateShmFactory()); }
+BENCHMARK(BM_Shm)->RangeMultiplier(8)->Range(1 << 10, 16 << 20)->UseRealTime();
+
+void BM_Tcp(benchmark::State& state) { ExchangeBlocks(state, *CreateTcpFactory()); }
+BENCHMARK(BM_Tcp)->RangeMultiplier(8)->Range(1 << 10, 16 << 20)->UseRealTime();
 
 }  // namespace
 }  // namespace switchyard

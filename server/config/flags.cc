@@ -20,7 +20,7 @@ constexpr char kExamples[] = R"(Examples:
     switchyard_server --config=switchyard.textproto
   Workers on other hosts:
     switchyard_server --model=m=/models/m --await_workers=2 --worker_host=0.0.0.0 --worker_token_file=secret
-    switchyard_worker --front=HOST:8003 --worker_token_file=secret --exchange_host=ADDRESS
+    switchyard_worker --front=HOST:8003 --worker_token_file=secret
   (on each of two)
 
 Signals:
@@ -137,6 +137,10 @@ void DefineWorkers(CLI::App& app, ServerOptions* options) {
   app.add_option("--worker_tls_cert", options->worker_tls_cert, "certificate of the worker port, for mutual TLS");
   app.add_option("--worker_tls_key", options->worker_tls_key, "the certificate's key");
   app.add_option("--worker_tls_ca", options->worker_tls_ca, "roots that workers' certificates must lead to");
+  app.add_option("--exchange", options->exchange,
+                 "how workers exchange rows: auto, shm (CPUs of one host), tcp or gloo (CPUs), nccl (GPUs); auto takes "
+                 "shm where it can, and else tcp")
+      ->capture_default_str();
   app.add_option("--worker_timeout_ms", options->worker_timeout_ms, "give up a worker that is silent for so long")
       ->capture_default_str();
   app.add_option("--step_timeout_ms", options->step_timeout_ms,

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <set>
 
+#include "rpc/address.h"
 #include "rpc/loopback.h"
 
 namespace switchyard {
@@ -33,6 +34,22 @@ absl::Status CheckModels(const ServerOptions& options) {
   return absl::OkStatus();
 }
 
+absl::Status CheckExchange(const ServerOptions& options) {
+  const std::string& exchange = options.exchange;
+  const bool is_for_cpus = exchange == "shm" || exchange == "tcp" || exchange == "gloo";
+  if (!is_for_cpus && exchange != "auto" && exchange != "nccl") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--exchange=", exchange, ": expected auto, shm, tcp or gloo (CPUs) or nccl (GPUs)"));
+  }
+  const bool are_on_cpus = options.device == "cpu";
+  if (options.local_workers == 0 || options.device == "auto" || exchange == "auto" || is_for_cpus == are_on_cpus) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--exchange=", exchange, " is for workers on ", is_for_cpus ? "CPUs" : "GPUs",
+                   ", and these compute on --device=", options.device, "; --exchange=auto fits both"));
+}
+
 absl::Status CheckWorkers(const ServerOptions& options) {
   if ((options.local_workers > 0) == (options.await_workers > 0)) {
     return absl::InvalidArgumentError(
@@ -44,6 +61,7 @@ absl::Status CheckWorkers(const ServerOptions& options) {
         " is reachable from other hosts: --worker_tls_cert, --worker_tls_key and --worker_tls_ca, or at least "
         "--worker_token_file, are needed, so that no stranger can join as a worker"));
   }
+  SY_RETURN_IF_ERROR(CheckExchange(options));
   return CheckMutualTlsFlags(options.worker_tls());
 }
 
@@ -89,6 +107,8 @@ absl::StatusOr<ModelOption> ParseModelOption(const std::string& text) {
 
 absl::Status ValidateOptions(const ServerOptions& options) {
   SY_RETURN_IF_ERROR(CheckModels(options));
+  SY_RETURN_IF_ERROR(ParseHost(options.host, "--host").status());
+  SY_RETURN_IF_ERROR(ParseHost(options.worker_host, "--worker_host").status());
   SY_RETURN_IF_ERROR(CheckWorkers(options));
   SY_RETURN_IF_ERROR(CheckSecurity(options));
   SY_RETURN_IF_ERROR(CheckConnections(options));

@@ -47,6 +47,37 @@ TEST(ServerOptions, ErrorsNameTheFlag) {
   ExpectRefused(options, "--step_timeout_ms=99: expected 100 to");
 }
 
+TEST(ServerOptions, HostsAreHosts) {
+  for (const char* host : {"::", "[::]", "0.0.0.0", "::1", "localhost"}) {
+    ServerOptions options = Valid();
+    options.host = host;
+    EXPECT_TRUE(ValidateOptions(options).ok()) << host;
+  }
+  for (const char* host : {"", "127.0.0.1:8001", "unix:/run/x", "a b"}) {
+    ServerOptions options = Valid();
+    options.host = host;
+    ExpectRefused(options, absl::StrCat("--host=", host, ": expected"));
+    options = Valid();
+    options.worker_host = host;
+    ExpectRefused(options, absl::StrCat("--worker_host=", host, ": expected"));
+  }
+}
+
+TEST(ServerOptions, TheExchangeFitsTheDevice) {
+  ServerOptions options = Valid();
+  for (const char* exchange : {"auto", "shm", "tcp", "gloo", "nccl"}) {
+    options.exchange = exchange;
+    EXPECT_TRUE(ValidateOptions(options).ok()) << exchange;  // --device=auto may be either
+  }
+  options.device = "cpu";
+  ExpectRefused(options, "--exchange=nccl is for workers on GPUs");
+  options.device = "cuda";
+  options.exchange = "shm";
+  ExpectRefused(options, "--exchange=shm is for workers on CPUs");
+  options.exchange = "direct";
+  ExpectRefused(options, "--exchange=direct: expected auto, shm, tcp or gloo");
+}
+
 TEST(ServerOptions, AWorkerPortOpenToOthersNeedsAToken) {
   ServerOptions options = Valid();
   options.local_workers = 0;

@@ -10,6 +10,7 @@
 #include "base/container_limits.h"
 #include "base/logging.h"
 #include "base/version.h"
+#include "rpc/address.h"
 #include "rpc/build_fingerprint.h"
 #include "rpc/tls.h"
 #include "rpc/token_list.h"
@@ -197,6 +198,7 @@ GroupOptions Front::MakeGroupOptions() {
   group.membership.show_load = [this](const std::vector<ModelLoad>& models, SteadyTime now) {
     load_display_->Update(models, now);
   };
+  group.membership.formation.exchange = options_.exchange;
   group.membership.worker_timeout = std::chrono::milliseconds(options_.worker_timeout_ms);
   group.link_spin = std::chrono::microseconds(LinkSpinUs(options_));
   group.on_model_abandoned = [this](ModelId id, const absl::Status& why) { Abandon(id, why); };
@@ -253,7 +255,7 @@ SupervisorOptions Front::MakeSupervisorOptions() const {
 
 absl::Status Front::StartWorkers() {
   if (options_.await_workers > 0) {
-    spdlog::info("waiting for {} workers on {}:{}", num_ranks_, options_.worker_host, worker_port_->port());
+    spdlog::info("waiting for {} workers on {}", num_ranks_, JoinHostPort(options_.worker_host, worker_port_->port()));
     return absl::OkStatus();
   }
   SY_ASSIGN_OR_RETURN(

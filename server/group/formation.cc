@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "server/group/exchange_choice.h"
+
 namespace switchyard {
 namespace {
 
@@ -17,20 +19,37 @@ void Formation::SendToAll(const worker::FrontMessage& message) const {
   }
 }
 
+std::vector<const worker::Hello*> Formation::PresentWorkers() const {
+  std::vector<const worker::Hello*> workers;
+  for (const GroupRank& rank : ranks_) {
+    if (!rank.is_absent()) workers.push_back(&rank.hello);
+  }
+  return workers;
+}
+
+absl::Status Formation::CheckExchange(const worker::Hello& newcomer) const {
+  std::vector<const worker::Hello*> workers = PresentWorkers();
+  workers.push_back(&newcomer);
+  return ChooseExchange(options_.exchange, workers).status();
+}
+
 void Formation::TryBegin(SteadyTime now) {
   if (phase_ != Phase::kWaiting || now < not_before_ || is_stopped_) return;
   if (!AllRanks(ranks_, [](const GroupRank& rank) { return rank.state == RankState::kReady; })) return;
+  const absl::StatusOr<std::string> exchange = ChooseExchange(options_.exchange, PresentWorkers());
+  if (!exchange.ok()) return;  // cannot be: every rank was checked when it joined
   ++epoch_.value;
   phase_ = Phase::kPreparing;
   deadline_ = now + options_.address_timeout;
-  spdlog::log(num_failures_ == 0 ? spdlog::level::info : spdlog::level::debug, "forming the group of epoch {}",
-              epoch_.value);
+  spdlog::log(num_failures_ == 0 ? spdlog::level::info : spdlog::level::debug,
+              "forming the group of epoch {} (exchange {})", epoch_.value, *exchange);
   for (GroupRank& rank : ranks_) {
     rank.address.reset();
     rank.is_connected = false;
   }
   worker::FrontMessage prepare;
   prepare.mutable_prepare_group()->set_epoch(epoch_.value);
+  prepare.mutable_prepare_group()->set_exchange(*exchange);
   SendToAll(prepare);
 }
 

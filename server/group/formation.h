@@ -17,12 +17,15 @@
 #include "base/clock.h"
 #include "base/ids.h"
 #include "base/logging.h"
+#include "base/status.h"
 #include "proto/worker.pb.h"
 #include "server/group/group_rank.h"
 
 namespace switchyard {
 
 struct FormationOptions {
+  // The flag --exchange.
+  std::string exchange = "auto";
   // Addresses, and then readies, that take longer are late: either the ranks that owe them are given up, or the
   // formation is given up and tried again. Each rank makes its address alone; connecting takes longer.
   std::chrono::milliseconds address_timeout{10'000};
@@ -40,8 +43,12 @@ class Formation {
   // `ranks` outlive this.
   Formation(const FormationOptions& options, GroupRanks* ranks) : options_(options), ranks_(*ranks) {}
 
-  // Begins a formation if the group waits for one and every rank is ready.
+  // Begins a formation if the group waits for one and every rank is ready. All present ranks have an exchange in common
+  // (CheckExchange).
   void TryBegin(SteadyTime now);
+  // FailedPrecondition, with the reason, if a worker with this Hello and the ranks that are present have no exchange in
+  // common that the options allow.
+  absl::Status CheckExchange(const worker::Hello& newcomer) const;
   void OnAddress(GroupRank& rank, const worker::GroupAddress& message, SteadyTime now);
   // Returns whether the group serves from now on.
   bool OnReady(GroupRank& rank, const worker::GroupReady& message);
@@ -73,6 +80,7 @@ class Formation {
   static constexpr int kPatience = 3;
 
   bool is_forming() const { return phase_ == Phase::kPreparing || phase_ == Phase::kConnecting; }
+  std::vector<const worker::Hello*> PresentWorkers() const;
   void SendToAll(const worker::FrontMessage& message) const;
   bool End(const std::string& why, SteadyTime retry_at, spdlog::level::level_enum level);
 

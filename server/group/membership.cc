@@ -37,12 +37,7 @@ absl::Status Membership::CheckHello(const worker::Hello& hello) const {
   }
   if (hello.version() != options_.version) return Refuse("its version", options_.version, hello.version());
   if (hello.build() != options_.build) return Refuse("its build", options_.build, hello.build());
-  for (const GroupRank& rank : ranks_) {
-    if (!rank.is_absent() && rank.hello.exchange() != hello.exchange()) {
-      return Refuse("its exchange", rank.hello.exchange(), hello.exchange());
-    }
-  }
-  return absl::OkStatus();
+  return Annotate(formation_.CheckExchange(hello), "worker refused");
 }
 
 absl::StatusOr<int> Membership::AssignRank(const worker::Hello& hello) const {

@@ -54,7 +54,9 @@ class MembershipTest : public testing::Test, public MembershipListener {
     hello.set_token("secret");
     hello.set_local_index(local_index);
     hello.add_compute_dtypes("fp32");
-    hello.set_exchange("gloo");
+    hello.add_exchanges("shm");
+    hello.add_exchanges("tcp");
+    hello.set_host_identity("host a");
     hello.set_pid(1000 + local_index);
     return hello;
   }
@@ -524,9 +526,25 @@ TEST_F(MembershipTest, RanksOfOneGroupUseOneExchange) {
   Start(2);
   JoinWorker();
   worker::Hello hello = MakeHello();
-  hello.set_exchange("nccl");
+  hello.clear_exchanges();
+  hello.add_exchanges("nccl");
   EXPECT_TRUE(
       absl::IsFailedPrecondition(membership_->Join(std::make_shared<FakeWorker>(), hello, clock_.Now()).status()));
+}
+
+TEST_F(MembershipTest, TheExchangeIsChosenAnewForEveryGroup) {
+  Start(2);
+  const auto first = JoinWorker(), second = JoinWorker();
+  SayLoaded(first);
+  SayLoaded(second);
+  EXPECT_EQ(first->sent.back().prepare_group().exchange(), "shm");
+  membership_->Leave(second.get(), "gone", clock_.Now());
+  worker::Hello elsewhere = MakeHello();
+  elsewhere.set_host_identity("host b");
+  const auto third = std::make_shared<FakeWorker>();
+  ASSERT_TRUE(membership_->Join(third, elsewhere, clock_.Now()).ok());
+  SayLoaded(third);
+  for (const auto& each : {first, third}) EXPECT_EQ(each->sent.back().prepare_group().exchange(), "tcp");
 }
 
 TEST_F(MembershipTest, ALocalFrontTakesOnlyItsOwnWorkers) {

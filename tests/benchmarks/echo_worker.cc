@@ -36,11 +36,13 @@ class EchoDevice final : public Device {
  public:
   std::string name() const override { return "echo"; }
   std::vector<std::string> compute_dtypes() const override { return {"fp64", "fp32", "bf16"}; }
-  std::string exchange_name() const override { return "none"; }
+  std::vector<std::string> exchange_names() const override { return {"none"}; }
   absl::StatusOr<std::unique_ptr<ExpertEngine>> MakeEngine(DType compute_dtype) override {
     return std::make_unique<EchoEngine>(compute_dtype);
   }
-  std::unique_ptr<CommunicatorFactory> MakeExchange() override { return CreateInProcessFactory(); }
+  absl::StatusOr<std::unique_ptr<CommunicatorFactory>> MakeExchange(const std::string&) override {
+    return CreateInProcessFactory();
+  }
 };
 
 absl::StatusOr<std::unique_ptr<Device>> OpenEcho(const WorkerOptions&) { return std::make_unique<EchoDevice>(); }

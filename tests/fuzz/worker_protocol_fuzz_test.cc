@@ -96,7 +96,8 @@ worker::Hello GoodHello() {
   hello.set_token("secret");
   hello.set_local_index(-1);
   hello.add_compute_dtypes("fp32");
-  hello.set_exchange("gloo");
+  hello.add_exchanges("shm");
+  hello.set_host_identity("host");
   return hello;
 }
 

@@ -1,44 +1,14 @@
 #include "moe/exchange/gloo/gloo_address.h"
 
-#include <bit>
 #include <cstdint>
-#include <cstring>
 #include <utility>
+
+#include "moe/exchange/blob.h"
 
 namespace switchyard {
 namespace {
 
-static_assert(std::endian::native == std::endian::little);
-
 constexpr uint32_t kMagic = 0x4c475953;  // "SYGL" in memory
-
-void AppendU32(uint32_t value, std::string& out) { out.append(reinterpret_cast<const char*>(&value), sizeof(value)); }
-
-// Reads a framed blob from the front. Every read is checked against the bytes left.
-class BlobReader {
- public:
-  explicit BlobReader(std::string_view rest) : rest_(rest) {}
-
-  bool ReadU32(uint32_t& value) {
-    if (rest_.size() < sizeof(value)) return false;
-    std::memcpy(&value, rest_.data(), sizeof(value));
-    rest_.remove_prefix(sizeof(value));
-    return true;
-  }
-
-  bool ReadBytes(std::string& bytes) {
-    uint32_t num_bytes = 0;
-    if (!ReadU32(num_bytes) || num_bytes > rest_.size()) return false;
-    bytes = std::string(rest_.substr(0, num_bytes));
-    rest_.remove_prefix(num_bytes);
-    return true;
-  }
-
-  bool empty() const { return rest_.empty(); }
-
- private:
-  std::string_view rest_;
-};
 
 absl::Status BadBlob(int rank, absl::string_view problem) {
   return absl::InvalidArgumentError(absl::StrCat("Gloo address of rank ", rank, ": ", problem));
@@ -63,10 +33,7 @@ std::string EncodeGlooAddress(const GlooAddress& address) {
   AppendU32(kMagic, blob);
   AppendU32(address.rank, blob);
   AppendU32(address.pair_addresses.size(), blob);
-  for (const std::string& bytes : address.pair_addresses) {
-    AppendU32(bytes.size(), blob);
-    blob += bytes;
-  }
+  for (const std::string& bytes : address.pair_addresses) AppendBytes(bytes, blob);
   return blob;
 }
 

@@ -1,10 +1,12 @@
 #include "moe/exchange/gloo/gloo_communicator.h"
 
+#include <arpa/inet.h>
 #include <gloo/transport/context.h>
 #include <gloo/transport/device.h>
 #include <gloo/transport/pair.h>
 #include <gloo/transport/tcp/device.h>
 #include <gloo/transport/unbound_buffer.h>
+#include <netinet/in.h>
 
 #include <algorithm>
 #include <array>
@@ -63,6 +65,11 @@ struct Blocks {
   Blocks(std::byte* data, std::span<const size_t> sizes) : data(data), sizes(sizes), offsets(Offsets(sizes)) {}
   std::byte* block(int rank) const { return data + offsets[rank]; }
 };
+
+bool IsAddress(const std::string& text) {
+  std::array<unsigned char, sizeof(in6_addr)> bytes;
+  return inet_pton(AF_INET, text.c_str(), bytes.data()) == 1 || inet_pton(AF_INET6, text.c_str(), bytes.data()) == 1;
+}
 
 class GlooCommunicator final : public Communicator {
  public:
@@ -127,6 +134,10 @@ class GlooCommunicator final : public Communicator {
 absl::StatusOr<std::unique_ptr<Communicator>> GlooCommunicator::Create(int rank, int size, const GlooOptions& options) {
   if (size < 1 || rank < 0 || rank >= size) {
     return absl::InvalidArgumentError(absl::StrCat("no rank ", rank, " in a group of ", size));
+  }
+  if (!IsAddress(options.bind_host)) {  // Gloo would dereference null
+    return absl::InvalidArgumentError(
+        absl::StrCat("Gloo cannot listen on '", options.bind_host, "': expected an IPv4 or IPv6 address"));
   }
   std::unique_ptr<GlooCommunicator> communicator(new GlooCommunicator(rank, size, options));
   SY_RETURN_IF_ERROR(

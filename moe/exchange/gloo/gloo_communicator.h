@@ -8,8 +8,9 @@
 // peer dies that it still depends on. If a peer is alive but silent, or its counts disagree, the call ends after
 // `exchange_timeout`.
 //
-// Gloo does not authenticate peers, and malformed data from a stranger ends the process. Bind to loopback or to a
-// network that only the group can reach.
+// Gloo does not authenticate peers: it takes the first connection that comes for its peer's, and malformed data from a
+// stranger ends the process. Bind to a network, or a loopback, that only the group can reach; other groups of CPUs
+// should use shm/ or tcp/, which have no such limits.
 #pragma once
 
 #include <chrono>
@@ -21,7 +22,7 @@
 namespace switchyard {
 
 struct GlooOptions {
-  // Address or name of the interface to listen on; peers must be able to reach it.
+  // IPv4 or IPv6 address to listen on, as digits; peers must be able to reach it.
   std::string bind_host = "127.0.0.1";
   // How long Connect() waits for each peer.
   std::chrono::milliseconds connect_timeout{10'000};

@@ -178,6 +178,13 @@ TEST_F(GlooCommunicatorTest, InterfaceOfAnotherHostIsRefused) {
   EXPECT_THAT(refused.message(), HasSubstr("203.0.113.7"));
 }
 
+TEST_F(GlooCommunicatorTest, OnlyAddressesAreTaken) {
+  for (const char* host : {"eth9", "", "no-such-host.invalid"}) {
+    EXPECT_EQ(CreateGlooFactory({.bind_host = host})->Prepare(0, 2).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+}
+
 TEST_F(GlooCommunicatorTest, BlocksBeyondTheSlotsReachAreRefused) {
   const auto factory = CreateGlooFactory();
   const auto group = FormGroup(*factory, 1);

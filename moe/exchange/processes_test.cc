@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,6 +16,8 @@
 #include "base/clock.h"
 #include "base/unique_fd.h"
 #include "moe/exchange/gloo/gloo_communicator.h"
+#include "moe/exchange/shm/shm_communicator.h"
+#include "moe/exchange/tcp/tcp_communicator.h"
 
 namespace switchyard {
 namespace {
@@ -92,10 +95,17 @@ absl::Status ExchangeUntilFailure(Communicator& communicator, const Traffic& tra
   }
 }
 
-[[noreturn]] void RunChild(int rank, int fd) {
-  signal(SIGPIPE, SIG_IGN);
+enum class Kind { kGloo, kShm, kTcp };
+
+std::unique_ptr<CommunicatorFactory> MakeFactory(Kind kind) {
   // When Gloo waits for a dead rank to connect, only this timeout or Abort() ends the wait.
-  const auto factory = CreateGlooFactory({.connect_timeout = std::chrono::seconds(3)});
+  if (kind == Kind::kGloo) return CreateGlooFactory({.connect_timeout = std::chrono::seconds(3)});
+  return kind == Kind::kShm ? CreateShmFactory() : CreateTcpFactory();
+}
+
+[[noreturn]] void RunChild(Kind kind, int rank, int fd) {
+  signal(SIGPIPE, SIG_IGN);
+  const auto factory = MakeFactory(kind);
   while (true) {
     auto communicator = factory->Prepare(rank, kNumRanks);
     if (!communicator.ok() || !Send(fd, (*communicator)->address())) _exit(1);
@@ -112,13 +122,13 @@ struct Child {
   UniqueFd channel;
 };
 
-Child StartChild(int rank) {
+Child StartChild(Kind kind, int rank) {
   int fds[2];
   EXPECT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
   const pid_t pid = fork();
   if (pid == 0) {
     close(fds[0]);
-    RunChild(rank, fds[1]);
+    RunChild(kind, rank, fds[1]);
   }
   close(fds[1]);
   Child child;
@@ -132,10 +142,10 @@ void KillChild(Child& child) {
   EXPECT_EQ(waitpid(child.pid, nullptr, 0), child.pid);
 }
 
-class GlooProcessesTest : public testing::Test {
+class ProcessesTest : public testing::TestWithParam<Kind> {
  protected:
   void SetUp() override {
-    for (int rank = 0; rank < kNumRanks; ++rank) children_.push_back(StartChild(rank));
+    for (int rank = 0; rank < kNumRanks; ++rank) children_.push_back(StartChild(GetParam(), rank));
   }
   void TearDown() override {
     for (Child& child : children_) KillChild(child);
@@ -171,13 +181,20 @@ class GlooProcessesTest : public testing::Test {
       EXPECT_NE(error->find(absl::StrCat("on rank ", rank, ": rank ")), std::string::npos) << *error;
     }
     EXPECT_LT(MicrosBetween(killed_at, Clock::Real().Now()), kDetectionUs);
-    children_[victim] = StartChild(victim);
+    children_[victim] = StartChild(GetParam(), victim);
   }
 
   std::vector<Child> children_;
 };
 
-TEST_F(GlooProcessesTest, SurvivorsOfAKilledRankFormANewGroup) {
+std::string NameOf(const testing::TestParamInfo<Kind>& info) {
+  constexpr const char* kNames[] = {"Gloo", "Shm", "Tcp"};
+  return kNames[static_cast<int>(info.param)];
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, ProcessesTest, testing::Values(Kind::kGloo, Kind::kShm, Kind::kTcp), NameOf);
+
+TEST_P(ProcessesTest, SurvivorsOfAKilledRankFormANewGroup) {
   int victim = 0;
   for (const bool ring : {false, true}) {
     for (const size_t block_bytes : {64, 4 << 10, 256 << 10, 4 << 20, 16 << 20}) {
@@ -191,7 +208,7 @@ TEST_F(GlooProcessesTest, SurvivorsOfAKilledRankFormANewGroup) {
   ASSERT_NO_FATAL_FAILURE(FormGroup({.block_bytes = 1000}));
 }
 
-TEST_F(GlooProcessesTest, RankKilledBeforeItConnectsFailsTheOthers) {
+TEST_P(ProcessesTest, RankKilledBeforeItConnectsFailsTheOthers) {
   const std::vector<std::string> addresses = ReceiveFromAll();
   KillChild(children_[1]);
   for (const int rank : {0, 2}) StartGroup(rank, addresses, {.block_bytes = 1000});
@@ -200,7 +217,7 @@ TEST_F(GlooProcessesTest, RankKilledBeforeItConnectsFailsTheOthers) {
     ASSERT_TRUE(error.has_value()) << "rank " << rank << " hangs";
     EXPECT_EQ(error->find("UNAVAILABLE: "), 0) << *error;
   }
-  children_[1] = StartChild(1);
+  children_[1] = StartChild(GetParam(), 1);
   ASSERT_NO_FATAL_FAILURE(FormGroup({.block_bytes = 1000}));
 }
 
