@@ -11,9 +11,11 @@
 #include <cerrno>
 #include <climits>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "base/container_limits.h"
 #include "base/deadlock_detection.h"
 #include "base/exhausted.h"
@@ -114,6 +116,7 @@ void BeginAnewWithThreadWaiting(const WorkerOptions& options, char** argv) {
   if (settings.empty()) return;
   char path[PATH_MAX] = {};
   if (readlink("/proc/self/exe", path, sizeof(path) - 1) < 0) return;
+  if (absl::StartsWith(basename(path), "ld-")) return;  // run by a loader, whose arguments are not known here
   for (std::string& setting : settings) putenv(setting.data());
   execv(path, argv);
   for (const std::string& setting : settings) unsetenv(setting.substr(0, setting.find('=')).c_str());
@@ -124,9 +127,9 @@ absl::Status RunWorker(const WorkerOptions& options, const LoggingOptions& loggi
   SY_RETURN_IF_ERROR(SetUpLogging(logging));
   TakeOverLibraryLogs();
   KeepLargeBlocksOutOfTheHeap();
-  SY_RETURN_IF_ERROR(CheckThreads(kThreadsAtLeast + options.num_threads));
   const bool started_by_front = options.local_index >= 0;
   if (started_by_front) SY_RETURN_IF_ERROR(DieWithTheFront(options.link_fd));
+  SY_RETURN_IF_ERROR(CheckThreads(kThreadsAtLeast + options.num_threads));
   SY_ASSIGN_OR_RETURN(const UniqueFd stop_fd, BlockStopSignals(started_by_front, inherited));
   SY_ASSIGN_OR_RETURN(auto worker, Worker::Create(options, open_device));
   return worker->Run(stop_fd.get());
