@@ -53,13 +53,15 @@ const char* PortName(PortKind kind) {
 }
 
 PortConnections::PortConnections(PortKind kind, int max_connections) : kind_(kind), max_connections_(max_connections) {
-  MutexLock lock(&AllPorts().mu);
-  AllPorts().all.insert(this);
+  Ports& ports = AllPorts();
+  MutexLock lock(&ports.mu);
+  ports.all.insert(this);
 }
 
 PortConnections::~PortConnections() {
-  MutexLock lock(&AllPorts().mu);
-  AllPorts().all.erase(this);
+  Ports& ports = AllPorts();
+  MutexLock lock(&ports.mu);
+  ports.all.erase(this);
 }
 
 bool PortConnections::HasRoomFor(int fd) { return static_cast<uint64_t>(fd) < EndOfShare(kind_) && !IsFull(); }
@@ -100,8 +102,9 @@ PortConnections::Counts PortConnections::counts() {
 
 std::vector<PortConnections::Counts> PortConnections::OfAllPorts() {
   std::vector<Counts> counts;
-  MutexLock lock(&AllPorts().mu);
-  for (PortConnections* port : AllPorts().all) counts.push_back(port->counts());
+  Ports& ports = AllPorts();
+  MutexLock lock(&ports.mu);
+  for (PortConnections* port : ports.all) counts.push_back(port->counts());
   return counts;
 }
 
