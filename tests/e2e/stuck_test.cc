@@ -40,9 +40,9 @@ Settings settings;  // from the command line; constant while tests run
 
 std::string Model() { return settings.testdata + "/jargon-moe"; }
 
-absl::StatusOr<std::unique_ptr<ServerProcess>> StartServer() {
+absl::StatusOr<std::unique_ptr<ServerProcess>> StartServer(const std::string& exchange = "auto") {
   return ServerProcess::Start({absl::StrCat("--model=m=", Model()), "--local_workers=2", "--compute_dtype=fp32",
-                               absl::StrCat("--device=", settings.device)},
+                               absl::StrCat("--device=", settings.device), absl::StrCat("--exchange=", exchange)},
                               settings.server);
 }
 
@@ -188,7 +188,7 @@ int DropPacketsFromPeers(pid_t pid) {
     sockaddr_storage peer = {};
     socklen_t size = sizeof(peer);
     if (!fd.valid() || getpeername(fd.get(), reinterpret_cast<sockaddr*>(&peer), &size) != 0) continue;
-    if (peer.ss_family != AF_INET) continue;
+    if (peer.ss_family != AF_INET && peer.ss_family != AF_INET6) continue;  // in both, the port is at the same place
     const int port = ntohs(reinterpret_cast<const sockaddr_in&>(peer).sin_port);
     if (command.find(absl::StrCat("--front=127.0.0.1:", port)) != std::string::npos) continue;
     count += setsockopt(fd.get(), SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)) == 0;
@@ -196,9 +196,14 @@ int DropPacketsFromPeers(pid_t pid) {
   return count;
 }
 
-TEST(Stuck, PacketsDroppedBetweenTwoWorkersCostSecondsAndNoRequest) {
+class StuckExchange : public testing::TestWithParam<const char*> {};
+
+INSTANTIATE_TEST_SUITE_P(Exchanges, StuckExchange, testing::Values("tcp", "gloo"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST_P(StuckExchange, PacketsDroppedBetweenTwoWorkersCostSecondsAndNoRequest) {
   if (settings.device != "cpu") GTEST_SKIP() << "GPUs of one host exchange rows without packets";
-  auto server = StartServer();
+  auto server = StartServer(GetParam());
   ASSERT_TRUE(server.ok()) << server.status();
   const auto client = (*server)->Connect();
   {
