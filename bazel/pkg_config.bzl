@@ -1,24 +1,29 @@
-"""A repository of cc_library targets for system libraries, with link flags from pkg-config."""
+"""A repository of cc_library targets for system libraries, with definitions and link flags from pkg-config."""
 
-def _flags_of(ctx, modules):
-    result = ctx.execute(["pkg-config", "--libs"] + modules)
+def _pkg_config(ctx, option, modules):
+    result = ctx.execute(["pkg-config", option] + modules)
     if result.return_code != 0:
         fail("pkg-config does not know {}: run deploy/install.sh first.\n{}".format(modules, result.stderr))
     return [flag for flag in result.stdout.strip().split(" ") if flag]
 
-def _library(name, flags):
+def _defines_of(ctx, modules):
+    # Without its definition, spdlog compiles itself and {fmt} into every unit that logs.
+    return [flag[len("-D"):] for flag in _pkg_config(ctx, "--cflags", modules) if flag.startswith("-D")]
+
+def _library(name, flags, defines = []):
     return """
 cc_library(
     name = "{name}",
+    defines = {defines},
     linkopts = {flags},
     visibility = ["//visibility:public"],
 )
-""".format(name = name, flags = flags)
+""".format(name = name, defines = defines, flags = flags)
 
 def _pkg_config_repository_impl(ctx):
     build = ""
     for name, modules in ctx.attr.modules.items():
-        build += _library(name, _flags_of(ctx, modules))
+        build += _library(name, _pkg_config(ctx, "--libs", modules), _defines_of(ctx, modules))
     for name, flags in ctx.attr.flags.items():
         build += _library(name, flags)
     ctx.file("BUILD", build)
