@@ -6,8 +6,8 @@
 #include <thread>
 
 #include "base/clock.h"
-#include "base/line_budget.h"
-#include "base/logging.h"
+#include "base/logging/line_budget.h"
+#include "base/logging/logging.h"
 #include "base/mutex.h"
 #include "base/status.h"
 #include "base/unique_fd.h"

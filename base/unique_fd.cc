@@ -2,7 +2,7 @@
 
 #include <unistd.h>
 
-#include "base/exhausted.h"
+#include "base/process/exhausted.h"
 
 namespace switchyard {
 

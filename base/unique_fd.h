@@ -28,7 +28,7 @@ class UniqueFd {
 };
 
 // The status for a failed system call: `what` and the text of `error_number` (errno), with the limit that
-// it may come from (base/exhausted.h).
+// it may come from (base/process/exhausted.h).
 absl::Status ErrnoStatus(int error_number, absl::string_view what);
 
 }  // namespace switchyard

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "base/container_limits.h"
+#include "base/process/container_limits.h"
 
 namespace switchyard {
 namespace {

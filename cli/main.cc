@@ -1,8 +1,8 @@
 #include <iostream>
 
-#include "base/deadlock_detection.h"
-#include "base/exhausted.h"
-#include "base/process_start.h"
+#include "base/process/deadlock_detection.h"
+#include "base/process/exhausted.h"
+#include "base/process/process_start.h"
 #include "cli/cli.h"
 
 int main(int argc, char** argv) {

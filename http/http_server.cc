@@ -21,7 +21,7 @@
 #include <optional>
 #include <thread>
 
-#include "base/port_connections.h"
+#include "base/process/port_connections.h"
 #include "base/unique_fd.h"
 #include "rpc/address.h"
 

@@ -11,8 +11,8 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
-#include "base/logging.h"
-#include "base/port_connections.h"
+#include "base/logging/logging.h"
+#include "base/process/port_connections.h"
 
 namespace switchyard {
 namespace {

@@ -10,7 +10,7 @@
 #include <cerrno>
 #include <cstring>
 
-#include "base/logging.h"
+#include "base/logging/logging.h"
 #include "rpc/address.h"
 
 namespace switchyard {

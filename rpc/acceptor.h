@@ -1,8 +1,8 @@
 // Accepts the connections of one gRPC port, on a thread of its own.
 //
 // gRPC's own listener gives a port up for good after one accept that fails, as it does when descriptors run out. This
-// one bounds the connections below that limit (base/port_connections.h), waits when the system has no room, and opens a
-// listening socket that fails again.
+// one bounds the connections below that limit (base/process/port_connections.h), waits when the system has no room, and
+// opens a listening socket that fails again.
 //
 // Thread-safe, except that Start and Stop are for the owner.
 #pragma once
@@ -21,8 +21,8 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "base/line_budget.h"
-#include "base/port_connections.h"
+#include "base/logging/line_budget.h"
+#include "base/process/port_connections.h"
 #include "base/status.h"
 #include "base/unique_fd.h"
 

@@ -4,8 +4,8 @@
 #include <grpc/support/log.h>
 
 #include "absl/strings/str_cat.h"
-#include "base/line_budget.h"
-#include "base/logging.h"
+#include "base/logging/line_budget.h"
+#include "base/logging/logging.h"
 
 namespace switchyard {
 namespace {

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <string>
 
-#include "base/logging.h"
+#include "base/logging/logging.h"
 
 namespace switchyard {
 namespace {

@@ -5,7 +5,7 @@
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 
-#include "base/logging.h"
+#include "base/logging/logging.h"
 
 namespace switchyard {
 namespace {

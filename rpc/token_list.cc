@@ -8,7 +8,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_split.h"
-#include "base/logging.h"
+#include "base/logging/logging.h"
 
 namespace switchyard {
 namespace {

@@ -8,7 +8,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "base/bounded_write.h"
+#include "base/process/bounded_write.h"
 
 namespace switchyard {
 namespace {

@@ -5,7 +5,7 @@
 #include <chrono>
 #include <optional>
 
-#include "base/logging.h"
+#include "base/logging/logging.h"
 #include "moe/exchange/gloo/gloo_communicator.h"
 #include "moe/exchange/mesh/mesh_address.h"
 #include "moe/exchange/shm/shm_communicator.h"

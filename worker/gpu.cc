@@ -7,7 +7,7 @@
 #include <cstring>
 #include <utility>
 
-#include "base/logging.h"
+#include "base/logging/logging.h"
 #include "base/unique_fd.h"
 #include "moe/exchange/nccl/nccl_communicator.h"
 #include "moe/experts/cuda/cuda_engine.h"

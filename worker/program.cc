@@ -16,12 +16,12 @@
 #include <vector>
 
 #include "absl/strings/match.h"
-#include "base/container_limits.h"
-#include "base/deadlock_detection.h"
-#include "base/exhausted.h"
-#include "base/logging.h"
-#include "base/process_start.h"
-#include "base/stop_signals.h"
+#include "base/logging/logging.h"
+#include "base/process/container_limits.h"
+#include "base/process/deadlock_detection.h"
+#include "base/process/exhausted.h"
+#include "base/process/process_start.h"
+#include "base/process/stop_signals.h"
 #include "rpc/library_logs.h"
 #include "rpc/version_line.h"
 #include "worker/worker.h"

@@ -10,8 +10,8 @@
 
 #include "absl/time/time.h"
 #include "base/clock.h"
-#include "base/container_limits.h"
-#include "base/logging.h"
+#include "base/logging/logging.h"
+#include "base/process/container_limits.h"
 #include "base/version.h"
 #include "moe/exchange/mesh/mesh_address.h"
 #include "moe/link/spin_wait.h"

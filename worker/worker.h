@@ -20,12 +20,12 @@
 #include "worker/device.h"
 #include "worker/group_member.h"
 #include "worker/inbox.h"
-#include "worker/load_report.h"
-#include "worker/model_loader.h"
+#include "worker/loading/load_report.h"
+#include "worker/loading/model_loader.h"
+#include "worker/loading/rank_experts.h"
 #include "worker/options.h"
-#include "worker/rank_experts.h"
-#include "worker/step_pipeline.h"
-#include "worker/worker_metrics.h"
+#include "worker/steps/step_pipeline.h"
+#include "worker/steps/worker_metrics.h"
 
 namespace switchyard {
 

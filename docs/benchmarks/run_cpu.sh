@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 targets=(//moe/experts/cpu:cpu_engine_benchmark //tests/benchmarks:service_benchmark
-  //moe/exchange:exchange_benchmark //moe/plan:plan_benchmark //worker:expert_loader_benchmark)
+  //moe/exchange:exchange_benchmark //moe/plan:plan_benchmark //worker/loading:expert_loader_benchmark)
 # How OpenMP's threads wait is what the front sets for its workers: oneDNN alone and the engine are to wait alike.
 export OMP_WAIT_POLICY=active GOMP_SPINCOUNT=20000
 

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "base/container_limits.h"
+#include "base/process/container_limits.h"
 #include "moe/linear/dnnl_status.h"
 #include "moe/linear/linear_context_impl.h"
 

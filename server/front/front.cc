@@ -7,8 +7,8 @@
 #include <filesystem>
 
 #include "absl/strings/escaping.h"
-#include "base/container_limits.h"
-#include "base/logging.h"
+#include "base/logging/logging.h"
+#include "base/process/container_limits.h"
 #include "base/version.h"
 #include "rpc/address.h"
 #include "rpc/build_fingerprint.h"

@@ -14,7 +14,7 @@
 
 #include "server/config/options.h"
 #include "server/group/group.h"
-#include "server/group/load_display.h"
+#include "server/group/membership/load_display.h"
 #include "server/group/supervisor.h"
 #include "server/group/worker_group.h"
 #include "server/group/worker_port.h"

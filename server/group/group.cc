@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "base/log_text.h"
-#include "base/logging.h"
+#include "base/logging/log_text.h"
+#include "base/logging/logging.h"
 #include "base/notification.h"
 #include "server/group/supervisor.h"
 #include "server/links/stream_link.h"

@@ -14,10 +14,10 @@
 #include <utility>
 #include <vector>
 
-#include "base/line_budget.h"
+#include "base/logging/line_budget.h"
 #include "base/mutex.h"
 #include "server/group/group_events.h"
-#include "server/group/membership.h"
+#include "server/group/membership/membership.h"
 #include "server/links/link.h"
 #include "server/links/shm_link.h"
 #include "server/observe/metrics.h"

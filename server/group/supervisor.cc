@@ -14,8 +14,8 @@
 #include <cstring>
 #include <optional>
 
-#include "base/exhausted.h"
-#include "base/logging.h"
+#include "base/logging/logging.h"
+#include "base/process/exhausted.h"
 #include "moe/link/step_socket.h"
 
 extern char** environ;

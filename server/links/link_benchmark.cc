@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "base/deadlock_detection.h"
 #include "base/notification.h"
+#include "base/process/deadlock_detection.h"
 #include "moe/link/spin_wait.h"
 #include "server/links/link.h"
 #include "server/links/shm_link.h"

@@ -3,7 +3,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
-#include "base/logging.h"
+#include "base/logging/logging.h"
 #include "moe/link/spin_wait.h"
 
 namespace switchyard {

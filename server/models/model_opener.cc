@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "absl/strings/str_join.h"
-#include "base/container_limits.h"
-#include "base/logging.h"
+#include "base/logging/logging.h"
+#include "base/process/container_limits.h"
 #include "moe/plan/plan_codec.h"
 #include "moe/weights/weight_source.h"
 

@@ -20,8 +20,8 @@
 #include <string>
 #include <vector>
 
-#include "base/line_budget.h"
-#include "base/logging.h"
+#include "base/logging/line_budget.h"
+#include "base/logging/logging.h"
 #include "base/mutex.h"
 #include "base/status.h"
 #include "base/task_queue.h"

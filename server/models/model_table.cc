@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_join.h"
-#include "base/logging.h"
+#include "base/logging/logging.h"
 
 namespace switchyard {
 namespace {

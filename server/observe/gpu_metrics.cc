@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "base/logging.h"
+#include "base/logging/logging.h"
 
 namespace switchyard {
 namespace {

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "base/logging.h"
+#include "base/logging/logging.h"
 
 namespace switchyard {
 namespace {

@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
-#include "base/line_budget.h"
+#include "base/logging/line_budget.h"
 #include "server/requests/request.h"
 #include "server/requests/request_identity.h"
 

@@ -9,8 +9,8 @@
 #include <string_view>
 
 #include "absl/strings/str_cat.h"
-#include "base/exhausted.h"
-#include "base/logging.h"
+#include "base/logging/logging.h"
+#include "base/process/exhausted.h"
 
 namespace switchyard {
 namespace {

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "base/line_budget.h"
+#include "base/logging/line_budget.h"
 #include "base/mutex.h"
 #include "base/status.h"
 #include "base/unique_fd.h"

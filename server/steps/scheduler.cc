@@ -5,7 +5,7 @@
 #include <iterator>
 #include <utility>
 
-#include "base/logging.h"
+#include "base/logging/logging.h"
 #include "moe/plan/plan_codec.h"
 
 namespace switchyard {

@@ -5,7 +5,7 @@
 #include <random>
 
 #include "base/clock.h"
-#include "base/logging.h"
+#include "base/logging/logging.h"
 #include "base/mutex.h"
 #include "base/tensor/buffer.h"
 #include "base/tensor/convert.h"

@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "base/deadlock_detection.h"
+#include "base/process/deadlock_detection.h"
 #include "proto/switchyard.grpc.pb.h"
 #include "rpc/listen.h"
 #include "rpc/wire_options.h"

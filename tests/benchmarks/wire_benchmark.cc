@@ -26,7 +26,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "base/deadlock_detection.h"
+#include "base/process/deadlock_detection.h"
 #include "base/tensor/buffer.h"
 #include "base/tensor/float16.h"
 #include "client/client.h"

@@ -4,10 +4,10 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
-#include "base/logging.h"
+#include "base/logging/logging.h"
 #include "moe/link/step_socket.h"
-#include "server/group/load_display.h"
-#include "server/group/membership.h"
+#include "server/group/membership/load_display.h"
+#include "server/group/membership/membership.h"
 #include "server/group/worker_message.h"
 #include "tests/fuzz/mutator.h"
 

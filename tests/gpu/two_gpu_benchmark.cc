@@ -33,7 +33,7 @@
 #include "moe/plan/chunked_plan.h"
 #include "moe/plan/step_plan.h"
 #include "moe/weights/synthetic_values.h"
-#include "worker/step_runner.h"
+#include "worker/steps/step_runner.h"
 
 namespace switchyard {
 namespace {

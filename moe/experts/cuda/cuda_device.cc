@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "base/logging.h"
+#include "base/logging/logging.h"
 #include "moe/experts/cuda/cublas_status.h"
 #include "moe/gpu/cuda_status.h"
 

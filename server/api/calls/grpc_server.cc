@@ -3,8 +3,8 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/resource_quota.h>
 
-#include "base/container_limits.h"
-#include "base/logging.h"
+#include "base/logging/logging.h"
+#include "base/process/container_limits.h"
 #include "rpc/loopback.h"
 #include "rpc/port_credentials.h"
 #include "rpc/wire_options.h"

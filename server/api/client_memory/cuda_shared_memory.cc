@@ -3,7 +3,7 @@
 #include <cstring>
 #include <utility>
 
-#include "base/logging.h"
+#include "base/logging/logging.h"
 
 namespace switchyard {
 namespace {

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "server/api/calls/layer_call.h"
+#include "server/api/kserve/control/kserve_models.h"
 #include "server/api/kserve/kserve_infer_request.h"
-#include "server/api/kserve/kserve_models.h"
 
 namespace switchyard {
 

@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "base/status.h"
+#include "server/api/kserve/control/kserve_models.h"
 #include "server/api/kserve/kserve_infer_codec.h"
 #include "server/api/kserve/kserve_memory.h"
-#include "server/api/kserve/kserve_models.h"
 #include "server/requests/request.h"
 
 namespace switchyard {

@@ -2,8 +2,8 @@
 
 #include <utility>
 
-#include "base/log_text.h"
-#include "base/logging.h"
+#include "base/logging/log_text.h"
+#include "base/logging/logging.h"
 
 namespace switchyard {
 namespace {

@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "server/api/calls/call_stream.h"
+#include "server/api/kserve/control/kserve_models.h"
 #include "server/api/kserve/kserve_memory.h"
-#include "server/api/kserve/kserve_models.h"
 
 namespace switchyard {
 
