@@ -23,6 +23,7 @@ class PlayedWorker final : public WorkerChannel, public std::enable_shared_from_
     worker::Hello hello;
     hello.set_local_index(-1);
     hello.set_pid(pid);
+    hello.add_exchanges("tcp");
     group_->Joined(shared_from_this(), hello);
   }
   void Die() {

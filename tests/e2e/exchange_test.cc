@@ -87,10 +87,13 @@ std::set<int> ListeningPorts(int pid) {
 }
 
 // The exchange's Unix sockets that anybody of this network namespace listens on; names without the leading zero.
-std::set<std::string> ExchangeSockets() {
-  std::set<std::string> names;
+std::set<std::string> ExchangeSockets(const std::vector<int>& workers) {
+  constexpr char kListens[] = "00010000";
+  std::set<std::string> own, names;
+  for (const int pid : workers) own.merge(SocketsOf(pid));
   for (const auto& row : TableOf("/proc/net/unix")) {
-    if (row.size() == 8 && absl::StartsWith(row[7], "@switchyard-")) names.insert(row[7].substr(1));
+    const bool is_named = row.size() == 8 && absl::StartsWith(row[7], "@switchyard-");
+    if (is_named && row[3] == kListens && own.contains(row[6])) names.insert(row[7].substr(1));
   }
   return names;
 }
@@ -129,7 +132,7 @@ class Stranger {
         ++num_disturbed_;
       }
     }
-    for (const std::string& name : ExchangeSockets()) {
+    for (const std::string& name : ExchangeSockets(pids)) {
       sockaddr_un address{};
       address.sun_family = AF_UNIX;
       std::memcpy(address.sun_path + 1, name.data(), std::min(name.size(), sizeof(address.sun_path) - 1));
@@ -175,7 +178,7 @@ TEST_P(ExchangeTest, StrangersAtTheSocketsEndNoWorker) {
     second = status.ranks(1).pid();
     ExpectRightAnswer(*client);
   }
-  EXPECT_THAT(server->process().Log(), HasSubstr(absl::StrCat("(exchange ", GetParam(), ")")));
+  EXPECT_TRUE(server->process().HasLogged(absl::StrCat("(exchange ", GetParam(), ")")));
   EXPECT_EQ(server->Stop(), 0);
 }
 
@@ -184,10 +187,12 @@ TEST(ExchangeDefaultTest, WorkersOfOneHostListenOnNoPort) {
   ASSERT_NE(server, nullptr);
   const auto client = server->Connect();
   const auto status = WaitUntilServing(*client, 0);
-  for (const auto& rank : status.ranks()) EXPECT_THAT(ListeningPorts(rank.pid()), IsEmpty());
-  EXPECT_THAT(ExchangeSockets(), IsEmpty());  // nor on Unix sockets, once the group is there
+  std::vector<int> workers;
+  for (const auto& rank : status.ranks()) workers.push_back(rank.pid());
+  for (const int pid : workers) EXPECT_THAT(ListeningPorts(pid), IsEmpty());
+  EXPECT_THAT(ExchangeSockets(workers), IsEmpty());  // nor on Unix sockets, once the group is there
   ExpectRightAnswer(*client);
-  EXPECT_THAT(server->process().Log(), HasSubstr("(exchange shm)"));
+  EXPECT_TRUE(server->process().HasLogged("(exchange shm)"));
   EXPECT_EQ(server->Stop(), 0);
 }
 
@@ -251,7 +256,7 @@ TEST(AddressesTest, AwaitedWorkersJoinOverIpv6) {
   ASSERT_TRUE(server.ok()) << server.status();
   ExpectRightAnswer(*(*server)->Connect());
   // The exchange goes where the front was reached, so that it is not over IPv4.
-  EXPECT_THAT((*server)->process().Log(), HasSubstr("(exchange tcp)"));
+  EXPECT_TRUE((*server)->process().HasLogged("(exchange tcp)"));
   EXPECT_EQ((*server)->Stop(), 0);
   for (auto& worker : workers) EXPECT_EQ(worker->Wait(), 0) << worker->Log();
 }

@@ -147,6 +147,7 @@ TEST(LoadDisplay, ATerminalShowsOneFullBarPerModelBetweenWholeLogLines) {
 TEST(LoadDisplay, ElsewhereTheLogSaysIt) {
   auto server = ServerProcess::Start(Flags());
   ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_TRUE((*server)->process().HasLogged("serves with"));
   const std::string log = (*server)->process().Log();
   EXPECT_EQ(log.find_first_of("\r\033"), std::string::npos) << log;
   EXPECT_THAT(log, HasSubstr("model one: loaded 16."));

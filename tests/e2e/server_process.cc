@@ -111,6 +111,14 @@ std::string ChildProcess::Log() const {
   return text.str();
 }
 
+bool ChildProcess::HasLogged(const std::string& text) const {
+  for (int i = 0; i < 5000; ++i) {
+    if (Log().find(text) != std::string::npos) return true;
+    usleep(2000);
+  }
+  return false;
+}
+
 absl::StatusOr<std::string> WaitForWorkerPort(const ChildProcess& front) {
   for (int i = 0; i < 3000; ++i) {
     std::smatch found;

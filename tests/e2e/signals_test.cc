@@ -24,9 +24,7 @@ absl::StatusOr<std::unique_ptr<ServerProcess>> StartServer(std::vector<std::stri
 }
 
 // Waits for a text in the log of a process that goes on.
-void AwaitLog(const ServerProcess& server, const std::string& text) {
-  while (server.process().Log().find(text) == std::string::npos) usleep(2000);
-}
+void AwaitLog(const ServerProcess& server, const std::string& text) { EXPECT_TRUE(server.process().HasLogged(text)); }
 
 TEST(Signals, HangupOpensFilesAnewAndEndsNothing) {
   const std::string traces = testing::TempDir() + "/traces.json";

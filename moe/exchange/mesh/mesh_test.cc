@@ -189,11 +189,12 @@ TEST(UnixMeshTest, AnotherUserIsTurnedAwayWhateverItKnows) {
   MeshOptions options{.family = AF_UNIX};
   options.connect_timeout = milliseconds(300);
   const Meshes meshes = ListenAll(2, options);
+  constexpr int kCannotBeAnother = 2;
   // The child is rank 1 in all but its user.
   const pid_t child = fork();
   if (child == 0) {
     if (setgroups(0, nullptr) != 0 || setresgid(65534, 65534, 65534) != 0 || setresuid(65534, 65534, 65534) != 0) {
-      _exit(2);
+      _exit(kCannotBeAnother);
     }
     _exit(meshes[1]->Join(AddressesOf(meshes)).ok() ? 1 : 0);
   }
@@ -201,6 +202,7 @@ TEST(UnixMeshTest, AnotherUserIsTurnedAwayWhateverItKnows) {
   EXPECT_EQ(failed.code(), absl::StatusCode::kUnavailable) << failed;
   int status = -1;
   ASSERT_EQ(waitpid(child, &status, 0), child);
+  if (WEXITSTATUS(status) == kCannotBeAnother) GTEST_SKIP() << "this system lets root become no other user";
   EXPECT_EQ(status, 0);
 }
 

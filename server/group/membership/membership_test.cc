@@ -885,6 +885,7 @@ TEST(MembershipWithoutModels, Forms) {
   const auto worker = std::make_shared<FakeWorker>();
   worker::Hello hello;
   hello.set_local_index(-1);
+  hello.add_exchanges("tcp");
   ASSERT_TRUE(membership.Join(worker, hello, {}).ok());
   ASSERT_TRUE(worker->sent.back().has_prepare_group());
   worker::WorkerMessage message;
