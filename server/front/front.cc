@@ -108,6 +108,7 @@ absl::StatusOr<std::vector<std::shared_ptr<ServedModel>>> Front::OpenModels() {
   for (const ModelOption& option : options_.models) {
     auto model = opener_.Open(option);
     if (!model.ok()) return Annotate(model.status(), absl::StrCat("--model=", option.name, "=", option.location));
+    for (const auto& other : models) SY_RETURN_IF_ERROR(CheckLayerNames(**model, *other));
     models.push_back(*std::move(model));
   }
   return models;
