@@ -142,6 +142,7 @@ void Front::AddMetrics(const ServedModel& model) {
 
 GroupModel Front::MakeGroupModel(const std::shared_ptr<ServedModel>& model) const {
   GroupModel made = {model->id, model->name, MakeShares(*model, num_ranks_), nullptr};
+  for (const LayerSpec& layer : model->spec.layers) made.layer_names.push_back(layer.name);
   // The group holds only a weak reference, so that the model ends when no request uses it any more.
   made.choose_compute_dtype = [shared = std::weak_ptr<ServedModel>(model), chosen = std::make_shared<std::string>()](
                                   const std::vector<std::string>& available) -> absl::StatusOr<std::string> {
