@@ -48,5 +48,6 @@ def switchyard_repositories():
             "json": [],
             "openblas": ["-lopenblas"],
             "reflection": ["-lgrpc++_reflection"],
+            "xxhash": [],
         },
     )

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_join.h"
 #include "base/tensor/convert.h"
+#include "moe/weights/checkpoint/quoted.h"
 #include "moe/weights/checkpoint/safetensors.h"
 
 namespace switchyard {
@@ -20,7 +21,7 @@ absl::Status CheckIsMatrix(const TensorRef& ref, const TensorEntry& entry) {
   const std::string where = absl::StrCat(ref.path, ": tensor '", ref.key, "': ");
   if (!entry.type->element.has_value()) {
     return absl::InvalidArgumentError(
-        absl::StrCat(where, "expected type F64, F32, F16 or BF16, found ", std::string(entry.type->name)));
+        absl::StrCat(where, "expected type F64, F32, F16 or BF16, found ", Quoted(entry.type->name)));
   }
   if (entry.shape.empty() || entry.bytes.empty()) {
     return absl::InvalidArgumentError(

@@ -12,6 +12,8 @@ PACKAGES=(
   libgrpc++-dev libprotobuf-dev libabsl-dev libre2-dev libc-ares-dev libssl-dev zlib1g-dev
   # Logging, metrics, flags, JSON.
   libspdlog-dev libfmt-dev prometheus-cpp-dev libboost-dev libcli11-dev nlohmann-json3-dev
+  # Digests of weights.
+  libxxhash-dev
   # Matrix products and the exchange between CPU ranks.
   libdnnl-dev libopenblas-dev libgloo-dev
   # Tests, benchmarks, style.

@@ -12,11 +12,9 @@ absl::Status Superseded(Epoch epoch) {
 }  // namespace
 
 absl::StatusOr<CommunicatorFactory*> GroupMember::FactoryOf(const std::string& exchange) {
-  std::unique_ptr<CommunicatorFactory>& factory = factories_[exchange];
-  if (factory == nullptr) {
-    SY_ASSIGN_OR_RETURN(factory, make_exchange_(exchange));
-  }
-  return factory.get();
+  if (const auto made = factories_.find(exchange); made != factories_.end()) return made->second.get();
+  SY_ASSIGN_OR_RETURN(std::unique_ptr<CommunicatorFactory> factory, make_exchange_(exchange));
+  return (factories_[exchange] = std::move(factory)).get();
 }
 
 absl::StatusOr<std::string> GroupMember::Prepare(Epoch epoch, const std::string& exchange, int rank, int size) {

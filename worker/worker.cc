@@ -21,6 +21,7 @@
 #include "rpc/deadline.h"
 #include "rpc/tls.h"
 #include "rpc/token_list.h"
+#include "worker/welcome.h"
 
 namespace switchyard {
 namespace {
@@ -228,6 +229,7 @@ absl::Status Worker::HandleItem(Inbox::Item item) {
 absl::Status Worker::Handle(worker::FrontMessage message) {
   switch (message.message_case()) {
     case worker::FrontMessage::kWelcome:
+      SY_RETURN_IF_ERROR(CheckWelcome(message.welcome()));
       rank_ = message.welcome().rank();
       num_ranks_ = message.welcome().num_ranks();
       spdlog::info("rank {} of {}: {} models to load", rank_, num_ranks_, message.welcome().models_size());
@@ -303,6 +305,9 @@ void Worker::TakeUp(std::unique_ptr<ModelPart> part) {
   worker::WorkerMessage answer;
   answer.mutable_model_loaded()->set_model_id(part->id.value);
   answer.mutable_model_loaded()->set_weight_bytes(engine.weight_bytes());
+  for (const ModelPart::Layer& layer : part->layers) {
+    answer.mutable_model_loaded()->add_layers()->mutable_digest()->Add(layer.digests.begin(), layer.digests.end());
+  }
   experts_.Add(std::move(part));
   metrics_.SetWeightBytes(experts_.weight_bytes());
   control_->Send(std::move(answer));
@@ -321,6 +326,7 @@ void Worker::GiveUp(std::unique_ptr<ModelPart> part, const worker::WorkerMessage
 // ---- The group ------------------------------------------------------------------------------------------------------
 
 absl::Status Worker::PrepareGroup(const worker::PrepareGroup& message) {
+  if (num_ranks_ == 0) return absl::InternalError("the front formed a group before it said Welcome");
   const Epoch epoch{message.epoch()};
   // Steps of the previous epoch that have not ended yet end with errors, because their communicator was aborted when
   // this epoch was announced.

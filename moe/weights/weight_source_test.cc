@@ -366,6 +366,46 @@ TEST(Checkpoint, TheIndexMustTellTheTruthAndStayInItsFolder) {
   }
 }
 
+// Everything about tensors that nobody reads is somebody else's business.
+TEST(Checkpoint, TensorsThatAreNotNeededStopNothing) {
+  TestCheckpoint checkpoint = TestCheckpoint::Load("golden_qwen3_moe");
+  checkpoint.tensors["lm_head.weight"] = {"U8", {4}, "abcd"};
+  const std::string folder = checkpoint.Write(2);
+  const std::string path = folder + "/model.safetensors.index.json";
+  nlohmann::json index = nlohmann::json::parse(ReadFile(path));
+  index["weight_map"]["not.in.its.shard"] = "model-1.safetensors";
+  index["weight_map"]["of.a.shard.that.is.missing"] = "model-7.safetensors";
+  index["weight_map"]["of.a.shard.that.is.damaged"] = "model-8.safetensors";
+  WriteFile(folder + "/model-8.safetensors", "nonsense");
+  WriteFile(path, index.dump());
+  const auto source = OpenWeightSource(folder);
+  ASSERT_TRUE(source.ok()) << source.status();
+  EXPECT_TRUE((*source)->ReadExpert(0, 0).ok());
+  EXPECT_TRUE((*source)->FileIdentity().ok());
+  // A needed tensor in the damaged shard is named, with what is wrong with the shard.
+  const std::string needed = "model.layers.0.mlp.experts.1.up_proj.weight";
+  ASSERT_TRUE(index["weight_map"].contains(needed));
+  index["weight_map"][needed] = "model-8.safetensors";
+  WriteFile(path, index.dump());
+  EXPECT_THAT(std::string(OpenWeightSource(folder).status().message()),
+              testing::AllOf(HasSubstr(needed), HasSubstr("model-8.safetensors: header length")));
+}
+
+TEST(Checkpoint, ANeededTensorOfATypeThatIsNotKnownIsNamed) {
+  const std::string folder = TestCheckpoint::Load("golden_qwen3_moe").Write();
+  const std::string path = folder + "/model.safetensors";
+  std::string bytes = ReadFile(path);
+  const std::string name = "model.layers.0.mlp.experts.1.up_proj.weight";
+  const size_t tensor = bytes.find(name);
+  ASSERT_NE(tensor, std::string::npos);
+  const size_t type = bytes.rfind("BF16", bytes.find('}', tensor));
+  ASSERT_NE(type, std::string::npos);
+  bytes.replace(type, 4, "BF61");
+  WriteFile(path, bytes);
+  const std::string message(OpenWeightSource(folder).status().message());
+  EXPECT_THAT(message, testing::AllOf(HasSubstr("BF61"), HasSubstr("expected F64"))) << message;
+}
+
 TEST(Checkpoint, FingerprintTellsCheckpointsApart) {
   TestCheckpoint checkpoint = TestCheckpoint::Load("golden_qwen3_moe");
   const uint64_t original = Open(checkpoint.Write())->spec().fingerprint;

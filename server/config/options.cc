@@ -1,8 +1,11 @@
 #include "server/config/options.h"
 
+#include <google/protobuf/stubs/common.h>
+
 #include <filesystem>
 #include <set>
 
+#include "absl/strings/escaping.h"
 #include "rpc/address.h"
 #include "rpc/loopback.h"
 
@@ -12,6 +15,21 @@ namespace {
 absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(flag, "=", value, ": expected ", low, " to ", high));
+}
+
+// Texts that calls answer with, or that go to workers: protobuf could not send the whole message.
+absl::Status CheckUtf8(absl::string_view flag, const std::string& text) {
+  if (google::protobuf::internal::IsStructurallyValidUTF8(text)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(flag, "=", absl::CHexEscape(text),
+                                                 ": expected UTF-8; rename the file or folder, or use a link to it"));
+}
+
+absl::Status CheckTexts(const ServerOptions& options) {
+  for (const ModelOption& model : options.models) {
+    SY_RETURN_IF_ERROR(CheckUtf8("--model", absl::StrCat(model.name, "=", model.location)));
+  }
+  SY_RETURN_IF_ERROR(CheckUtf8("--model_repository", options.model_repository));
+  return CheckUtf8("--trace_file", options.trace_file);
 }
 
 absl::Status CheckModels(const ServerOptions& options) {
@@ -106,6 +124,7 @@ absl::StatusOr<ModelOption> ParseModelOption(const std::string& text) {
 }
 
 absl::Status ValidateOptions(const ServerOptions& options) {
+  SY_RETURN_IF_ERROR(CheckTexts(options));
   SY_RETURN_IF_ERROR(CheckModels(options));
   SY_RETURN_IF_ERROR(ParseHost(options.host, "--host").status());
   SY_RETURN_IF_ERROR(ParseHost(options.worker_host, "--worker_host").status());

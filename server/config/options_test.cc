@@ -47,6 +47,23 @@ TEST(ServerOptions, ErrorsNameTheFlag) {
   ExpectRefused(options, "--step_timeout_ms=99: expected 100 to");
 }
 
+TEST(ServerOptions, TextsThatProtobufCannotSendAreRefused) {
+  ServerOptions options = Valid();
+  options.models = {{"m\xff", "/models/m"}};
+  ExpectRefused(options, "--model=m\\xff=/models/m: expected UTF-8");
+  options.models = {{"m", "/models/\xc0\xaf"}};
+  ExpectRefused(options, "--model=m=/models/\\xc0\\xaf: expected UTF-8");
+  options = Valid();
+  options.model_repository = "/tmp/\xff";
+  ExpectRefused(options, "--model_repository=/tmp/\\xff: expected UTF-8");
+  options = Valid();
+  options.trace_file = "/tmp/\xff";
+  ExpectRefused(options, "--trace_file=/tmp/\\xff: expected UTF-8");
+  options = Valid();
+  options.models = {{"modèle", "/models/m"}};
+  EXPECT_TRUE(ValidateOptions(options).ok());
+}
+
 TEST(ServerOptions, HostsAreHosts) {
   for (const char* host : {"::", "[::]", "0.0.0.0", "::1", "localhost"}) {
     ServerOptions options = Valid();

@@ -108,6 +108,7 @@ absl::StatusOr<std::vector<std::shared_ptr<ServedModel>>> Front::OpenModels() {
   for (const ModelOption& option : options_.models) {
     auto model = opener_.Open(option);
     if (!model.ok()) return Annotate(model.status(), absl::StrCat("--model=", option.name, "=", option.location));
+    for (const auto& other : models) SY_RETURN_IF_ERROR(CheckLayerNames(**model, *other));
     models.push_back(*std::move(model));
   }
   return models;
@@ -141,6 +142,7 @@ void Front::AddMetrics(const ServedModel& model) {
 
 GroupModel Front::MakeGroupModel(const std::shared_ptr<ServedModel>& model) const {
   GroupModel made = {model->id, model->name, MakeShares(*model, num_ranks_), nullptr};
+  for (const LayerSpec& layer : model->spec.layers) made.layer_names.push_back(layer.name);
   // The group holds only a weak reference, so that the model ends when no request uses it any more.
   made.choose_compute_dtype = [shared = std::weak_ptr<ServedModel>(model), chosen = std::make_shared<std::string>()](
                                   const std::vector<std::string>& available) -> absl::StatusOr<std::string> {

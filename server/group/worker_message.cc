@@ -24,9 +24,12 @@ bool IsBytes(uint32_t tag) { return WireFormatLite::GetTagWireType(tag) == WireF
 
 // Appends the field that begins with `tag` to `fields`, as it is.
 bool CopyField(CodedInputStream& input, uint32_t tag, std::string* fields) {
-  StringOutputStream stream(fields);
-  CodedOutputStream output(&stream);
-  return WireFormatLite::SkipField(&input, tag, &output);
+  {
+    StringOutputStream stream(fields);
+    CodedOutputStream output(&stream);
+    if (!WireFormatLite::SkipField(&input, tag, &output)) return false;
+  }
+  return fields->size() <= kMaxFieldBytes;  // parsed, they take many times that
 }
 
 // Reads a StepResult up to the input's limit: `rows` get its rows, `fields` everything else.
@@ -64,7 +67,10 @@ bool ReadMessage(CodedInputStream& input, RowChunks* rows, std::optional<std::st
 }  // namespace
 
 absl::StatusOr<ReceivedWorkerMessage> DecodeWorkerMessage(const grpc::ByteBuffer& buffer) {
-  const auto malformed = [] { return absl::InvalidArgumentError("a worker's message is not a WorkerMessage"); };
+  const auto malformed = [] {
+    return absl::InvalidArgumentError(absl::StrCat("a worker's message is not a WorkerMessage of at most ",
+                                                   kMaxFieldBytes, " bytes beside the rows of a step"));
+  };
   ReceivedWorkerMessage received;
   SY_ASSIGN_OR_RETURN(received.slices, SlicesOf(buffer));
   SliceStream stream(*received.slices);

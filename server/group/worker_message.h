@@ -15,6 +15,10 @@
 
 namespace switchyard {
 
+// A message may have so many bytes beside the rows of a step's result: the digests of half a million experts, the
+// largest part of any message, have room.
+inline constexpr size_t kMaxFieldBytes = size_t{4} << 20;
+
 struct ReceivedWorkerMessage {
   // Without the rows of a step's result.
   worker::WorkerMessage message;
@@ -23,7 +27,7 @@ struct ReceivedWorkerMessage {
   std::shared_ptr<const std::vector<grpc::Slice>> slices;
 };
 
-// InvalidArgument for bytes that are no WorkerMessage.
+// InvalidArgument for bytes that are no WorkerMessage, or a larger one.
 absl::StatusOr<ReceivedWorkerMessage> DecodeWorkerMessage(const grpc::ByteBuffer& buffer);
 
 }  // namespace switchyard

@@ -61,6 +61,18 @@ TEST(WorkerMessage, ReadsAResultWithoutRows) {
   EXPECT_EQ(received->message.step_result().code(), 14);
 }
 
+// A pong of two bytes for each thread would take 30 times as much memory once it is parsed.
+TEST(WorkerMessage, RefusesFieldsThatAreTooLarge) {
+  worker::WorkerMessage sent;
+  for (size_t i = 0; i <= kMaxFieldBytes / 2; ++i) sent.mutable_pong()->add_threads();
+  EXPECT_FALSE(DecodeWorkerMessage(Cut(sent.SerializeAsString(), 1 << 20)).ok());
+  sent = Result();
+  sent.mutable_step_result()->set_rows(std::string(kMaxFieldBytes + 1, 'r'));
+  EXPECT_TRUE(DecodeWorkerMessage(Cut(sent.SerializeAsString(), 1 << 20)).ok()) << "rows may be larger";
+  sent.mutable_step_result()->set_message(std::string(kMaxFieldBytes + 1, 'm'));
+  EXPECT_FALSE(DecodeWorkerMessage(Cut(sent.SerializeAsString(), 1 << 20)).ok());
+}
+
 TEST(WorkerMessage, RefusesEveryCutMessageAndLyingLengths) {
   const std::string bytes = Result().SerializeAsString();
   for (size_t length = 1; length < bytes.size(); length += 13) {

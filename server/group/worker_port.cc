@@ -8,13 +8,11 @@
 #include "rpc/listen.h"
 #include "rpc/port_credentials.h"
 #include "server/group/group.h"
+#include "server/group/worker_message.h"
 #include "server/group/worker_service.h"
 
 namespace switchyard {
 namespace {
-
-// Room for the other fields of a message beside its rows.
-constexpr size_t kEnvelopeBytes = 1 << 20;
 
 // Until a connection must have become an HTTP/2 one. Workers are near, and strangers need no patience.
 constexpr int kHandshakeTimeoutMs = 5000;
@@ -28,7 +26,7 @@ absl::StatusOr<std::unique_ptr<WorkerPort>> WorkerPort::Listen(const std::string
                                                                size_t max_row_bytes, Group* group) {
   std::unique_ptr<WorkerPort> worker_port(new WorkerPort(group));
   grpc::ServerBuilder builder;
-  const size_t max_bytes = max_row_bytes + kEnvelopeBytes;
+  const size_t max_bytes = max_row_bytes + kMaxFieldBytes;
   builder.SetMaxReceiveMessageSize(static_cast<int>(std::min<size_t>(max_bytes, std::numeric_limits<int>::max())));
   builder.SetMaxSendMessageSize(-1);
   builder.RegisterService(worker_port->service_.get());

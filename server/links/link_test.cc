@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <limits>
 #include <map>
 #include <thread>
 
@@ -148,6 +149,18 @@ TEST(StreamLink, ParsesResults) {
   EXPECT_EQ(result.step_id, StepId{9});
   EXPECT_EQ(result.status, absl::InternalError("engine"));
   EXPECT_EQ(result.times.combine_us, 5);
+}
+
+TEST(StreamLink, AWorkersNumbersAndReasonsAreBounded) {
+  worker::StepResult wire;
+  wire.set_code(static_cast<int>(absl::StatusCode::kInternal));
+  wire.set_message(std::string(1 << 20, 'm'));
+  wire.mutable_times()->set_combine_us(std::numeric_limits<int64_t>::max());
+  wire.mutable_times()->set_dispatch_us(-1);
+  const ResultMessage result = ParseStreamResult(wire);
+  EXPECT_LT(result.status.message().size(), 3000u);
+  EXPECT_LE(result.times.combine_us, int64_t{24} * 3600 * 1'000'000);
+  EXPECT_EQ(result.times.dispatch_us, 0);
 }
 
 }  // namespace

@@ -1,7 +1,15 @@
 #include "server/links/stream_link.h"
 
+#include <algorithm>
+
+#include "base/logging/log_text.h"
+
 namespace switchyard {
 namespace {
+
+// A worker's word is bounded: no step takes a day, so that sums over steps stay meaningful, and a reason is short.
+constexpr int64_t kMaxStepMicros = int64_t{24} * 3600 * 1'000'000;
+constexpr size_t kMaxReasonBytes = 2000;
 
 class StreamConnection final : public LinkConnection {
  public:
@@ -36,8 +44,11 @@ ResultMessage ParseStreamResult(const worker::StepResult& result) {
   ResultMessage message;
   message.epoch = {result.epoch()};
   message.step_id = {result.step_id()};
-  message.times = {result.times().dispatch_us(), result.times().expert_us(), result.times().combine_us()};
-  message.status = absl::Status(static_cast<absl::StatusCode>(result.code()), result.message());
+  const auto time = [](int64_t micros) { return std::clamp<int64_t>(micros, 0, kMaxStepMicros); };
+  message.times = {time(result.times().dispatch_us()), time(result.times().expert_us()),
+                   time(result.times().combine_us())};
+  message.status =
+      absl::Status(static_cast<absl::StatusCode>(result.code()), CutForLog(result.message(), kMaxReasonBytes));
   return message;
 }
 

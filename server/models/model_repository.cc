@@ -1,11 +1,14 @@
 #include "server/models/model_repository.h"
 
+#include <google/protobuf/stubs/common.h>
+
 #include <algorithm>
 #include <atomic>
 #include <filesystem>
 #include <optional>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "base/clock.h"
 
 namespace switchyard {
@@ -40,6 +43,16 @@ bool HasLayer(const ServedModel& model, const std::string& layer) {
                      [&](const LayerSpec& each) { return each.name == layer; });
 }
 
+// Protobuf could not send an index in which this name stands.
+bool CanBeNamed(const std::string& name, const std::string& folder) {
+  if (google::protobuf::internal::IsStructurallyValidUTF8(name)) return true;
+  static LineBudget budget(1);
+  LogWithin(&budget, spdlog::level::warn,
+            "--model_repository={}: the folder {} is left out because its name is not UTF-8; rename it", folder,
+            absl::CHexEscape(name));
+  return false;
+}
+
 // The folders of checkpoints right below `folder`, by name.
 std::vector<ModelOption> CheckpointsIn(const std::string& folder) {
   std::vector<ModelOption> found;
@@ -48,7 +61,7 @@ std::vector<ModelOption> CheckpointsIn(const std::string& folder) {
   for (fs::directory_iterator entry(folder, error); entry != fs::directory_iterator(); entry.increment(error)) {
     const std::string name = entry->path().filename();
     std::error_code ignored;
-    if (name.front() != '.' && fs::exists(entry->path() / "config.json", ignored)) {
+    if (name.front() != '.' && fs::exists(entry->path() / "config.json", ignored) && CanBeNamed(name, folder)) {
       found.push_back({name, entry->path()});
     }
   }
@@ -222,6 +235,27 @@ void ModelRepository::AddChange(std::shared_ptr<Change> change) {
   assigning_.Add([this, change = std::move(change)] { Assign(change); });
 }
 
+void ModelRepository::List(TableFn done) {
+  if (residence_->stopping()) return done(*table());
+  bool is_first = false;
+  {
+    MutexLock lock(&mu_);
+    is_first = listings_.empty();
+    listings_.push_back(std::move(done));
+  }
+  if (!is_first) return;
+  assigning_.Add([this] {
+    std::vector<TableFn> waiting;
+    {
+      MutexLock lock(&mu_);
+      waiting.swap(listings_);
+    }
+    ListFolder();
+    const auto now = table();
+    for (const TableFn& each : waiting) each(*now);
+  });
+}
+
 void ModelRepository::Assign(const std::shared_ptr<Change>& change) {
   ListFolder();
   const auto known = table();
@@ -384,6 +418,7 @@ absl::Status ModelRepository::Reload(const KnownModel& known, const Change& chan
                                   std::string(fresh.status().message()));
     }
   });
+  EndClaim(known.name);
   if (!fresh.ok()) {
     Tell(known, spdlog::level::err, "not loaded", absl::StrCat(": ", fresh.status().message()));
     return fresh.status();
@@ -400,6 +435,7 @@ absl::StatusOr<std::shared_ptr<ServedModel>> ModelRepository::Bring(const KnownM
   if (change.layer.has_value() && !HasLayer(*model, *change.layer)) {
     return UnknownLayer(known.name, *change.layer, ShortListOf(model->spec.layers));
   }
+  SY_RETURN_IF_ERROR(ClaimNames(model));
   const absl::Status brought = residence_->Bring(model, change.is_called_off);
   if (brought.ok()) return model;
   Release(model);
@@ -407,6 +443,23 @@ absl::StatusOr<std::shared_ptr<ServedModel>> ModelRepository::Bring(const KnownM
   // Waits until the memory is free, so that a caller who tries again finds room.
   const absl::Status undone = residence_->WaitForRetirements(known.name, LoadedModels());
   return undone.ok() ? brought : undone;
+}
+
+absl::Status ModelRepository::ClaimNames(const std::shared_ptr<ServedModel>& model) {
+  std::vector<std::shared_ptr<ServedModel>> others;  // they end outside the lock
+  MutexLock lock(&mu_);
+  for (const KnownModel& known : table_->models()) others.push_back(known.loaded);
+  for (const auto& [checkpoint, claimed] : claims_) others.push_back(claimed.lock());
+  for (const auto& other : others) {
+    if (other != nullptr && other->name != model->name) SY_RETURN_IF_ERROR(CheckLayerNames(*model, *other));
+  }
+  claims_[model->name] = model;
+  return absl::OkStatus();
+}
+
+void ModelRepository::EndClaim(const std::string& checkpoint) {
+  MutexLock lock(&mu_);
+  claims_.erase(checkpoint);
 }
 
 absl::Status ModelRepository::UnloadNow(const Change& change) {

@@ -6,6 +6,9 @@
 // a layer serves it again, and loads the checkpoint if it is not loaded. Loading a layer or a checkpoint that is served
 // opens the checkpoint anew.
 //
+// Two layers never have one name NAME.LAYER: a load that would bring that about fails. Folders whose names are not
+// UTF-8 are not known, because no message can name them.
+//
 // Changes of one checkpoint are made one at a time, in order; those of different checkpoints do not wait for each
 // other. A new model replaces an old one atomically, once every worker has it. The old model answers the requests that
 // were submitted to it and is then freed; the checkpoint's next change waits for that. After a change that fails, the
@@ -76,6 +79,11 @@ class ModelRepository {
   void Load(const std::string& name, DoneFn done, IsWantedFn is_wanted = nullptr);
   void Unload(const std::string& name, DoneFn done, IsWantedFn is_wanted = nullptr);
 
+  // Lists the folder anew and calls `done` with the table: on a thread of the repository, or within the call after
+  // Stop. Calls that come while others wait share one listing.
+  using TableFn = std::function<void(const ModelTable& table)>;
+  void List(TableFn done);
+
   // Takes a model that the workers have lost out of the table, and returns it so that its requests can be failed.
   // Either a change that replaces the model is under way, or a change has taken it out already and some of its requests
   // are not answered yet. Returns null when the model is not in use any more.
@@ -105,6 +113,10 @@ class ModelRepository {
   absl::Status Reload(const KnownModel& known, const Change& change);
   // Opens the model, checks that it has the change's layer, and loads it on every worker. It is not served yet.
   absl::StatusOr<std::shared_ptr<ServedModel>> Bring(const KnownModel& known, const Change& change);
+  // Fails when a layer of the model has the name of one of another checkpoint that is loaded, or is being loaded. From
+  // then on the names are the model's, until EndClaim.
+  absl::Status ClaimNames(const std::shared_ptr<ServedModel>& model);
+  void EndClaim(const std::string& checkpoint);
   absl::Status UnloadNow(const Change& change);
 
   // Logs a change, each kind once a second for each model, because callers ask for changes. Thread-safe.
@@ -129,7 +141,9 @@ class ModelRepository {
 
   mutable Mutex mu_;
   std::shared_ptr<const ModelTable> table_ ABSL_GUARDED_BY(mu_);
-  std::map<ModelId, std::weak_ptr<ServedModel>> released_ ABSL_GUARDED_BY(mu_);  // some have ended already
+  std::map<ModelId, std::weak_ptr<ServedModel>> released_ ABSL_GUARDED_BY(mu_);    // some have ended already
+  std::map<std::string, std::weak_ptr<ServedModel>> claims_ ABSL_GUARDED_BY(mu_);  // models being loaded, by checkpoint
+  std::vector<TableFn> listings_ ABSL_GUARDED_BY(mu_);                             // that wait
 
   std::map<std::string, std::unique_ptr<Queue>> queues_;  // by checkpoint; only Assign uses it
   TaskQueue assigning_;                                   // destroyed first

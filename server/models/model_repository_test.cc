@@ -118,7 +118,11 @@ class ModelRepositoryTest : public testing::Test {
     }
     const auto open = [this](const ModelOption& option) -> absl::StatusOr<std::shared_ptr<ServedModel>> {
       if (!open_status_.ok()) return open_status_;
-      return OpenModel({option.name, kTwo.location});
+      auto model = OpenModel({option.name, kTwo.location});
+      if (const auto name = layer_names_.find(option.name); name != layer_names_.end()) {
+        model->spec.layers[0].name = name->second;
+      }
+      return model;
     };
     repository_ = std::make_unique<ModelRepository>(models, folder_.string() + slash, open, &host_);
   }
@@ -157,6 +161,7 @@ class ModelRepositoryTest : public testing::Test {
 
   const fs::path folder_;
   absl::Status open_status_;
+  std::map<std::string, std::string> layer_names_;  // of the first layers, by checkpoint; others have their usual ones
   FakeHost host_;
   std::unique_ptr<ModelRepository> repository_;
 };
@@ -205,6 +210,75 @@ TEST_F(ModelRepositoryTest, FoldersThatAreGoneAreForgottenHoweverTheirFolderIsWr
   fs::remove_all(folder_);
   EXPECT_TRUE(absl::IsNotFound(Load("b")));
   EXPECT_TRUE(repository_->table()->models().empty());
+}
+
+TEST_F(ModelRepositoryTest, AFolderThatCannotBeNamedIsLeftOut) {
+  AddFolder("a\xff");
+  AddFolder("b");
+  Start({});
+  ASSERT_EQ(repository_->table()->models().size(), 1u);
+  EXPECT_EQ(Known(0).name, "b");
+  EXPECT_TRUE(absl::IsNotFound(Load("a\xff")));
+}
+
+TEST_F(ModelRepositoryTest, ListingLooksAtTheFolderAnew) {
+  AddFolder("a");
+  Start({});
+  AddFolder("b");
+  fs::remove_all(folder_ / "a");
+  const auto listed = [&] {
+    std::vector<std::string> names;
+    Notification done;
+    repository_->List([&](const ModelTable& table) {
+      for (const KnownModel& model : table.models()) names.push_back(model.name);
+      done.Notify();
+    });
+    done.WaitForNotification();
+    return names;
+  };
+  EXPECT_THAT(listed(), ElementsAre("b"));
+  repository_->Stop();
+  AddFolder("c");
+  EXPECT_THAT(listed(), ElementsAre("b"));
+}
+
+TEST_F(ModelRepositoryTest, ALayerWithTheNameOfAnotherIsNotLoaded) {
+  AddFolder("m");
+  AddFolder("m.x");
+  Start({});
+  layer_names_ = {{"m", "x.0"}, {"m.x", "0"}};
+  EXPECT_EQ(Load("m"), absl::OkStatus());
+  const absl::Status same = Load("m.x");
+  EXPECT_TRUE(absl::IsFailedPrecondition(same)) << same;
+  EXPECT_THAT(std::string(same.message()),
+              AllOf(HasSubstr("layer '0' of model 'm.x'"), HasSubstr("'x.0' of model 'm'")));
+  EXPECT_EQ(host_.num_held(), 1u);
+  EXPECT_EQ(Load("m"), absl::OkStatus()) << "a reload has its own names";
+  EXPECT_EQ(Unload("m"), absl::OkStatus());
+  EXPECT_EQ(Load("m.x"), absl::OkStatus());
+  EXPECT_TRUE(absl::IsFailedPrecondition(Load("m")));
+}
+
+TEST_F(ModelRepositoryTest, NamesAreTakenWhileALoadWaits) {
+  AddFolder("m");
+  AddFolder("m.x");
+  Start({});
+  layer_names_ = {{"m", "x.0"}, {"m.x", "0"}};
+  host_.Wait("m");
+  Notification done;
+  absl::Status result;
+  repository_->Load("m", [&](absl::Status status) {
+    result = std::move(status);
+    done.Notify();
+  });
+  host_.WaitForLoads(1);
+  EXPECT_TRUE(absl::IsFailedPrecondition(Load("m.x")));
+  host_.FailWith(absl::UnavailableError("x"));
+  host_.EndLoad();
+  done.WaitForNotification();
+  EXPECT_FALSE(result.ok());
+  host_.FailWith(absl::OkStatus());
+  EXPECT_EQ(Load("m.x"), absl::OkStatus());
 }
 
 TEST_F(ModelRepositoryTest, OnlyKnownNamesAreLoaded) {

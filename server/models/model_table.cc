@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "absl/strings/str_join.h"
-#include "base/logging/logging.h"
 
 namespace switchyard {
 namespace {
@@ -28,6 +27,23 @@ std::string ShortList(const std::vector<std::string>& names) {
   return absl::StrCat(absl::StrJoin(shown, ", "), more > 0 ? absl::StrCat(", … and ", more, " more") : "");
 }
 
+absl::Status CheckLayerNames(const ServedModel& model, const ServedModel& other) {
+  for (const LayerSpec& layer : model.spec.layers) {
+    for (const LayerSpec& its : other.spec.layers) {
+      // Cheap, because only names of one length are compared, and these seldom.
+      const bool is_same_length = model.name.size() + layer.name.size() == other.name.size() + its.name.size();
+      if (!is_same_length || absl::StrCat(model.name, ".", layer.name) != absl::StrCat(other.name, ".", its.name)) {
+        continue;
+      }
+      return absl::FailedPreconditionError(absl::StrCat(
+          "layer '", layer.name, "' of model '", model.name, "' and layer '", its.name, "' of model '", other.name,
+          "' would both be '", model.name, ".", layer.name,
+          "' to KServe clients; give one of the models another name (--model=NAME=DIR, or rename its folder)"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 int KnownModel::FindLayer(std::string_view layer) const {
   const auto it = std::find_if(layers.begin(), layers.end(), [&](const Layer& each) { return each.name == layer; });
   return it == layers.end() ? -1 : static_cast<int>(it - layers.begin());
@@ -39,9 +55,7 @@ ModelTable::ModelTable(std::vector<KnownModel> models) : models_(std::move(model
       if (!model.layers[i].is_served) continue;
       auto entry = std::make_shared<const LayerEntry>(
           LayerEntry{absl::StrCat(model.name, ".", model.layers[i].name), model.loaded, ShareLayer(model.loaded, i)});
-      if (!by_name_.emplace(entry->name, entry).second) {
-        spdlog::warn("two layers are called {}: KServe clients reach the first one only", entry->name);
-      }
+      by_name_.emplace(entry->name, entry);
       layers_.push_back(std::move(entry));
     }
   }

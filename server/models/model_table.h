@@ -1,6 +1,8 @@
 // Every checkpoint that the front knows by name, and for each loaded one the layers that callers can reach. KServe
 // clients know each layer as a model of its own, NAME.LAYER.
 //
+// No two layers of loaded checkpoints have one name: whoever loads checkpoints sees to it (CheckLayerNames).
+//
 // A table is constant. A change creates another table, which replaces the old one (ModelRepository); callers keep the
 // models and layers that they looked up in the old one.
 #pragma once
@@ -55,6 +57,10 @@ struct LayerEntry {
   std::shared_ptr<const ServedModel> model;
   std::shared_ptr<ServedLayer> layer;
 };
+
+// FAILED_PRECONDITION when a layer of `model` would have the same name NAME.LAYER as a layer of `other`, a checkpoint
+// of another name; says which two.
+absl::Status CheckLayerNames(const ServedModel& model, const ServedModel& other);
 
 // Shorten parts of error messages, because the metadata that carries a status is limited: CutText cuts a long `text`,
 // ShortList lists the first of `names`.

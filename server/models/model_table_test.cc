@@ -64,6 +64,17 @@ TEST(ModelTable, ALayerKeepsItsModel) {
   EXPECT_TRUE(is_retired);
 }
 
+TEST(ModelTable, TwoLayersOfOneNameAreNoticed) {
+  const auto one = OpenModel(kTwo), other = OpenModel(kDotted);
+  EXPECT_TRUE(CheckLayerNames(*one, *other).ok());
+  other->spec.layers[0].name = "x";  // two.1.x
+  one->spec.layers[1].name = "1.x";
+  const absl::Status same = CheckLayerNames(*one, *other);
+  EXPECT_TRUE(absl::IsFailedPrecondition(same)) << same;
+  EXPECT_THAT(std::string(same.message()),
+              testing::HasSubstr("layer '1.x' of model 'two' and layer 'x' of model 'two.1' would both be 'two.1.x'"));
+}
+
 TEST(ModelTable, NamesAreResolvedToCheckpointsFirst) {
   const ModelTable table({Served(kTwo), Served(kDotted)});
   const auto expect_target = [&](const std::string& name, size_t model_idx, std::optional<std::string> layer) {

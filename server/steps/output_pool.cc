@@ -5,27 +5,36 @@
 namespace switchyard {
 
 OutputPool::OutputPool(int num_outputs, int max_steps, std::vector<std::shared_ptr<const void>> memory)
-    : max_lent_(num_outputs - max_steps), memory_(std::move(memory)) {
+    : max_lent_(num_outputs - max_steps), memory_(std::move(memory)), steps_(num_outputs, kNoStep) {
   for (int output = num_outputs - 1; output >= 0; --output) free_.push_back(output);
 }
 
-int OutputPool::Take() {
+int OutputPool::Take(StepId step) {
   MutexLock lock(&mu_);
   const int output = free_.back();
   free_.pop_back();
+  steps_[output] = step;
   return output;
 }
 
-void OutputPool::Return(int output) {
+bool OutputPool::BelongsTo(int output, StepId step) const {
   MutexLock lock(&mu_);
+  return steps_[output] == step;
+}
+
+void OutputPool::Return(int output, StepId step) {
+  MutexLock lock(&mu_);
+  if (steps_[output] != step) return;
+  steps_[output] = kNoStep;
   free_.push_back(output);
 }
 
-std::shared_ptr<const void> OutputPool::Lend(int output) {
+std::shared_ptr<const void> OutputPool::Lend(int output, StepId step) {
   {
     MutexLock lock(&mu_);
-    if (num_lent_ == max_lent_) return nullptr;
+    if (num_lent_ == max_lent_ || steps_[output] != step) return nullptr;
     ++num_lent_;
+    steps_[output] = kNoStep;
   }
   return {this, [self = shared_from_this(), output](const void*) { self->EndLoan(output); }};
 }

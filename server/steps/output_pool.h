@@ -5,12 +5,16 @@
 // number of spares, the outputs in addition to one for every step. So a step never waits for a reader; when no more may
 // be lent, rows are copied out instead.
 //
+// Every output carries the id of its step until it is free again, so that nobody writes to, lends or gives back the
+// output of another step: what a caller reads there is its own answer.
+//
 // Thread-safe.
 #pragma once
 
 #include <memory>
 #include <vector>
 
+#include "base/ids.h"
 #include "base/mutex.h"
 
 namespace switchyard {
@@ -21,20 +25,26 @@ class OutputPool : public std::enable_shared_from_this<OutputPool> {
   OutputPool(int num_outputs, int max_steps, std::vector<std::shared_ptr<const void>> memory);
 
   // Takes an output for a step. At most `max_steps` steps may have one at a time.
-  int Take();
-  // Gives back the output of a step that has ended, when its rows are not needed any more.
-  void Return(int output);
+  int Take(StepId step);
+  // Whether the output is the step's and is not lent: only then may rows of the step be written there or read.
+  bool BelongsTo(int output, StepId step) const;
+  // Gives back the output of a step that has ended, when its rows are not needed any more. Does nothing when the output
+  // is not this step's.
+  void Return(int output, StepId step);
   // Lends the output of a step that has ended. The pool gets it back when the last owner of the returned loan is gone.
-  // Null when no more outputs may be lent.
-  std::shared_ptr<const void> Lend(int output);
+  // Null when no more outputs may be lent, or when the output is not this step's.
+  std::shared_ptr<const void> Lend(int output, StepId step);
 
  private:
+  static constexpr StepId kNoStep{-1};
+
   void EndLoan(int output);
 
   const int max_lent_;
   const std::vector<std::shared_ptr<const void>> memory_;
-  Mutex mu_;
-  std::vector<int> free_ ABSL_GUARDED_BY(mu_);  // the last one was used most recently, so caches still hold it
+  mutable Mutex mu_;
+  std::vector<int> free_ ABSL_GUARDED_BY(mu_);      // the last one was used most recently, so caches still hold it
+  std::vector<StepId> steps_ ABSL_GUARDED_BY(mu_);  // by output; kNoStep while it is free or lent
   int num_lent_ ABSL_GUARDED_BY(mu_) = 0;
 };
 

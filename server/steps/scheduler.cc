@@ -39,6 +39,11 @@ void AddStats(const StepTimeline& times, int num_submissions, RequestStats* stat
   stats->replays += num_submissions - 1;
 }
 
+// Cannot be, and must not become somebody's answer if it is.
+absl::Status LostOutput(const Step& step) {
+  return absl::InternalError(absl::StrCat("the output of step ", step.id.value, " belongs to another step"));
+}
+
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerOptions& options, std::vector<LinkBuffers*> links, Metrics* metrics,
@@ -260,7 +265,7 @@ std::shared_ptr<Step> Scheduler::TakeStep(SteadyTime now) {
   step->id = {next_step_id_++};
   step->batch = *std::move(batch);
   step->slot = flight_.TakeSlot();
-  step->output = outputs_->Take();
+  step->output = outputs_->Take(step->id);
   step->placement = step->layer().on_group.placement;
   return step;
 }
@@ -322,6 +327,7 @@ absl::Status Scheduler::ReceiveRows(const Step& step, int rank, const RowChunks&
   if (num_bytes != expected) {
     return absl::DataLossError(absl::StrCat(num_bytes, " bytes of output rows, expected ", expected));
   }
+  if (!outputs_->BelongsTo(step.output, step.id)) return LostOutput(step);
   std::byte* output = links_[rank]->output(step.output);
   for (const auto& chunk : rows) {
     if (!chunk.empty()) std::memcpy(output, chunk.data(), chunk.size());
@@ -331,6 +337,7 @@ absl::Status Scheduler::ReceiveRows(const Step& step, int rank, const RowChunks&
 }
 
 void Scheduler::Finish(Step& step, const StepsInFlight::Finished& how) {
+  if (!outputs_->BelongsTo(step.output, step.id)) return Fail(step, LostOutput(step));
   step.times.finished = clock_.Now();
   RecordStep(step, how.slowest);
   auto parts = answers_.CutOutput(step);
@@ -406,7 +413,7 @@ void Scheduler::Fail(const Step& step, const absl::Status& why) {
     flight_.ReturnSlot(step.slot);
     work_.Signal();
   }
-  outputs_->Return(step.output);
+  outputs_->Return(step.output, step.id);
   for (const Piece& piece : step.batch.pieces) Complete(*piece.request, why);
 }
 

@@ -24,7 +24,7 @@ std::vector<std::vector<OutputPart>> StepAnswers::CutOutput(const Step& step) {
     }
     begin += piece.num_rows;
   }
-  if (loan == nullptr) outputs_->Return(step.output);
+  if (loan == nullptr) outputs_->Return(step.output, step.id);
   return parts;
 }
 
@@ -33,7 +33,7 @@ std::vector<OutputPart> StepAnswers::CutPiece(const Step& step, const Piece& pie
   const DType dtype = piece.request->ask.dtype;
   const size_t num_bytes = piece.num_rows * step.layer().spec.hidden_dim * SizeOf(dtype);
   const bool may_stay = dtype == step.layer().on_group.compute_dtype && num_bytes >= options_.min_lent_bytes;
-  if (may_stay && *loan == nullptr) *loan = outputs_->Lend(step.output);
+  if (may_stay && *loan == nullptr) *loan = outputs_->Lend(step.output, step.id);
   if (may_stay && *loan != nullptr) return LendPiece(step, piece, begin, *loan);
   return {CopyPiece(step, piece, begin)};
 }

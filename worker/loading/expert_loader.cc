@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "base/mutex.h"
+#include "worker/loading/expert_digest.h"
 
 namespace switchyard {
 namespace {
@@ -27,7 +28,7 @@ std::vector<ExpertToLoad> InStorageOrder(const WeightSource& source, const std::
 class Loader {
  public:
   Loader(WeightSource& source, ExpertEngine& engine, const std::vector<ExpertToLoad>& experts,
-         const std::function<absl::Status(const ExpertToLoad&)>& loaded)
+         const ExpertLoadedFn& loaded)
       : source_(source),
         engine_(engine),
         experts_(InStorageOrder(source, experts)),
@@ -41,19 +42,30 @@ class Loader {
     LoadAll();
     for (std::thread& helper : helpers) helper.join();
     MutexLock lock(&mu_);
-    for (const auto& [index, weights] : read_) {
-      if (weights.ok()) Release(experts_[index]);
+    for (const auto& [index, read] : read_) {
+      if (read.ok()) Release(experts_[index]);
     }
     return status_;
   }
 
  private:
+  struct ReadWeights {
+    ExpertWeights weights;
+    uint64_t digest = 0;
+  };
+
+  absl::StatusOr<ReadWeights> Read(const ExpertToLoad& expert) {
+    SY_ASSIGN_OR_RETURN(ExpertWeights weights, source_.ReadExpert(expert.layer_idx, expert.expert_idx));
+    const uint64_t digest = DigestOf(weights);
+    return ReadWeights{std::move(weights), digest};
+  }
+
   void ReadAll() {
     for (size_t index; (index = NextToRead()) < experts_.size();) {
       const ExpertToLoad& expert = experts_[index];
-      auto weights = source_.ReadExpert(expert.layer_idx, expert.expert_idx);
+      auto read = Read(expert);
       MutexLock lock(&mu_);
-      read_.emplace(index, std::move(weights));
+      read_.emplace(index, std::move(read));
       changed_.SignalAll();
     }
   }
@@ -61,11 +73,12 @@ class Loader {
   void LoadAll() {
     for (size_t index; (index = NextToLoad()) < experts_.size();) {
       const ExpertToLoad& expert = experts_[index];
-      absl::Status loaded = Load(index);
+      uint64_t digest = 0;
+      absl::Status loaded = Load(index, &digest);
       MutexLock lock(&mu_);
       --num_held_;
       bytes_held_ -= BytesOf(expert);
-      if (loaded.ok()) loaded = loaded_(expert);
+      if (loaded.ok()) loaded = loaded_(expert, digest);
       // Other threads may report failures of earlier or later experts; the earliest counts.
       if (!loaded.ok() && index < failed_) {
         failed_ = index;
@@ -100,16 +113,17 @@ class Loader {
     return num_held_ < 2 * num_loaders_ || bytes_held_ + BytesOf(expert) <= kReadAheadBytes;
   }
 
-  absl::Status Load(size_t index) {
-    SY_ASSIGN_OR_RETURN(const ExpertWeights weights, TakeRead(index));
+  absl::Status Load(size_t index, uint64_t* digest) {
+    SY_ASSIGN_OR_RETURN(const ReadWeights read, TakeRead(index));
     const ExpertToLoad& expert = experts_[index];
-    absl::Status loaded = engine_.LoadExpert(LayerId{expert.layer_idx}, expert.slot, weights);
+    *digest = read.digest;
+    absl::Status loaded = engine_.LoadExpert(LayerId{expert.layer_idx}, expert.slot, read.weights);
     loaded.Update(source_.CheckIntact());
     Release(expert);
     return loaded;
   }
 
-  absl::StatusOr<ExpertWeights> TakeRead(size_t index) {
+  absl::StatusOr<ReadWeights> TakeRead(size_t index) {
     MutexLock lock(&mu_);
     auto node = read_.extract(index);
     return std::move(node.mapped());
@@ -128,7 +142,7 @@ class Loader {
   WeightSource& source_;
   ExpertEngine& engine_;
   const std::vector<ExpertToLoad> experts_;
-  const std::function<absl::Status(const ExpertToLoad&)>& loaded_;
+  const ExpertLoadedFn& loaded_;
   const size_t num_loaders_;
 
   // Held for bookkeeping only, never while weights are read or loaded.
@@ -136,7 +150,7 @@ class Loader {
   CondVar changed_;
   size_t next_to_read_ ABSL_GUARDED_BY(mu_) = 0;
   size_t next_to_load_ ABSL_GUARDED_BY(mu_) = 0;
-  std::map<size_t, absl::StatusOr<ExpertWeights>> read_ ABSL_GUARDED_BY(mu_);
+  std::map<size_t, absl::StatusOr<ReadWeights>> read_ ABSL_GUARDED_BY(mu_);
   // Experts that are being read, read or being loaded, and their bytes.
   size_t num_held_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t bytes_held_ ABSL_GUARDED_BY(mu_) = 0;
@@ -147,7 +161,7 @@ class Loader {
 }  // namespace
 
 absl::Status LoadExperts(WeightSource& source, ExpertEngine& engine, const std::vector<ExpertToLoad>& experts,
-                         const std::function<absl::Status(const ExpertToLoad&)>& loaded) {
+                         const ExpertLoadedFn& loaded) {
   return Loader(source, engine, experts, loaded).Run();
 }
 

@@ -28,10 +28,13 @@ inline constexpr int kNumReaders = 2;
 // loader are allowed even if they have more bytes.
 inline constexpr int64_t kReadAheadBytes = 64 << 20;
 
+// Called after each expert, by one thread at a time, with the digest of the bytes that were read (expert_digest.h). An
+// error from it ends the loading like an error of the expert.
+using ExpertLoadedFn = std::function<absl::Status(const ExpertToLoad& expert, uint64_t digest)>;
+
 // Loads all experts. After an error it stops every thread and returns the error of the first failed expert in file
-// order, which names layer and expert. `loaded` is called after each expert, by one thread at a time; an error from it
-// ends the loading like an error of the expert.
+// order, which names layer and expert.
 absl::Status LoadExperts(WeightSource& source, ExpertEngine& engine, const std::vector<ExpertToLoad>& experts,
-                         const std::function<absl::Status(const ExpertToLoad&)>& loaded);
+                         const ExpertLoadedFn& loaded);
 
 }  // namespace switchyard

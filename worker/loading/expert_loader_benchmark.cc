@@ -103,7 +103,7 @@ absl::Status LoadInto(ExpertEngine& engine, const std::string& folder) {
       experts.push_back({layer_idx, expert_idx, expert_idx});
     }
   }
-  return LoadExperts(*source, engine, experts, [](const ExpertToLoad&) { return absl::OkStatus(); });
+  return LoadExperts(*source, engine, experts, [](const ExpertToLoad&, uint64_t) { return absl::OkStatus(); });
 }
 
 absl::Status Pack(const std::string& folder) {

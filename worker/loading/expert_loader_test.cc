@@ -97,7 +97,7 @@ TEST(ExpertLoaderTest, EveryExpertReachesItsSlotWithHoweverManyThreads) {
     const auto source = Source();
     RecordingEngine engine(num_threads);
     std::set<int> told;
-    const absl::Status loaded = LoadExperts(*source, engine, AllExperts(), [&](const ExpertToLoad& expert) {
+    const absl::Status loaded = LoadExperts(*source, engine, AllExperts(), [&](const ExpertToLoad& expert, uint64_t) {
       told.insert(expert.slot);
       return absl::OkStatus();
     });
@@ -116,7 +116,7 @@ TEST(ExpertLoaderTest, TheFirstErrorStopsEveryThread) {
   const auto source = Source();
   RecordingEngine engine(/*load_threads=*/1, /*failing_slot=*/5);
   const absl::Status loaded =
-      LoadExperts(*source, engine, AllExperts(), [](const ExpertToLoad&) { return absl::OkStatus(); });
+      LoadExperts(*source, engine, AllExperts(), [](const ExpertToLoad&, uint64_t) { return absl::OkStatus(); });
   EXPECT_EQ(loaded.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(loaded.message(), HasSubstr("layer 0, expert 34: full"));
   EXPECT_EQ(engine.num_loads(), 5);
@@ -125,7 +125,7 @@ TEST(ExpertLoaderTest, TheFirstErrorStopsEveryThread) {
 TEST(ExpertLoaderTest, NothingToLoadIsFine) {
   const auto source = Source();
   RecordingEngine engine(4);
-  EXPECT_TRUE(LoadExperts(*source, engine, {}, [](const ExpertToLoad&) { return absl::OkStatus(); }).ok());
+  EXPECT_TRUE(LoadExperts(*source, engine, {}, [](const ExpertToLoad&, uint64_t) { return absl::OkStatus(); }).ok());
 }
 
 // Writes a model of eleven layers of four experts. The experts are in the order of their names in the file, so layer 10
@@ -155,7 +155,8 @@ TEST(ExpertLoaderTest, FilesAreReadFromFrontToBack) {
     (*source)->ReleaseExpert(i / 4, i % 4);
   }
   RecordingEngine engine(/*load_threads=*/1);
-  ASSERT_TRUE(LoadExperts(**source, engine, backwards, [](const ExpertToLoad&) { return absl::OkStatus(); }).ok());
+  ASSERT_TRUE(
+      LoadExperts(**source, engine, backwards, [](const ExpertToLoad&, uint64_t) { return absl::OkStatus(); }).ok());
   const std::vector<int> slots = engine.slots();
   ASSERT_EQ(slots.size(), kNumExperts);
   for (size_t i = 1; i < slots.size(); ++i) EXPECT_LT(addresses[slots[i - 1]], addresses[slots[i]]) << i;
@@ -170,7 +171,7 @@ TEST(ExpertLoaderTest, AFileCutShortWhileItIsServedIsAnErrorOfItsExpert) {
   for (int i = 0; i < kNumExperts; ++i) experts.push_back({i / 4, i, i % 4});
   RecordingEngine engine(/*load_threads=*/1);
   const absl::Status loaded =
-      LoadExperts(**source, engine, experts, [](const ExpertToLoad&) { return absl::OkStatus(); });
+      LoadExperts(**source, engine, experts, [](const ExpertToLoad&, uint64_t) { return absl::OkStatus(); });
   EXPECT_EQ(loaded.code(), absl::StatusCode::kDataLoss) << loaded;
   EXPECT_THAT(loaded.message(), HasSubstr("model.safetensors: bytes "));
   EXPECT_THAT(loaded.message(), HasSubstr("layer "));
@@ -185,7 +186,7 @@ TEST(ExpertLoaderTest, AFileCutShortBetweenReadingAndUseIsAnErrorOfItsExpert) {
   RecordingEngine engine(/*load_threads=*/1);
   engine.before_reading = [&] { ASSERT_EQ(truncate((folder + "/model.safetensors").c_str(), 1000), 0); };
   const absl::Status loaded =
-      LoadExperts(**source, engine, experts, [](const ExpertToLoad&) { return absl::OkStatus(); });
+      LoadExperts(**source, engine, experts, [](const ExpertToLoad&, uint64_t) { return absl::OkStatus(); });
   EXPECT_EQ(loaded.code(), absl::StatusCode::kDataLoss) << loaded;
   EXPECT_THAT(loaded.message(), HasSubstr("model.safetensors: the file became shorter than "));
   EXPECT_THAT(loaded.message(), HasSubstr("layer "));
@@ -196,7 +197,7 @@ TEST(ExpertLoaderTest, WhoeverIsToldMayEndIt) {
   const auto source = Source();
   RecordingEngine engine(/*load_threads=*/1);
   int told = 0;
-  const absl::Status loaded = LoadExperts(*source, engine, AllExperts(), [&](const ExpertToLoad&) {
+  const absl::Status loaded = LoadExperts(*source, engine, AllExperts(), [&](const ExpertToLoad&, uint64_t) {
     return ++told == 3 ? absl::CancelledError("enough") : absl::OkStatus();
   });
   EXPECT_TRUE(absl::IsCancelled(loaded)) << loaded;

@@ -45,6 +45,34 @@ absl::StatusOr<std::unique_ptr<WeightSource>> OpenSameWeights(const worker::Mode
   return source;
 }
 
+// No front can be told to take more rows into a step (server/config/options.cc).
+constexpr int64_t kMaxBatchRows = int64_t{1} << 20;
+
+// Memory is taken for what a share says, so a share of a front that is broken must not be believed.
+absl::Status CheckShare(const worker::ModelShare& model, const ModelSpec& spec) {
+  if (model.max_batch_rows() < 1 || model.max_batch_rows() > kMaxBatchRows || model.first_layer_id() < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the front announced steps of ", model.max_batch_rows(), " rows for layers from number ",
+                     model.first_layer_id(), ", expected 1 to ", kMaxBatchRows, " rows and a number of at least 0"));
+  }
+  for (int layer_idx = 0; layer_idx < model.layers_size(); ++layer_idx) {
+    const LayerSpec& layer = spec.layers[layer_idx];
+    std::vector<bool> is_assigned(layer.num_stored_experts());
+    for (const int32_t expert : model.layers(layer_idx).expert_idx()) {
+      if (expert < 0 || expert >= layer.num_stored_experts()) {
+        return absl::InvalidArgumentError(absl::StrCat("layer ", layer.name, ": expert ", expert, " of ",
+                                                       layer.num_stored_experts(), " was assigned"));
+      }
+      if (is_assigned[expert]) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("layer ", layer.name, ": expert ", expert, " was assigned twice"));
+      }
+      is_assigned[expert] = true;
+    }
+  }
+  return absl::OkStatus();
+}
+
 // Declares every layer and lists the experts to load.
 absl::StatusOr<std::vector<ExpertToLoad>> AddLayers(const worker::ModelShare& model, const ModelSpec& spec,
                                                     ExpertEngine& engine) {
@@ -53,13 +81,7 @@ absl::StatusOr<std::vector<ExpertToLoad>> AddLayers(const worker::ModelShare& mo
     const LayerSpec& layer = spec.layers[layer_idx];
     const auto& share = model.layers(layer_idx).expert_idx();
     SY_RETURN_IF_ERROR(engine.AddLayer(layer, share.size()));
-    for (int slot = 0; slot < share.size(); ++slot) {
-      if (share[slot] < 0 || share[slot] >= layer.num_stored_experts()) {
-        return absl::InvalidArgumentError(absl::StrCat("layer ", layer.name, ": expert ", share[slot], " of ",
-                                                       layer.num_stored_experts(), " was assigned"));
-      }
-      experts.push_back({layer_idx, slot, share[slot]});
-    }
+    for (int slot = 0; slot < share.size(); ++slot) experts.push_back({layer_idx, slot, share[slot]});
   }
   return experts;
 }
@@ -197,6 +219,7 @@ absl::Status ModelLoader::Open(Job& job) {
   SY_RETURN_IF_ERROR(CheckWanted(job));
   SY_ASSIGN_OR_RETURN(job.compute_dtype, ParseDType(job.share.compute_dtype()));
   SY_ASSIGN_OR_RETURN(job.source, OpenSameWeights(job.share));
+  SY_RETURN_IF_ERROR(CheckShare(job.share, job.source->spec()));
   job.bytes_total = CountBytes(job.share, job.source->spec(), job.compute_dtype);
   if (options_.memory_limit == 0 || job.bytes_total <= options_.memory_limit) return absl::OkStatus();
   return absl::ResourceExhaustedError(
@@ -211,10 +234,12 @@ absl::Status ModelLoader::LoadOne(Job& job, const std::function<void(int64_t num
   const ModelSpec& spec = job.source->spec();
   spdlog::info("model {}: {} experts, {:.1f} MiB of weights in {}", job.share.name(), job.experts.size(),
                job.bytes_total / 1048576.0, DTypeName(job.compute_dtype));
-  SY_RETURN_IF_ERROR(LoadExperts(*job.source, *job.part->engine, job.experts, [&](const ExpertToLoad& expert) {
+  const auto loaded = [&](const ExpertToLoad& expert, uint64_t digest) {
+    job.part->layers[expert.layer_idx].digests[expert.slot] = digest;
     expert_done(ExpertBytes(spec.layers[expert.layer_idx], job.compute_dtype));
     return CheckWanted(job);
-  }));
+  };
+  SY_RETURN_IF_ERROR(LoadExperts(*job.source, *job.part->engine, job.experts, loaded));
   return CheckSameFiles(job.share, *job.source);  // they must not have changed while they were read either
 }
 
@@ -226,7 +251,8 @@ absl::Status ModelLoader::MakePart(Job& job) {
   part.first_layer = LayerId{job.share.first_layer_id()};
   part.max_batch_rows = job.share.max_batch_rows();
   for (int i = 0; i < job.share.layers_size(); ++i) {
-    part.layers.push_back({job.source->spec().layers[i].hidden_dim, job.share.layers(i).expert_idx_size()});
+    const int num_slots = job.share.layers(i).expert_idx_size();
+    part.layers.push_back({job.source->spec().layers[i].hidden_dim, num_slots, std::vector<uint64_t>(num_slots)});
   }
   SY_ASSIGN_OR_RETURN(part.engine, options_.make_engine(job.compute_dtype));
   SY_ASSIGN_OR_RETURN(job.experts, AddLayers(job.share, job.source->spec(), *part.engine));

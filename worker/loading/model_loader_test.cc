@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <deque>
+#include <set>
 #include <thread>
 
 #include "base/notification.h"
@@ -97,6 +98,38 @@ TEST_F(ModelLoaderTest, WeightsThatCannotFitAreRefusedBeforeTheyAreRead) {
   EXPECT_TRUE(absl::IsResourceExhausted(outcomes_[0].status)) << outcomes_[0].status;
   EXPECT_THAT(std::string(outcomes_[0].status.message()), HasSubstr("the memory that this process may use"));
   EXPECT_TRUE(outcomes_[1].status.ok()) << outcomes_[1].status;
+}
+
+TEST_F(ModelLoaderTest, ASharesNumbersAreCheckedBeforeMemoryIsTaken) {
+  std::vector<worker::ModelShare> shares(5, Share(1));
+  for (size_t i = 0; i < shares.size(); ++i) shares[i].set_model_id(static_cast<int64_t>(i) + 1);
+  shares[0].set_max_batch_rows(int64_t{1} << 40);
+  shares[1].set_max_batch_rows(-1);
+  shares[2].set_first_layer_id(-7);
+  for (int i = 0; i < 1000; ++i) shares[3].mutable_layers(0)->add_expert_idx(0);
+  shares[4].mutable_layers(1)->add_expert_idx(4);
+  loader_->Load(shares);
+  RunUntilEnded(shares.size());
+  for (const LoadOutcome& outcome : outcomes_) {
+    EXPECT_TRUE(absl::IsInvalidArgument(outcome.status)) << outcome.status;
+    EXPECT_EQ(outcome.part, nullptr);
+  }
+  EXPECT_THAT(std::string(outcomes_[0].status.message()), HasSubstr("expected 1 to 1048576 rows"));
+  EXPECT_THAT(std::string(outcomes_[3].status.message()), HasSubstr("expert 0 was assigned twice"));
+  EXPECT_THAT(std::string(outcomes_[4].status.message()), HasSubstr("expert 4 of 4 was assigned"));
+}
+
+TEST_F(ModelLoaderTest, EveryExpertHasADigestOfItsOwn) {
+  loader_->Load({Share(1), Share(2), Share(3, "dim=8,hidden=8,experts=4,topk=2,layers=2,seed=9")});
+  RunUntilEnded(3);
+  std::set<uint64_t> digests;
+  for (const LoadOutcome& outcome : outcomes_) {
+    ASSERT_TRUE(outcome.status.ok()) << outcome.status;
+    for (const ModelPart::Layer& layer : outcome.part->layers)
+      digests.insert(layer.digests.begin(), layer.digests.end());
+  }
+  EXPECT_EQ(digests.size(), 8u) << "two models are equal; each has 2 layers of 2 experts here";
+  EXPECT_EQ(outcomes_[0].part->layers[1].digests, outcomes_[1].part->layers[1].digests);
 }
 
 TEST_F(ModelLoaderTest, LoadsOneAfterTheOtherAndTellsHowFarItIs) {

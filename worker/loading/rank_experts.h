@@ -1,6 +1,7 @@
 // The experts that this rank holds: for each model, an engine with this rank's part of it.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -16,6 +17,7 @@ struct ModelPart {
   struct Layer {
     int64_t hidden_dim = 0;
     int num_slots = 0;
+    std::vector<uint64_t> digests;  // of the experts that were read, by slot (expert_digest.h)
   };
 
   ModelId id;

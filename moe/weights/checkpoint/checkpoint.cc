@@ -130,17 +130,37 @@ absl::Status Checkpoint::OpenIndexedShards() {
   std::map<std::string, const SafetensorsFile*> files;
   for (const auto& [tensor, shard] : *weight_map) files[shard] = nullptr;
   for (auto& [shard, file] : files) {
-    SY_ASSIGN_OR_RETURN(file, OpenShard(shard));
-  }
-  for (const auto& [tensor, shard] : *weight_map) {
-    const StoredTensor stored = {files[shard]->Find(tensor), files[shard]};
-    if (stored.entry == nullptr) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": weight_map: tensor ", Quoted(tensor), " is not in ",
-                                                     Quoted(shard), ", the shard named for it"));
+    const absl::StatusOr<const SafetensorsFile*> opened = OpenShard(shard);
+    if (opened.ok()) {
+      file = *opened;
+    } else {
+      broken_shards_[shard] = opened.status();
     }
-    tensors_[tensor] = stored;
   }
+  if (shards_.empty()) return broken_shards_.begin()->second;
+  for (const auto& [tensor, shard] : *weight_map) AddIndexed(tensor, shard, files[shard]);
   return absl::OkStatus();
+}
+
+void Checkpoint::AddIndexed(const std::string& tensor, const std::string& shard, const SafetensorsFile* file) {
+  const TensorEntry* const entry = file == nullptr ? nullptr : file->Find(tensor);
+  if (entry == nullptr) {
+    absent_[tensor] = shard;
+  } else {
+    tensors_[tensor] = {entry, file};
+  }
+}
+
+absl::Status Checkpoint::WhyAbsent(std::string_view name) const {
+  const auto absent = absent_.find(name);
+  if (absent == absent_.end()) {
+    return absl::NotFoundError(absl::StrCat(folder_, ": tensor ", Quoted(name), ": found none"));
+  }
+  const std::string& shard = absent->second;
+  const auto broken = broken_shards_.find(shard);
+  if (broken != broken_shards_.end()) return Annotate(broken->second, absl::StrCat("tensor ", Quoted(name)));
+  return absl::InvalidArgumentError(absl::StrCat(folder_, "/", kIndexName, ": weight_map: tensor ", Quoted(name),
+                                                 " is not in ", Quoted(shard), ", the shard named for it"));
 }
 
 absl::StatusOr<const SafetensorsFile*> Checkpoint::OpenShard(const std::string& name) {
@@ -163,6 +183,7 @@ void Checkpoint::FingerprintAll(std::string_view config_text) {
     fingerprint.Add(shard.file->header_bytes());
     AddSamples(*shard.file, &fingerprint);
   }
+  for (const auto& [name, why] : broken_shards_) fingerprint.Add(name);
   fingerprint_ = fingerprint.value();
 }
 

@@ -86,6 +86,7 @@ absl::Status SafetensorsFile::ReadHeader() {
                       ParseSafetensorsHeader(header_bytes_.substr(kLengthBytes), data.size()));
   SY_RETURN_IF_ERROR(CheckIntact());
   metadata_ = std::move(header.metadata);
+  unknown_types_ = std::move(header.unknown_types);
   for (auto& [name, record] : header.tensors) {
     tensors_[name] = {record.type, std::move(record.shape), data.subspan(record.begin, record.end - record.begin)};
   }

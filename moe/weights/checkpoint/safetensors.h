@@ -86,6 +86,7 @@ class SafetensorsFile {
   std::string_view header_bytes_;
   std::map<std::string, TensorEntry, std::less<>> tensors_;
   std::map<std::string, std::string> metadata_;
+  std::map<std::string, StoredType, std::less<>> unknown_types_;  // entries point into it
   // By window: how often it was populated and not yet released.
   const std::unique_ptr<std::atomic<uint32_t>[]> window_uses_;
 };

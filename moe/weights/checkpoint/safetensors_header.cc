@@ -29,10 +29,6 @@ constexpr std::array<StoredType, 15> kStoredTypes = {{
     {"BOOL", 1, std::nullopt},
 }};
 
-std::string KnownTypes() {
-  return absl::StrJoin(kStoredTypes, ", ", [](std::string* out, const StoredType& type) { out->append(type.name); });
-}
-
 constexpr std::string_view kMetadata = "__metadata__";
 
 // Reads the header event by event, so that parsing stops at the first wrong event of a hostile header, before it costs
@@ -69,8 +65,8 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
     }
     if (level_ != 2 || field_ != "dtype") return Unexpected("a string");
     record_.type = FindStoredType(text);
-    if (record_.type != nullptr) return true;
-    return Fail(absl::StrCat("dtype: found ", Quoted(text), ", expected one of ", KnownTypes()));
+    if (record_.type == nullptr) record_.type = UnknownType(text);
+    return true;
   }
 
   bool start_array(size_t) override {
@@ -139,6 +135,12 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
     return !header_.metadata.contains(key) || Fail(absl::StrCat("duplicate key ", Quoted(key)));
   }
 
+  const StoredType* UnknownType(const std::string& name) {
+    const auto type = header_.unknown_types.try_emplace(name).first;
+    type->second.name = type->first;
+    return &type->second;
+  }
+
   bool BeginTensor() {
     record_ = {};
     seen_dtype_ = seen_shape_ = seen_offsets_ = false;
@@ -196,6 +198,7 @@ absl::Status CheckSpan(const TensorRecord& record, uint64_t num_data_bytes) {
                                                    "], expected begin <= end <= ", num_data_bytes,
                                                    ", the bytes after the header"));
   }
+  if (record.type->num_bytes == 0) return absl::OkStatus();
   const std::optional<uint64_t> num_bytes = TensorBytes(record);
   if (num_bytes == record.end - record.begin) return absl::OkStatus();
   const std::string wanted = num_bytes ? absl::StrCat(*num_bytes, " bytes") : "more than 2^64 bytes";

@@ -78,6 +78,22 @@ TEST(SafetensorsFile, AcceptsEveryTypeOfTheFormat) {
   }
 }
 
+TEST(SafetensorsFile, ATypeThatIsNotKnownStopsNothing) {
+  const auto file = OpenBytes(FileBytes(R"({"t":{"dtype":"F4","shape":[7,3],"data_offsets":[0,5]},)"
+                                        R"("u":{"dtype":"U8","shape":[2],"data_offsets":[5,7]},)"
+                                        R"("v":{"dtype":"F4","shape":[],"data_offsets":[7,8]}})",
+                                        "12345678"));
+  ASSERT_TRUE(file.ok()) << file.status();
+  const TensorEntry* const unknown = (*file)->Find("t");
+  EXPECT_EQ(unknown->type->name, "F4");
+  EXPECT_EQ(unknown->type->num_bytes, 0u);
+  EXPECT_FALSE(unknown->type->element.has_value());
+  EXPECT_EQ((*file)->Find("v")->type, unknown->type);
+  EXPECT_EQ((*file)->Find("u")->type->name, "U8");
+  EXPECT_EQ(BytesOf((*file)->Find("u")->bytes), "67");
+  ExpectConsistent(**file);
+}
+
 TEST(SafetensorsFile, AFileWithoutTensorsIsWhole) {
   EXPECT_TRUE(OpenBytes(FileBytes("{}", "")).ok());
   EXPECT_THAT(RuleBroken("{}", 1), HasSubstr("the tensors end at byte 0 of the data, expected 1"));
@@ -126,7 +142,7 @@ TEST(SafetensorsFile, EveryRuleIsEnforcedAndNamed) {
       {R"({"t":{"shape":[1],"data_offsets":[0,4]}})", 4, "key dtype is missing"},
       {R"({"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":1}})", 4, "unknown key 'x'"},
       {R"({"t":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4, "duplicate key dtype"},
-      {R"({"t":{"dtype":"F31","shape":[1],"data_offsets":[0,4]}})", 4, "dtype: found 'F31', expected one of F64, F32"},
+      {R"({"t":{"dtype":"F31","shape":[1],"data_offsets":[0,4]}})", 5, "end at byte 4 of the data, expected 5"},
       {R"({"t":{"dtype":4,"shape":[1],"data_offsets":[0,4]}})", 4, "'dtype': found the number 4, expected a string"},
       {R"({"t":{"dtype":{"a":1},"shape":[1],"data_offsets":[0,4]}})", 4, "found an object, expected a string"},
       {R"({"t":{"dtype":"F32","shape":1,"data_offsets":[0,4]}})", 4, "expected a list of whole numbers"},
@@ -209,7 +225,7 @@ TEST(SafetensorsFile, EveryFlippedHeaderByteIsRefusedOrConsistent) {
       }
     }
   }
-  EXPECT_GT(num_refused, 10 * num_opened);
+  EXPECT_GT(num_refused, 5 * num_opened);
 }
 
 TEST(SafetensorsFile, EveryOtherHeaderByteIsHandled) {

@@ -25,7 +25,11 @@ absl::Status Wrong(const std::string& name, const SafetensorsFile& file, const s
       absl::StrCat(file.path(), ": tensor ", Quoted(name), ": found ", found, ", expected ", expected));
 }
 
-std::string TypeName(const StoredTensor& stored) { return std::string(stored.entry->type->name); }
+// A type that is not known here may have any name.
+std::string TypeName(const StoredTensor& stored) {
+  const StoredType& type = *stored.entry->type;
+  return type.num_bytes == 0 ? Quoted(type.name) : std::string(type.name);
+}
 
 bool IsFp8(const StoredTensor& stored) { return stored.entry->type->name == "F8_E4M3"; }
 
@@ -74,6 +78,14 @@ StoredMatrix TensorResolver::Stack::At(int64_t expert_idx) const {
 }
 
 absl::StatusOr<StoredLayer> TensorResolver::Resolve(const MoeBlock& block) {
+  counts_absent_ = false;
+  auto layer = TryResolve(block);
+  if (layer.ok()) return layer;
+  counts_absent_ = true;
+  return TryResolve(block);
+}
+
+absl::StatusOr<StoredLayer> TensorResolver::TryResolve(const MoeBlock& block) {
   const std::string path = ChoosePath(block);
   StoredLayer layer;
   for (const GateNames& names : block.names.gates) {
@@ -341,8 +353,8 @@ absl::StatusOr<StoredTensor> TensorResolver::FindShaped(const std::string& name,
                                                         const std::vector<int64_t>& shape) const {
   const StoredTensor stored = checkpoint_.Find(name);
   if (stored.entry == nullptr) {
-    return absl::NotFoundError(
-        absl::StrCat(checkpoint_.folder(), ": tensor ", Quoted(name), ": found none, expected ", Shown(shape)));
+    const absl::Status why = checkpoint_.WhyAbsent(name);
+    return absl::Status(why.code(), absl::StrCat(why.message(), ", expected ", Shown(shape)));
   }
   if (stored.entry->shape == shape) return stored;
   return Wrong(name, *stored.file, Shown(stored.entry->shape), Shown(shape));

@@ -64,7 +64,10 @@ class TensorResolver {
     StackedNames::Shape shape;
   };
 
-  bool Has(const std::string& name) const { return checkpoint_.Find(name).entry != nullptr; }
+  absl::StatusOr<StoredLayer> TryResolve(const MoeBlock& block);
+  bool Has(const std::string& name) const {
+    return checkpoint_.Find(name).entry != nullptr || (counts_absent_ && checkpoint_.IsAbsent(name));
+  }
   bool HasAny(const std::string& path, const StackedNames& names) const;
   std::string FirstOf(const std::string& path, const std::vector<std::string>& names) const;
   std::string ChoosePath(const MoeBlock& block) const;
@@ -101,6 +104,9 @@ class TensorResolver {
 
   const Checkpoint& checkpoint_;
   const Fp8Blocks fp8_blocks_;
+  // Whether tensors count as there that the index names and no shard has: so that an error names them, and not what
+  // might have stood in their place.
+  bool counts_absent_ = false;
   std::optional<DType> experts_dtype_;
   std::string first_expert_tensor_;
 };

@@ -208,8 +208,13 @@ KserveService::Reactor* KserveService::RepositoryIndex(Context* context,
                                                        const inference::RepositoryIndexRequest* request,
                                                        inference::RepositoryIndexResponse* response) {
   const absl::Status status = CheckRepositoryName(request->repository_name());
-  if (status.ok()) *response = IndexOf(*front_->models(), front_->state(), request->ready());
-  return FinishNow(context, status);
+  if (!status.ok()) return FinishNow(context, status);
+  Reactor* const reactor = context->DefaultReactor();
+  front_->repository().List([this, reactor, request, response](const ModelTable& table) {
+    *response = IndexOf(table, front_->state(), request->ready());
+    reactor->Finish(grpc::Status::OK);
+  });
+  return reactor;
 }
 
 KserveService::Reactor* KserveService::RepositoryModelLoad(Context* context,

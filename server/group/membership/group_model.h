@@ -19,6 +19,8 @@ struct GroupModel {
   // Chooses the compute type among those that a worker's engine has. Returns an error when there is none for this
   // model. Called for every worker that joins, after all other checks, so the choice may be kept.
   std::function<absl::StatusOr<std::string>(const std::vector<std::string>& available)> choose_compute_dtype;
+  // For messages; may be shorter than the shares' lists of layers.
+  std::vector<std::string> layer_names = {};
 };
 
 // How far a rank is with a model.

@@ -1,6 +1,7 @@
 // One rank of the group: who holds it, and which models its worker has.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -15,6 +16,9 @@
 #include "server/links/worker_channel.h"
 
 namespace switchyard {
+
+// Reasons that workers give are cut after so many bytes: room for any honest one.
+inline constexpr size_t kMaxReasonBytes = 2000;
 
 enum class RankState { kAbsent, kLoading, kReady };
 

@@ -9,7 +9,24 @@ namespace {
 
 absl::Status Refuse(const std::string& what, const std::string& expected, const std::string& found) {
   return absl::FailedPreconditionError(
-      absl::StrCat("worker refused: ", what, " is '", found, "', this front needs '", expected, "'"));
+      absl::StrCat("worker refused: ", what, " is '", NameForLog(found), "', this front needs '", expected, "'"));
+}
+
+// Bounds of what a worker says about itself, which the front keeps and shows.
+constexpr size_t kMaxNameBytes = 256, kMaxNames = 16;
+
+// The bytes of an address with a part for every rank, and more (moe/exchange/gloo/gloo_address.h).
+constexpr size_t kMaxAddressBytes = 4096, kMaxAddressBytesPerRank = 512;
+
+absl::Status CheckSizes(const worker::Hello& hello) {
+  const auto is_large = [](const std::string& text) { return text.size() > kMaxNameBytes; };
+  const bool has_large = is_large(hello.host()) || is_large(hello.device()) || is_large(hello.host_identity()) ||
+                         std::any_of(hello.compute_dtypes().begin(), hello.compute_dtypes().end(), is_large) ||
+                         std::any_of(hello.exchanges().begin(), hello.exchanges().end(), is_large);
+  const size_t num_names = std::max(hello.compute_dtypes_size(), hello.exchanges_size());
+  if (!has_large && num_names <= kMaxNames) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("worker refused: its Hello has texts of more than ", kMaxNameBytes,
+                                                 " bytes, or more than ", kMaxNames, " compute types or exchanges"));
 }
 
 // Takes equal time for secrets of equal length, whatever they contain.
@@ -37,6 +54,7 @@ absl::Status Membership::CheckHello(const worker::Hello& hello) const {
   }
   if (hello.version() != options_.version) return Refuse("its version", options_.version, hello.version());
   if (hello.build() != options_.build) return Refuse("its build", options_.build, hello.build());
+  SY_RETURN_IF_ERROR(CheckSizes(hello));
   return Annotate(formation_.CheckExchange(hello), "worker refused");
 }
 
@@ -137,7 +155,7 @@ void Membership::OnMessage(const WorkerChannel* channel, const worker::WorkerMes
       models_.OnProgress(rank, message.load_progress());
       return ShowLoad(now);
     case worker::WorkerMessage::kModelLoaded:
-      models_.OnLoaded(index, message.model_loaded());
+      if (const auto why = models_.OnLoaded(index, message.model_loaded())) return Leave(channel, *why, now);
       ShowLoad(now);
       return formation_.TryBegin(now);
     case worker::WorkerMessage::kModelFailed:
@@ -147,18 +165,30 @@ void Membership::OnMessage(const WorkerChannel* channel, const worker::WorkerMes
     case worker::WorkerMessage::kModelUnloaded:
       return models_.OnUnloaded(rank, ModelId{message.model_unloaded().model_id()});
     case worker::WorkerMessage::kGroupAddress:
+      if (const size_t num_bytes = message.group_address().address().size(); num_bytes > MaxAddressBytes()) {
+        return Leave(channel,
+                     absl::StrCat("its address for the other ranks has ", num_bytes, " bytes, expected at most ",
+                                  MaxAddressBytes()),
+                     now);
+      }
       return formation_.OnAddress(rank, message.group_address(), now);
     case worker::WorkerMessage::kGroupReady:
       if (formation_.OnReady(rank, message.group_ready())) listener_->OnGroupFormed(epoch());
       return;
     case worker::WorkerMessage::kGroupFailed:
-      if (Epoch{message.group_failed().epoch()} != epoch()) return;
-      if (formation_.phase() == Formation::Phase::kWaiting) return;
-      if (is_serving()) return StepFailed(epoch(), index, message.group_failed().message(), now);
-      return formation_.Fail(absl::StrCat("rank ", index, ": ", message.group_failed().message()), now);
+      return GroupFailed(index, message.group_failed(), now);
     default:
       return;  // a pong
   }
+}
+
+size_t Membership::MaxAddressBytes() const { return kMaxAddressBytes + options_.num_ranks * kMaxAddressBytesPerRank; }
+
+void Membership::GroupFailed(int index, const worker::GroupFailed& message, SteadyTime now) {
+  if (Epoch{message.epoch()} != epoch() || formation_.phase() == Formation::Phase::kWaiting) return;
+  const std::string why = CutForLog(message.message(), kMaxReasonBytes);
+  if (is_serving()) return StepFailed(epoch(), index, why, now);
+  formation_.Fail(absl::StrCat("rank ", index, ": ", why), now);
 }
 
 // ---- Models ---------------------------------------------------------------------------------------------------------

@@ -105,6 +105,8 @@ class Membership {
   // Leaves the rank absent and breaks the group.
   void Vacate(int rank, const std::string& why, SteadyTime now);
   void Break(const std::string& why, SteadyTime retry_at);
+  void GroupFailed(int rank, const worker::GroupFailed& message, SteadyTime now);
+  size_t MaxAddressBytes() const;
   // Counts the ping that goes out now against every rank; gives up the ranks that have left too many unanswered, and
   // those of which a thread stands still.
   void PingAll(SteadyTime now);

@@ -506,6 +506,142 @@ TEST_F(MembershipTest, RefusesStrangersByReason) {
   expect_refused(MakeHello(), "taken");
 }
 
+TEST_F(MembershipTest, WhatAWorkerSaysOfItselfIsBounded) {
+  Start(1);
+  const auto expect_refused = [&](const worker::Hello& hello) {
+    const auto joined = membership_->Join(std::make_shared<FakeWorker>(), hello, clock_.Now());
+    ASSERT_FALSE(joined.ok());
+    EXPECT_LT(joined.status().message().size(), 500u);
+  };
+  const std::string large(1 << 20, 'x');
+  worker::Hello hello = MakeHello();
+  hello.set_host(large);
+  expect_refused(hello);
+  hello = MakeHello();
+  hello.add_exchanges(large);
+  expect_refused(hello);
+  hello = MakeHello();
+  for (int i = 0; i < 100; ++i) hello.add_compute_dtypes("fp32");
+  expect_refused(hello);
+  hello = MakeHello();
+  hello.set_version(large);
+  expect_refused(hello);
+  const auto worker = JoinWorker();
+  SayLoaded(worker);
+  SayAddress(worker, 1, large);
+  ASSERT_TRUE(worker->closed.has_value());
+  EXPECT_NE(std::string(worker->closed->message()).find("its address for the other ranks has 1048576 bytes"),
+            std::string::npos);
+}
+
+// ---- Digests of experts
+
+class DigestTest : public MembershipTest {
+ protected:
+  // Model 2 has two layers; rank r has expert r, and all have expert 9, which is shared.
+  void AddExperts(int num_ranks, bool is_needed) {
+    GroupModel model = {ModelId{2}, "m2", {}, nullptr};
+    for (int rank = 0; rank < num_ranks; ++rank) {
+      worker::ModelShare& share = model.shares.emplace_back();
+      share.set_model_id(2);
+      for (int layer = 0; layer < 2; ++layer) {
+        worker::LayerShare& experts = *share.add_layers();
+        experts.add_expert_idx(rank);
+        experts.add_expert_idx(9);
+      }
+    }
+    model.layer_names = {"first", "second"};
+    model.choose_compute_dtype = [](const std::vector<std::string>& available) { return available[0]; };
+    membership_->AddModel(std::move(model), is_needed, clock_.Now());
+  }
+  // `other` is added to the digest of the second layer's expert in that slot.
+  void SayDigests(const std::shared_ptr<FakeWorker>& from, int rank, int slot = 0, uint64_t other = 0) {
+    worker::WorkerMessage message;
+    message.mutable_model_loaded()->set_model_id(2);
+    for (int layer = 0; layer < 2; ++layer) {
+      worker::LayerDigests& digests = *message.mutable_model_loaded()->add_layers();
+      digests.add_digest(100 * layer + rank);
+      digests.add_digest(100 * layer + 9);
+    }
+    auto& digests = *message.mutable_model_loaded()->mutable_layers(1);
+    digests.set_digest(slot, digests.digest(slot) + other);
+    Say(from, message);
+  }
+  static std::string Reason(const std::shared_ptr<FakeWorker>& worker) {
+    return worker->closed.has_value() ? std::string(worker->closed->message()) : "";
+  }
+};
+
+TEST_F(DigestTest, AWorkerThatReadOtherWeightsThanTheOneBeforeItIsGivenUp) {
+  Start(2);
+  AddExperts(2, /*is_needed=*/true);
+  const auto first = JoinWorker(), second = JoinWorker();
+  SayLoaded(first);
+  SayLoaded(second);
+  SayDigests(first, 0);
+  SayDigests(second, 1);
+  Form({first, second}, 1);
+  EXPECT_TRUE(membership_->is_serving());
+  membership_->Leave(second.get(), "gone", clock_.Now());
+  const auto wrong = JoinWorker();
+  SayLoaded(wrong);
+  SayDigests(wrong, 1, 0, /*other=*/1);
+  EXPECT_NE(Reason(wrong).find("model m2, layer second, expert 1: its weights are not those that rank 1 read before"),
+            std::string::npos)
+      << Reason(wrong);
+  const auto right = JoinWorker();
+  SayLoaded(right);
+  SayDigests(right, 1);
+  EXPECT_EQ(Reason(right), "");
+  EXPECT_EQ(membership_->ranks()[1].state, RankState::kReady);
+}
+
+TEST_F(DigestTest, ASharedExpertIsTheSameOnAllRanks) {
+  Start(2);
+  AddExperts(2, /*is_needed=*/true);
+  const auto first = JoinWorker(), second = JoinWorker();
+  SayDigests(first, 0);
+  SayDigests(second, 1, 1, /*other=*/1);
+  EXPECT_NE(Reason(second).find("model m2, layer second, expert 9: its weights are not those that rank 0 read;"),
+            std::string::npos)
+      << Reason(second);
+}
+
+// Nobody knows which of two workers is right until all ranks have agreed; so a wrong one that leaves takes its word
+// with it.
+TEST_F(DigestTest, AWorkerThatLeavesBeforeAllAgreedBindsNobody) {
+  Start(2);
+  AddExperts(2, /*is_needed=*/true);
+  const auto wrong = JoinWorker();
+  SayDigests(wrong, 0, 1, /*other=*/1);
+  membership_->Leave(wrong.get(), "gone", clock_.Now());
+  const auto first = JoinWorker(), second = JoinWorker();
+  SayDigests(first, 0);
+  SayDigests(second, 1);
+  EXPECT_EQ(Reason(first), "");
+  EXPECT_EQ(Reason(second), "");
+}
+
+TEST_F(DigestTest, AModelThatIsBeingAddedFailsAndItsWorkersStay) {
+  Start(2);
+  const auto first = JoinWorker(), second = JoinWorker();
+  AddExperts(2, /*is_needed=*/false);
+  SayDigests(first, 0);
+  SayDigests(second, 1, 1, /*other=*/1);
+  EXPECT_EQ(Reason(first), "");
+  EXPECT_EQ(Reason(second), "");
+  EXPECT_EQ(second->CountOf(worker::FrontMessage::kUnloadModel), 1);
+  EXPECT_EQ(first->CountOf(worker::FrontMessage::kUnloadModel), 1);
+}
+
+TEST_F(DigestTest, EveryExpertNeedsOne) {
+  Start(1);
+  AddExperts(1, /*is_needed=*/true);
+  const auto worker = JoinWorker();
+  SayLoaded(worker, 2);
+  EXPECT_NE(Reason(worker).find("it did not report one digest for each of its experts"), std::string::npos);
+}
+
 TEST_F(MembershipTest, SurvivorsAreToldAtOnceThatTheirGroupIsOver) {
   Start(2);
   const auto first = JoinWorker(), second = JoinWorker();

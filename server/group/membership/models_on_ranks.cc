@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/logging/log_text.h"
 #include "base/logging/logging.h"
 
 namespace switchyard {
@@ -20,7 +21,12 @@ bool IsPlausible(const worker::LoadProgress& progress) {
 // An error, also when the message's code says OK.
 absl::Status LoadFailure(const worker::ModelFailed& message) {
   const auto code = static_cast<absl::StatusCode>(message.code());
-  return absl::Status(code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code, message.message());
+  return absl::Status(code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code,
+                      CutForLog(message.message(), kMaxReasonBytes));
+}
+
+std::string NameOfLayer(const GroupModel& model, size_t layer_idx) {
+  return layer_idx < model.layer_names.size() ? model.layer_names[layer_idx] : absl::StrCat("number ", layer_idx);
 }
 
 bool HasLoaded(const GroupRank& rank, ModelId id) {
@@ -176,6 +182,12 @@ void ModelsOnRanks::OnVacated(int index, const std::string& why) {
   for (const auto& [id, model] : gone) {
     if (model.state == RankModel::State::kLoading) loading.push_back(id);
   }
+  for (Model& model : models_) {
+    if (model.are_digests_final) continue;
+    for (auto& layer : model.digests) {
+      std::erase_if(layer, [&](const auto& digest) { return digest.second.rank == index; });
+    }
+  }
   for (const ModelId id : loading) {
     const auto model = Find(id);
     if (model == models_.end() || model->is_needed) continue;
@@ -201,21 +213,56 @@ void ModelsOnRanks::OnProgress(GroupRank& rank, const worker::LoadProgress& mess
   }
 }
 
-void ModelsOnRanks::OnLoaded(int index, const worker::ModelLoaded& message) {
+absl::Status ModelsOnRanks::AddDigests(int rank, const worker::ModelLoaded& message, Model* model) {
+  const worker::ModelShare& share = model->what.shares[rank];
+  bool fits = message.layers_size() == share.layers_size();
+  for (int i = 0; fits && i < share.layers_size(); ++i) {
+    fits = message.layers(i).digest_size() == share.layers(i).expert_idx_size();
+  }
+  if (!fits) return absl::InvalidArgumentError("it did not report one digest for each of its experts");
+  model->digests.resize(share.layers_size());
+  for (int i = 0; i < share.layers_size(); ++i) {
+    for (int slot = 0; slot < share.layers(i).expert_idx_size(); ++slot) {
+      const int32_t expert = share.layers(i).expert_idx(slot);
+      const auto known = model->digests[i].find(expert);
+      if (known == model->digests[i].end() || known->second.value == message.layers(i).digest(slot)) continue;
+      return absl::FailedPreconditionError(
+          absl::StrCat("model ", model->what.name, ", layer ", NameOfLayer(model->what, i), ", expert ", expert,
+                       ": its weights are not those that rank ", known->second.rank, " read",
+                       rank == known->second.rank ? " before" : "",
+                       "; give all hosts the same files, or load the model anew to serve what is there now"));
+    }
+  }
+  for (int i = 0; i < share.layers_size(); ++i) {
+    for (int slot = 0; slot < share.layers(i).expert_idx_size(); ++slot) {
+      model->digests[i].try_emplace(share.layers(i).expert_idx(slot),
+                                    ExpertDigest{message.layers(i).digest(slot), rank});
+    }
+  }
+  return absl::OkStatus();
+}
+
+std::optional<std::string> ModelsOnRanks::OnLoaded(int index, const worker::ModelLoaded& message) {
   GroupRank& rank = ranks_[index];
   const ModelId id{message.model_id()};
   const auto loaded = rank.models.find(id);
-  if (loaded == rank.models.end() || loaded->second.state != RankModel::State::kLoading) return;
+  if (loaded == rank.models.end() || loaded->second.state != RankModel::State::kLoading) return std::nullopt;
   loaded->second.state = RankModel::State::kLoaded;
   loaded->second.bytes_done = loaded->second.bytes_total;
   loaded->second.weight_bytes = std::clamp<int64_t>(message.weight_bytes(), 0, kMaxBytes);
-  const auto model = Find(id);
-  spdlog::info("rank {}: model {}: loaded {:.1f} MiB", index, model == models_.end() ? "?" : model->what.name,
-               message.weight_bytes() / 1048576.0);
-  if (model != models_.end()) model->num_deaths = 0;
+  if (const auto model = Find(id); model != models_.end()) {
+    const absl::Status same = AddDigests(index, message, &*model);
+    if (!same.ok()) return GiveUpLoad(index, id, same);
+    spdlog::info("rank {}: model {}: loaded {:.1f} MiB", index, model->what.name,
+                 loaded->second.weight_bytes / 1048576.0);
+    model->num_deaths = 0;
+    model->are_digests_final =
+        model->are_digests_final || AllRanks(ranks_, [&](const GroupRank& each) { return HasLoaded(each, id); });
+  }
   CheckLoaded(id);
   Refresh(rank);
   Offer();
+  return std::nullopt;
 }
 
 std::optional<std::string> ModelsOnRanks::OnFailed(int index, const worker::ModelFailed& message) {
@@ -223,15 +270,18 @@ std::optional<std::string> ModelsOnRanks::OnFailed(int index, const worker::Mode
   const ModelId id{message.model_id()};
   const auto failed = rank.models.find(id);
   if (failed == rank.models.end() || failed->second.state != RankModel::State::kLoading) return std::nullopt;
-  const absl::Status why = LoadFailure(message);
+  rank.models.erase(failed);  // its worker has nothing of it
+  return GiveUpLoad(index, id, LoadFailure(message));
+}
+
+std::optional<std::string> ModelsOnRanks::GiveUpLoad(int index, ModelId id, const absl::Status& why) {
   const auto model = Find(id);
   const bool is_needed = model != models_.end() && model->is_needed;
   // A group that waited for a released model could neither end the model's requests nor any others.
   if (is_needed && !model->is_released && !HasSuccessor(model->what)) {
     listener_->OnLoadFailed(index, why);
-    return absl::StrCat("cannot load: ", message.message());
+    return absl::StrCat("cannot load: ", why.message());
   }
-  rank.models.erase(failed);  // its worker has nothing of it
   if (is_needed) {
     listener_->OnModelAbandoned(id, Annotate(why, absl::StrCat("rank ", index)));
     DropFromNeeds(id);

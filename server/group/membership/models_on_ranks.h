@@ -11,9 +11,16 @@
 // to load a suspect only while it loads nothing else, and nothing else while it loads a suspect. When workers die
 // kMaxDeaths times in a row while they load one model alone, the model is taken for the cause and fails.
 //
+// A rank that has loaded a model reports a digest of the bytes of each expert that it read. An expert's digests have to
+// be equal, on whichever rank and whenever it is read: otherwise the rank read another checkpoint than the others, or
+// than the worker before it, and its load counts as failed. Until all ranks have had the model at once, the digests of
+// a worker that leaves are forgotten, because it may be the one that read the wrong checkpoint.
+//
 // A state machine without threads or I/O of its own. Thread-compatible: Membership owns it.
 #pragma once
 
+#include <cstdint>
+#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -49,8 +56,8 @@ class ModelsOnRanks {
   void OnVacated(int rank, const std::string& why);
 
   void OnProgress(GroupRank& rank, const worker::LoadProgress& message);
-  void OnLoaded(int rank, const worker::ModelLoaded& message);
-  // Returns why the rank has to leave, if it has to.
+  // Both return why the rank has to leave, if it has to.
+  std::optional<std::string> OnLoaded(int rank, const worker::ModelLoaded& message);
   std::optional<std::string> OnFailed(int rank, const worker::ModelFailed& message);
   void OnUnloaded(GroupRank& rank, ModelId id);
 
@@ -59,15 +66,27 @@ class ModelsOnRanks {
   std::vector<ModelLoad> Loads() const;
 
  private:
+  struct ExpertDigest {
+    uint64_t value = 0;
+    int rank = 0;  // that read it first
+  };
   struct Model {
     GroupModel what;
     bool is_needed = false;
     bool is_released = false;
     bool is_suspect = false;
     int num_deaths = 0;  // of workers, in a row, that loaded nothing but this
+    // Of the experts that were read, by layer and expert. Once they are final, the workers of all ranks had read them.
+    std::vector<std::map<int32_t, ExpertDigest>> digests;
+    bool are_digests_final = false;
   };
   static constexpr int kMaxDeaths = 3;
 
+  // Adds the digests that a rank reports. An error, and nothing is added, when one is not what it was before or on
+  // another rank, or when there is not one for each of the rank's experts.
+  static absl::Status AddDigests(int rank, const worker::ModelLoaded& message, Model* model);
+  // A rank's load of a model failed. Returns why the rank has to leave, if it has to.
+  std::optional<std::string> GiveUpLoad(int rank, ModelId id, const absl::Status& why);
   static absl::Status Agree(const worker::Hello& hello, GroupModel* model);
   std::vector<Model>::iterator Find(ModelId id);
   bool HasSuccessor(const GroupModel& model) const;
