@@ -107,6 +107,13 @@ absl::string_view BearerToken(absl::string_view authorization) {
   return absl::StripAsciiWhitespace(authorization.substr(kScheme.size()));
 }
 
+bool SameToken(absl::string_view a, absl::string_view b) {
+  unsigned char digests[2][SHA256_DIGEST_LENGTH];
+  SHA256(reinterpret_cast<const unsigned char*>(a.data()), a.size(), digests[0]);
+  SHA256(reinterpret_cast<const unsigned char*>(b.data()), b.size(), digests[1]);
+  return CRYPTO_memcmp(digests[0], digests[1], SHA256_DIGEST_LENGTH) == 0;
+}
+
 absl::StatusOr<std::string> ReadToken(const FlagFile& file) {
   SY_ASSIGN_OR_RETURN(const std::vector<std::string> tokens, ReadTokens(file));
   if (tokens.empty()) return NoToken(file);

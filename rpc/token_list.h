@@ -51,6 +51,10 @@ class TokenList {
 // The token of "Bearer TOKEN", the value of the metadata `authorization`; empty for anything else.
 absl::string_view BearerToken(absl::string_view authorization);
 
+// Whether two tokens are equal. The time that this takes does not depend on how much of one is right, nor on the length
+// of the right one.
+bool SameToken(absl::string_view a, absl::string_view b);
+
 // The first token of such a file, for a client that sends it.
 absl::StatusOr<std::string> ReadToken(const FlagFile& file);
 

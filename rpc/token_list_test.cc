@@ -26,6 +26,12 @@ TEST(TokenList, HasWhatTheFileHas) {
   }
 }
 
+TEST(TokenList, ATokenIsTheSameOnlyWhole) {
+  EXPECT_TRUE(SameToken("secret", "secret"));
+  for (const char* other : {"", "secre", "secret ", "Secret", "secrets"})
+    EXPECT_FALSE(SameToken(other, "secret")) << other;
+}
+
 TEST(TokenList, RefusesFilesThatLetNobodyIn) {
   const auto message = [](const std::string& text) {
     const auto tokens = TokenList::Open(File(text));

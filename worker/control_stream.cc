@@ -6,7 +6,7 @@
 
 namespace switchyard {
 
-ControlStream::ControlStream(worker::WorkerHub::Stub* stub, worker::Hello hello, Inbox* inbox,
+ControlStream::ControlStream(worker::WorkerHub::Stub* stub, const std::string& token, worker::Hello hello, Inbox* inbox,
                              std::function<void(Epoch)> on_new_epoch, std::function<void(worker::Pong*)> describe,
                              std::chrono::milliseconds silence_timeout)
     : inbox_(inbox),
@@ -15,6 +15,7 @@ ControlStream::ControlStream(worker::WorkerHub::Stub* stub, worker::Hello hello,
       silence_timeout_(silence_timeout),
       writer_([this](const worker::WorkerMessage* message) { StartWrite(message); }) {
   context_.set_wait_for_ready(false);
+  if (!token.empty()) context_.AddMetadata("authorization", absl::StrCat("Bearer ", token));
   stub->async()->Join(&context_, this);
   // Other threads start writes too, so a hold keeps the stream open until the read side ends it.
   AddHold();

@@ -26,9 +26,10 @@ namespace switchyard {
 
 class ControlStream final : public grpc::ClientBidiReactor<worker::WorkerMessage, worker::FrontMessage> {
  public:
-  // Opens the stream and sends `hello`. `inbox` outlives the stream and is closed with the stream's final status.
-  // `describe` adds to the answer of a ping how far this worker's threads are. A `silence_timeout` of 0 waits for ever.
-  ControlStream(worker::WorkerHub::Stub* stub, worker::Hello hello, Inbox* inbox,
+  // Opens the stream with `token`, unless that is empty, and sends `hello`. `inbox` outlives the stream and is closed
+  // with the stream's final status. `describe` adds to the answer of a ping how far this worker's threads are. A
+  // `silence_timeout` of 0 waits for ever.
+  ControlStream(worker::WorkerHub::Stub* stub, const std::string& token, worker::Hello hello, Inbox* inbox,
                 std::function<void(Epoch)> on_new_epoch, std::function<void(worker::Pong*)> describe,
                 std::chrono::milliseconds silence_timeout);
 

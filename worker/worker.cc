@@ -129,9 +129,8 @@ absl::Status Worker::AttachLink() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<worker::Hello> Worker::MakeHello() const {
+worker::Hello Worker::MakeHello() const {
   worker::Hello hello;
-  SY_ASSIGN_OR_RETURN(*hello.mutable_token(), TokenForFront(options_.token_file));
   hello.set_version(std::string(kVersion));
   hello.set_build(std::string(kBuildFingerprint));
   hello.set_local_index(options_.local_index);
@@ -145,7 +144,7 @@ absl::StatusOr<worker::Hello> Worker::MakeHello() const {
 }
 
 absl::Status Worker::JoinFront() {
-  SY_ASSIGN_OR_RETURN(worker::Hello hello, MakeHello());
+  SY_ASSIGN_OR_RETURN(const std::string token, TokenForFront(options_.token_file));
   SY_ASSIGN_OR_RETURN(const Address front, ParseAddress(options_.front, "--front"));
   SY_ASSIGN_OR_RETURN(const auto channel, ConnectToFront(front.ToString(), options_.tls));
   const gpr_timespec deadline = DeadlineAfter(absl::Milliseconds(options_.join_timeout_ms));
@@ -158,7 +157,7 @@ absl::Status Worker::JoinFront() {
   }
   stub_ = worker::WorkerHub::NewStub(channel);
   control_ = std::make_unique<ControlStream>(
-      stub_.get(), std::move(hello), inbox_.get(), [this](Epoch epoch) { group_.Announce(epoch); },
+      stub_.get(), token, MakeHello(), inbox_.get(), [this](Epoch epoch) { group_.Announce(epoch); },
       [this](worker::Pong* pong) { DescribeThreads(pong); },
       std::chrono::milliseconds(options_.local_index < 0 ? options_.front_timeout_ms : 0));
   load_report_ = std::make_unique<LoadReport>(

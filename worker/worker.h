@@ -46,7 +46,7 @@ class Worker {
   absl::Status AttachLink();
   absl::Status StartHttp();
   absl::Status JoinFront();
-  absl::StatusOr<worker::Hello> MakeHello() const;
+  worker::Hello MakeHello() const;
 
   // Handles messages and steps until there is a reason to end.
   absl::Status Serve(int stop_fd);

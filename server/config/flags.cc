@@ -133,7 +133,7 @@ void DefineWorkers(CLI::App& app, ServerOptions* options) {
       ->capture_default_str();
   app.add_option("--worker_token_file", options->worker_token_file,
                  "file with the secret that awaited workers must bring; this or TLS is needed unless --worker_host is "
-                 "loopback");
+                 "loopback, where only the front's own user may join without it");
   app.add_option("--worker_tls_cert", options->worker_tls_cert, "certificate of the worker port, for mutual TLS");
   app.add_option("--worker_tls_key", options->worker_tls_key, "the certificate's key");
   app.add_option("--worker_tls_ca", options->worker_tls_ca, "roots that workers' certificates must lead to");

@@ -194,7 +194,6 @@ GroupOptions Front::MakeGroupOptions() {
   GroupOptions group;
   group.membership.num_ranks = num_ranks_;
   group.membership.local = options_.local_workers > 0;
-  group.membership.token = worker_token_;
   group.membership.version = std::string(kVersion);
   group.membership.build = std::string(kBuildFingerprint);
   group.membership.show_load = [this](const std::vector<ModelLoad>& models, SteadyTime now) {
@@ -220,10 +219,12 @@ absl::Status Front::CreateGroup() {
 
 absl::Status Front::ListenForWorkers() {
   const bool is_local = options_.local_workers > 0;
-  SY_ASSIGN_OR_RETURN(
-      worker_port_,
-      WorkerPort::Listen(is_local ? "127.0.0.1" : options_.worker_host, is_local ? 0 : options_.worker_port,
-                         is_local ? TlsFiles() : options_.worker_tls(), link_layout_.output_bytes, &workers_->group()));
+  const WorkerPortOptions options = {.host = is_local ? "127.0.0.1" : options_.worker_host,
+                                     .port = is_local ? 0 : options_.worker_port,
+                                     .tls = is_local ? TlsFiles() : options_.worker_tls(),
+                                     .token = worker_token_,
+                                     .max_row_bytes = link_layout_.output_bytes};
+  SY_ASSIGN_OR_RETURN(worker_port_, WorkerPort::Listen(options, &workers_->group()));
   return absl::OkStatus();
 }
 

@@ -106,10 +106,15 @@ void Group::Joined(std::shared_ptr<WorkerChannel> channel, worker::Hello hello) 
   events_->Post([channel = std::move(channel), hello = std::move(hello)](Group& group) {
     const auto rank = group.membership_.Join(channel, hello, group.now());
     if (rank.ok()) return;
-    LogWithin(&group.refused_lines_, spdlog::level::warn, "{} (process {} on {})", rank.status().message(), hello.pid(),
-              NameForLog(hello.host()));
+    group.Refused(WorkerRefusal::kHello, rank.status(),
+                  absl::StrCat("process ", hello.pid(), " on ", NameForLog(hello.host())));
     channel->Close(rank.status());
   });
+}
+
+void Group::Refused(WorkerRefusal reason, const absl::Status& why, const std::string& peer) {
+  metrics_->RecordWorkerRefusal(reason);
+  LogWithin(&refused_lines_, spdlog::level::warn, "{} ({})", why.message(), peer);
 }
 
 void Group::Said(std::shared_ptr<WorkerChannel> channel, worker::WorkerMessage message) {

@@ -71,6 +71,8 @@ class Group final : private MembershipListener {
   void LocalWorkerSpawned(int rank, UniqueFd link_socket);
   void LocalWorkerExited(int rank, const std::string& how);
   void Joined(std::shared_ptr<WorkerChannel> channel, worker::Hello hello);
+  // Counts a caller at `peer` that may not join, or has not in time, and logs it within a budget. Handled at once.
+  void Refused(WorkerRefusal reason, const absl::Status& why, const std::string& peer);
   // Any message but a step's result.
   void Said(std::shared_ptr<WorkerChannel> channel, worker::WorkerMessage message);
   void Left(std::shared_ptr<WorkerChannel> channel, const std::string& why);
@@ -139,10 +141,10 @@ class Group final : private MembershipListener {
   int64_t recoveries_ = 0;
   std::pair<Epoch, StepId> oldest_step_;
   int oldest_step_ticks_ = 0;
-  LineBudget refused_lines_{1};
   std::map<ModelId, std::function<void(absl::Status)>> adding_;
   std::map<ModelId, std::function<void()>> removing_;
 
+  LineBudget refused_lines_{1};
   mutable Mutex mu_;
   mutable CondVar published_;
   GroupInfo info_ ABSL_GUARDED_BY(mu_);

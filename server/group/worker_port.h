@@ -1,12 +1,14 @@
 // The gRPC server that workers join.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <string>
 
 #include "base/status.h"
 #include "rpc/tls_files.h"
+#include "server/group/worker_access.h"
 
 namespace grpc {
 class Service;
@@ -17,20 +19,29 @@ namespace switchyard {
 class Group;
 class PortServer;
 
+struct WorkerPortOptions {
+  std::string host;
+  int port = 0;
+  TlsFiles tls;       // all three files, or none for no TLS
+  std::string token;  // empty asks for none: see worker_access.h
+  // The size of the largest step's output on one rank. A peer that sends more is no worker.
+  size_t max_row_bytes = 0;
+  // Until the first message of a worker that was let in.
+  std::chrono::milliseconds hello_timeout{5000};
+};
+
 // Listens from construction to destruction.
 class WorkerPort {
  public:
-  // `tls` is all three files, or none for no TLS. `max_row_bytes` is the size of the largest step's output on one rank:
-  // a peer that sends more, before its token was even looked at, is no worker.
-  static absl::StatusOr<std::unique_ptr<WorkerPort>> Listen(const std::string& host, int port, const TlsFiles& tls,
-                                                            size_t max_row_bytes, Group* group);
+  static absl::StatusOr<std::unique_ptr<WorkerPort>> Listen(const WorkerPortOptions& options, Group* group);
   ~WorkerPort();
 
   int port() const;
 
  private:
-  explicit WorkerPort(Group* group);
+  WorkerPort(const WorkerPortOptions& options, Group* group);
 
+  WorkerAccess access_;
   std::unique_ptr<grpc::Service> service_;  // outlives the server
   std::unique_ptr<PortServer> server_;
 };

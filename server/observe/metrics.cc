@@ -82,6 +82,11 @@ Metrics::Metrics()
                           .Help("Rows that no step has taken yet, by priority.")
                           .Register(registry_);
   for (int i = 0; i < kNumPriorities; ++i) queued_rows_[i] = &queued_rows.Add({{"priority", std::to_string(i + 1)}});
+  auto& refusals = CounterFamily(registry_, "switchyard_worker_refusals_total",
+                                 "Calls at the worker port that did not become a worker, by reason.");
+  for (const char* reason : {"token", "user", "late", "first_message", "hello"}) {
+    worker_refusals_.push_back(&refusals.Add({{"reason", reason}}));
+  }
 }
 
 void Metrics::RemoveLayers(const std::vector<LayerId>& layers) {
@@ -206,6 +211,8 @@ void Metrics::RecordRecovery(double seconds) {
   recoveries_.Increment();
   recovery_seconds_.Observe(seconds);
 }
+
+void Metrics::RecordWorkerRefusal(WorkerRefusal reason) { worker_refusals_[static_cast<size_t>(reason)]->Increment(); }
 
 void Metrics::SetQueue(int64_t rows, int64_t bytes, int64_t requests) {
   queue_rows_.Set(static_cast<double>(rows));

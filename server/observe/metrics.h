@@ -38,6 +38,15 @@ struct StepRecord {
   std::vector<int64_t> rows_per_rank;  // (row, expert) pairs that each rank computed
 };
 
+// Why someone at the worker port did not become a worker.
+enum class WorkerRefusal {
+  kToken,         // it has not the token
+  kUser,          // on a port without a token: of another user, or that cannot be told
+  kLate,          // it sent no Hello in time
+  kFirstMessage,  // its first message is too large or no Hello
+  kHello,         // of another version or build, without a rank, or of no use to the group
+};
+
 class Metrics {
  public:
   Metrics();
@@ -56,6 +65,7 @@ class Metrics {
   // Records a request that was refused before it was queued; `layer` is unset when the request named no known layer.
   void RecordRejection(absl::StatusCode code, std::optional<LayerId> layer);
   void RecordRecovery(double seconds);
+  void RecordWorkerRefusal(WorkerRefusal reason);
 
   void SetQueue(int64_t rows, int64_t bytes, int64_t requests);
   // Rows that no step has taken yet, by Priority, the highest first.
@@ -134,7 +144,8 @@ class Metrics {
   prometheus::Gauge& ranks_serving_;
   prometheus::Counter& recoveries_;
   prometheus::Histogram& recovery_seconds_;
-  RequestCounters unknown_requests_ = {};  // requests that named no known layer
+  std::vector<prometheus::Counter*> worker_refusals_;  // by WorkerRefusal
+  RequestCounters unknown_requests_ = {};              // requests that named no known layer
   mutable Mutex mu_;
   std::map<std::pair<std::string, std::string>, std::unique_ptr<NamedCounts>> counts_ ABSL_GUARDED_BY(mu_);
   std::vector<std::unique_ptr<const LayerMetrics>> layers_ ABSL_GUARDED_BY(mu_);  // by id; null where an id is not used

@@ -93,12 +93,12 @@ TEST(Logging, StrangersOnTheWorkerPortFillNoDisk) {
   ASSERT_NE(address, "") << (*front)->Log();
   const auto hub = worker::WorkerHub::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
   worker::WorkerMessage message;
-  message.mutable_hello()->set_token("a-wrong-one");
   message.mutable_hello()->set_host(std::string(100'000, 'h') + "\n\033[2J");
   const SteadyTime begin = Clock::Real().Now();
   constexpr int kStrangers = 200;
   for (int i = 0; i < kStrangers; ++i) {
     grpc::ClientContext context;
+    context.AddMetadata("authorization", "Bearer a-wrong-one");
     const auto stream = hub->Join(&context);
     stream->Write(message);
     worker::FrontMessage none;

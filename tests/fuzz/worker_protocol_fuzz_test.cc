@@ -93,7 +93,6 @@ worker::Hello GoodHello() {
   worker::Hello hello;
   hello.set_version("1");
   hello.set_build("b");
-  hello.set_token("secret");
   hello.set_local_index(-1);
   hello.add_compute_dtypes("fp32");
   hello.add_exchanges("shm");
@@ -140,7 +139,6 @@ class ControlFuzz : public testing::Test, public MembershipListener {
     google::protobuf::SetLogHandler(nullptr);
     MembershipOptions options;
     options.num_ranks = kNumRanks;
-    options.token = "secret";
     options.version = "1";
     options.build = "b";
     options.show_load = [this](const std::vector<ModelLoad>& models, SteadyTime now) { display_.Update(models, now); };

@@ -29,14 +29,6 @@ absl::Status CheckSizes(const worker::Hello& hello) {
                                                  " bytes, or more than ", kMaxNames, " compute types or exchanges"));
 }
 
-// Takes equal time for secrets of equal length, whatever they contain.
-bool SameSecret(const std::string& a, const std::string& b) {
-  if (a.size() != b.size()) return false;
-  unsigned char difference = 0;
-  for (size_t i = 0; i < a.size(); ++i) difference |= static_cast<unsigned char>(a[i] ^ b[i]);
-  return difference == 0;
-}
-
 }  // namespace
 
 Membership::Membership(MembershipOptions options, MembershipListener* listener)
@@ -49,9 +41,6 @@ Membership::Membership(MembershipOptions options, MembershipListener* listener)
 // ---- Joining and leaving --------------------------------------------------------------------------------------------
 
 absl::Status Membership::CheckHello(const worker::Hello& hello) const {
-  if (!SameSecret(hello.token(), options_.token)) {
-    return absl::UnauthenticatedError("worker refused: its token is not this front's");
-  }
   if (hello.version() != options_.version) return Refuse("its version", options_.version, hello.version());
   if (hello.build() != options_.build) return Refuse("its build", options_.build, hello.build());
   SY_RETURN_IF_ERROR(CheckSizes(hello));

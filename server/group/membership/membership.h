@@ -39,7 +39,6 @@ namespace switchyard {
 struct MembershipOptions {
   int num_ranks = 1;
   bool local = false;  // workers are started by this front and know their rank
-  std::string token;   // every worker must bring it
   std::string version;
   std::string build;
   // Called with every model while a rank loads one, and once more when the last one is loaded.

@@ -29,7 +29,6 @@ class MembershipTest : public testing::Test, public MembershipListener {
     MembershipOptions options;
     options.num_ranks = num_ranks;
     options.local = local;
-    options.token = "secret";
     options.version = "1";
     options.build = "b";
     membership_ = std::make_unique<Membership>(options, this);
@@ -51,7 +50,6 @@ class MembershipTest : public testing::Test, public MembershipListener {
     worker::Hello hello;
     hello.set_version("1");
     hello.set_build("b");
-    hello.set_token("secret");
     hello.set_local_index(local_index);
     hello.add_compute_dtypes("fp32");
     hello.add_exchanges("shm");
@@ -489,14 +487,14 @@ TEST_F(MembershipTest, RefusesStrangersByReason) {
     EXPECT_NE(std::string(joined.status().message()).find(reason), std::string::npos) << joined.status();
   };
   worker::Hello hello = MakeHello();
-  hello.set_token("guess!");
-  expect_refused(hello, "token");
-  hello = MakeHello();
   hello.set_version("2");
   expect_refused(hello, "its version is '2', this front needs '1'");
   hello = MakeHello();
   hello.set_build("c");
   expect_refused(hello, "its build is 'c'");
+  hello.set_build(std::string(50'000, 'c') + "\033");
+  expect_refused(hello, "its build is 'ccc");
+  EXPECT_LT(membership_->Join(std::make_shared<FakeWorker>(), hello, clock_.Now()).status().message().size(), 1000u);
   hello = MakeHello();
   hello.clear_compute_dtypes();
   hello.set_device("abacus");

@@ -48,7 +48,8 @@ void ModelsOnRanks::Add(GroupModel model, bool is_needed) {
   for (const GroupRank& rank : ranks_) {
     if (rank.is_absent()) continue;
     const absl::Status agreed = Agree(rank.hello, &models_.back().what);
-    if (!agreed.ok()) return Fail(id, Annotate(agreed, absl::StrCat("the engine of the device ", rank.hello.device())));
+    if (!agreed.ok())
+      return Fail(id, Annotate(agreed, absl::StrCat("the engine of the device ", NameForLog(rank.hello.device()))));
   }
   Offer();
 }
@@ -150,7 +151,7 @@ absl::Status ModelsOnRanks::AgreeWith(const worker::Hello& hello) {
   std::vector<std::pair<ModelId, absl::Status>> failed;
   for (Model& model : models_) {
     const absl::Status agreed =
-        Annotate(Agree(hello, &model.what), absl::StrCat("the engine of its device ", hello.device()));
+        Annotate(Agree(hello, &model.what), absl::StrCat("the engine of its device ", NameForLog(hello.device())));
     if (agreed.ok()) continue;
     if (model.is_needed) return Annotate(agreed, "worker refused");
     failed.emplace_back(model.what.id, agreed);
