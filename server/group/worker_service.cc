@@ -140,20 +140,26 @@ class JoinStream final : public RawJoinReactor, public WorkerChannel {
     const std::shared_ptr<JoinStream> last = std::move(self_);
   }
 
+  // Counts the refusal before the worker hears of it.
   void Refuse(WorkerRefusal reason, const absl::Status& why) {
-    if (End(why)) group_->Refused(reason, why, peer_);
+    if (!MarkEnded()) return;
+    group_->Refused(reason, why, peer_);
+    FinishWith(why);
+  }
+
+  void End(const absl::Status& why) {
+    if (MarkEnded()) FinishWith(why);
   }
 
   // False when the stream has ended before.
-  bool End(const absl::Status& why) {
-    {
-      MutexLock lock(&mu_);
-      if (ended_) return false;
-      ended_ = true;
-    }
+  bool MarkEnded() {
+    MutexLock lock(&mu_);
+    return !std::exchange(ended_, true);
+  }
+
+  void FinishWith(const absl::Status& why) {
     writer_.Stop();
     Finish(ToGrpcStatus(why));
-    return true;
   }
 
   const std::string peer_;

@@ -50,7 +50,8 @@ class WarmUpTest : public ::testing::Test {
 };
 
 TEST_F(WarmUpTest, EveryLayerRunsOneRowAndThenAFullStep) {
-  ASSERT_TRUE(WarmUp({.full_rows = kFullRows}, layers_, Port(absl::OkStatus())).ok());
+  FakeClock clock;
+  ASSERT_TRUE(WarmUp({.full_rows = kFullRows, .clock = &clock}, layers_, Port(absl::OkStatus())).ok());
   ASSERT_EQ(seen_.size(), 4u);
   const std::vector<int64_t> rows = {1, 1, kFullRows, kFullRows};
   for (size_t i = 0; i < seen_.size(); ++i) {

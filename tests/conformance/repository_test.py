@@ -248,6 +248,7 @@ def test_load_and_unload_under_load(own_server, jargon, golden):
 
 
 def test_many_changes_at_once_come_one_after_the_other(own_server, jargon):
+    """Each succeeds, unless it is a load that a later unload has called off."""
     errors = []
 
     def change(index):
@@ -261,7 +262,7 @@ def test_many_changes_at_once_come_one_after_the_other(own_server, jargon):
         thread.start()
     for thread in threads:
         thread.join()
-    assert not errors
+    assert all("called off" in error.message() for error in errors)
     jargon.load_model("spare")
     assert jargon.is_model_ready("spare.3")
 

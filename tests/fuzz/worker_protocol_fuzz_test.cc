@@ -96,6 +96,7 @@ worker::Hello GoodHello() {
   hello.set_local_index(-1);
   hello.add_compute_dtypes("fp32");
   hello.add_exchanges("shm");
+  hello.add_exchanges("tcp");
   hello.set_host_identity("host");
   return hello;
 }
