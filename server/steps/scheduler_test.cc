@@ -502,6 +502,7 @@ TEST_F(SchedulerTest, TheOldestStepSaysWhoOwesItAndHowLongItMayTake) {
   group->WaitForSubmissions(1);
   EXPECT_EQ(scheduler_->oldest_step()->owing, (std::vector<int>{0, 1}));
   EXPECT_EQ(scheduler_->oldest_step()->limit, 2 * StepDurations::kUnknown) << "it may only be slow";
+  scheduler_.reset();  // before its clock and the caller end
 }
 
 TEST_F(SchedulerTest, LimitsAreLearnedFromStepsThatEnd) {

@@ -34,8 +34,8 @@ class ChildProcess {
   std::string ReadLine();
   // Everything on its stderr so far.
   std::string Log() const;
-  // Waits until that contains `text`, because a line comes a moment after the event that it tells of. Returns whether it
-  // has come within 10 s.
+  // Waits until that contains `text`, because a line comes a moment after the event that it tells of. Returns whether
+  // it has come within 10 s.
   bool HasLogged(const std::string& text) const;
 
  private:

@@ -194,10 +194,12 @@ class ControlFuzz : public testing::Test, public MembershipListener {
     clock_.Advance(std::chrono::seconds(1));
     membership_->Tick(clock_.Now());
     const int64_t epoch = membership_->epoch().value;
-    for (const auto& each : workers)
+    for (const auto& each : workers) {
       SayTo(each, [&](auto* message) { message->mutable_group_address()->set_epoch(epoch); });
-    for (const auto& each : workers)
+    }
+    for (const auto& each : workers) {
       SayTo(each, [&](auto* message) { message->mutable_group_ready()->set_epoch(epoch); });
+    }
     EXPECT_TRUE(membership_->is_serving());
   }
   void SayTo(const std::shared_ptr<MutedChannel>& from, const std::function<void(worker::WorkerMessage*)>& fill) {
