@@ -11,7 +11,8 @@ class RealClock final : public Clock {
 }  // namespace
 
 const Clock& Clock::Real() {
-  static const RealClock clock;
+  // Never destroyed, because the log still needs it while the process ends.
+  static const Clock& clock = *new RealClock;
   return clock;
 }
 
