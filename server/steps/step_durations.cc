@@ -11,6 +11,9 @@ constexpr int kMemory = 16;  // steps
 // A step that takes hours counts like this, so that a multiple of it stays in range.
 constexpr std::chrono::nanoseconds kLongest = std::chrono::hours(24);
 
+// A duration is scaled by no more than this from a smaller size to a larger one.
+constexpr int kMaxDoublings = 20;
+
 int SizeClass(int64_t num_rows) { return std::bit_width(static_cast<uint64_t>(std::max<int64_t>(num_rows, 0))); }
 
 }  // namespace
@@ -34,7 +37,8 @@ std::chrono::milliseconds StepDurations::Limit(LayerId layer, int64_t num_rows) 
     slowest = at_least->second;
   } else if (at_least != slowest_.begin() && std::prev(at_least)->first.first == layer) {
     const auto& [key, smaller] = *std::prev(at_least);
-    slowest = std::min<std::chrono::nanoseconds>(smaller * (int64_t{1} << std::min(size - key.second, 20)), kLongest);
+    const int64_t factor = int64_t{1} << std::min(size - key.second, kMaxDoublings);
+    slowest = smaller > kLongest / factor ? kLongest : smaller * factor;
   } else {
     return kUnknown;
   }
