@@ -519,6 +519,7 @@ TEST_F(SchedulerTest, LimitsAreLearnedFromStepsThatEnd) {
   const auto next = Send(3);
   group->WaitForSubmissions(2);
   EXPECT_EQ(scheduler_->oldest_step()->limit, std::chrono::seconds(20));
+  scheduler_.reset();  // before its clock and the caller end
 }
 
 TEST_F(SchedulerTest, AFailedStepBreaksTheGroupAndIsReplayed) {

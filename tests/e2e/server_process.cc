@@ -15,8 +15,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
-#include <regex>
 #include <sstream>
 
 #include "base/unique_fd.h"
@@ -120,10 +120,13 @@ bool ChildProcess::HasLogged(const std::string& text) const {
 }
 
 absl::StatusOr<std::string> WaitForWorkerPort(const ChildProcess& front) {
+  constexpr char kBefore[] = " workers on ";
   for (int i = 0; i < 3000; ++i) {
-    std::smatch found;
     const std::string log = front.Log();
-    if (std::regex_search(log, found, std::regex("waiting for \\d+ workers on (\\S+:\\d+)\n"))) return found[1].str();
+    const size_t waiting = log.find("waiting for ");
+    const size_t begin = waiting == std::string::npos ? waiting : log.find(kBefore, waiting);
+    const size_t end = begin == std::string::npos ? begin : log.find('\n', begin);
+    if (end != std::string::npos) return log.substr(begin + std::strlen(kBefore), end - begin - std::strlen(kBefore));
     usleep(10'000);
   }
   return absl::DeadlineExceededError(absl::StrCat("the front awaits no workers\n", Tail(front.Log())));
