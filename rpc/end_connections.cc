@@ -37,21 +37,11 @@ std::vector<UniqueFd> SocketsAt(int port) {
   return sockets;
 }
 
-bool IsListening(const UniqueFd& socket) {
-  int listens = 0;
-  socklen_t size = sizeof(listens);
-  return getsockopt(socket.get(), SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 && listens != 0;
-}
-
 }  // namespace
 
 void EndConnections(int port) {
-  // gRPC would log that it cannot accept any more, and why each connection has ended.
+  // gRPC would log why each connection has ended.
   gpr_set_log_verbosity(static_cast<gpr_log_severity>(GPR_LOG_SEVERITY_ERROR + 1));
-  for (const UniqueFd& socket : SocketsAt(port)) {
-    if (IsListening(socket)) shutdown(socket.get(), SHUT_RDWR);
-  }
-  // Looks anew, because a connection may have been accepted since.
   for (const UniqueFd& socket : SocketsAt(port)) shutdown(socket.get(), SHUT_WR);
 }
 

@@ -6,9 +6,9 @@
 
 namespace switchyard {
 
-// Stops listening on `port`, and sends the end of its connections behind all that was sent before. Clients read that,
-// and then fail the calls that are left with UNAVAILABLE. Call it when all answers have been sent, and
-// grpc::Server::Shutdown after it. Does nothing where /proc is missing. TCP only.
+// Sends the end of the connections of `port` behind all that was sent before. Clients read that, and then fail the
+// calls that are left with UNAVAILABLE. Call it when nothing is accepted any more (PortServer::StopAccepting) and all
+// answers have been sent, and grpc::Server::Shutdown after it. Does nothing where /proc is missing. TCP only.
 void EndConnections(int port);
 
 }  // namespace switchyard

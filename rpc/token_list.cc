@@ -15,6 +15,17 @@ namespace {
 
 constexpr std::chrono::milliseconds kLookPeriod{100};
 
+using Digest = std::array<unsigned char, SHA256_DIGEST_LENGTH>;
+
+Digest DigestOf(absl::string_view token) {
+  Digest digest;
+  SHA256(reinterpret_cast<const unsigned char*>(token.data()), token.size(), digest.data());
+  return digest;
+}
+
+// Takes the same time whatever the digests are.
+bool IsSame(const Digest& a, const Digest& b) { return CRYPTO_memcmp(a.data(), b.data(), a.size()) == 0; }
+
 bool IsVisibleAscii(absl::string_view text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return c > 0x20 && c < 0x7f; });
 }
@@ -62,13 +73,6 @@ absl::StatusOr<std::unique_ptr<TokenList>> TokenList::Open(const FlagFile& file,
   return std::unique_ptr<TokenList>(new TokenList(file, clock, stamp, std::move(digests)));
 }
 
-TokenList::Digest TokenList::DigestOf(absl::string_view token) {
-  Digest digest;
-  static_assert(sizeof(digest) == SHA256_DIGEST_LENGTH);
-  SHA256(reinterpret_cast<const unsigned char*>(token.data()), token.size(), digest.data());
-  return digest;
-}
-
 absl::StatusOr<TokenList::Digests> TokenList::Read(const FlagFile& file) {
   SY_ASSIGN_OR_RETURN(const std::vector<std::string> tokens, ReadTokens(file));
   Digests digests;
@@ -97,7 +101,7 @@ std::shared_ptr<const TokenList::Digests> TokenList::Current() {
 bool TokenList::Has(absl::string_view token) {
   const Digest digest = DigestOf(token);
   bool found = false;
-  for (const Digest& known : *Current()) found |= CRYPTO_memcmp(digest.data(), known.data(), digest.size()) == 0;
+  for (const Digest& known : *Current()) found |= IsSame(digest, known);
   return found;
 }
 
@@ -107,12 +111,7 @@ absl::string_view BearerToken(absl::string_view authorization) {
   return absl::StripAsciiWhitespace(authorization.substr(kScheme.size()));
 }
 
-bool SameToken(absl::string_view a, absl::string_view b) {
-  unsigned char digests[2][SHA256_DIGEST_LENGTH];
-  SHA256(reinterpret_cast<const unsigned char*>(a.data()), a.size(), digests[0]);
-  SHA256(reinterpret_cast<const unsigned char*>(b.data()), b.size(), digests[1]);
-  return CRYPTO_memcmp(digests[0], digests[1], SHA256_DIGEST_LENGTH) == 0;
-}
+bool SameToken(absl::string_view a, absl::string_view b) { return IsSame(DigestOf(a), DigestOf(b)); }
 
 absl::StatusOr<std::string> ReadToken(const FlagFile& file) {
   SY_ASSIGN_OR_RETURN(const std::vector<std::string> tokens, ReadTokens(file));

@@ -36,7 +36,6 @@ class TokenList {
   using Digests = std::vector<Digest>;
 
   TokenList(const FlagFile& file, const Clock& clock, const FileStamp& stamp, Digests digests);
-  static Digest DigestOf(absl::string_view token);
   static absl::StatusOr<Digests> Read(const FlagFile& file);
   std::shared_ptr<const Digests> Current();
 

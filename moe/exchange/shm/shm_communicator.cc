@@ -13,8 +13,7 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "moe/exchange/mesh/blocks.h"
-#include "moe/exchange/mesh/peer_mesh.h"
+#include "moe/exchange/mesh/mesh_communicator.h"
 #include "moe/exchange/mesh/poll_beating.h"
 #include "moe/exchange/shm/shm_area.h"
 #include "moe/exchange/shm/shm_ring.h"
@@ -32,27 +31,19 @@ size_t RingBytes(int size, const ShmOptions& options) {
   return std::max(kMinRingBytes, std::min(std::bit_floor(options.max_ring_bytes), share));
 }
 
-class ShmCommunicator final : public Communicator {
+class ShmCommunicator final : public MeshCommunicator {
  public:
   static absl::StatusOr<std::unique_ptr<Communicator>> Create(int rank, int size, const ShmOptions& options);
 
-  int rank() const override { return mesh_->rank(); }
-  int size() const override { return mesh_->size(); }
-  const std::string& address() const override { return mesh_->address(); }
-  absl::Status Connect(std::span<const std::string> addresses) override;
-  absl::Status AllToAllV(const std::byte* send, std::span<const size_t> send_bytes, std::byte* recv,
-                         std::span<const size_t> recv_bytes, DeviceStream stream) override;
-  void Abort() override { mesh_->ShutDown(); }
-
  private:
   ShmCommunicator(std::unique_ptr<PeerMesh> mesh, SharedMemory memory, const ShmOptions& options)
-      : options_(options),
-        mesh_(std::move(mesh)),
-        ring_bytes_(RingBytes(mesh_->size(), options)),
+      : MeshCommunicator(std::move(mesh)),
+        options_(options),
+        ring_bytes_(RingBytes(size(), options)),
         memory_(std::move(memory)),
-        area_(memory_.data(), mesh_->size(), ring_bytes_),
+        area_(memory_.data(), size(), ring_bytes_),
         spin_(options.spin),
-        peers_(mesh_->size()) {}
+        peers_(size()) {}
 
   // What this rank knows of a peer, and uses for it.
   struct Peer {
@@ -65,28 +56,19 @@ class ShmCommunicator final : public Communicator {
     RingReader reader;
   };
 
-  // The order in which to serve the peers. Each rank begins with the next one, so that not all begin with rank 0.
-  int PeerAt(int distance) const { return (rank() + distance) % size(); }
-
-  absl::Status Join(std::span<const std::string> addresses);
+  absl::Status Join(std::span<const std::string> addresses) override;
   absl::Status Attach(int peer);
-  absl::Status Exchange(const Blocks<const std::byte>& send, const Blocks<std::byte>& recv);
-  // Moves what can be moved without waiting. Returns whether that was anything.
-  absl::StatusOr<bool> MoveAll();
+  void Begin(int peer, uint64_t exchange, std::span<const std::byte> send, std::span<std::byte> recv) override;
+  absl::StatusOr<bool> MoveAll() override;
   absl::Status CheckMove(int peer, RingMove move) const;
-  bool IsDone() const;
+  bool IsDone(int peer) const override { return peers_[peer].writer.is_done() && peers_[peer].reader.is_done(); }
   bool CanMove() const;
-  // Returns when there may be something to move.
-  absl::Status Wait(SteadyTime idle_since);
+  absl::Status Wait(SteadyTime idle_since) override;
   void Sleep(std::chrono::milliseconds timeout);
   absl::Status CheckPeers() const;
-  // A peer that has yet to send or to take something, the next one first.
-  int Awaited() const;
   void Wake(Peer& peer);
-  absl::Status Break(const absl::Status& failure);
 
   const ShmOptions options_;
-  const std::unique_ptr<PeerMesh> mesh_;
   const size_t ring_bytes_;
   const SharedMemory memory_;
   const ShmArea area_;
@@ -95,9 +77,6 @@ class ShmCommunicator final : public Communicator {
   SpinWait spin_;
   std::vector<Peer> peers_;     // by rank; this rank's is not used
   std::vector<pollfd> polled_;  // this rank's doorbell, then by rank
-  absl::Status broken_;
-  bool is_connected_ = false;
-  uint64_t exchange_ = 0;
   uint64_t sleep_word_ = 0;
 };
 
@@ -110,30 +89,21 @@ absl::StatusOr<std::unique_ptr<Communicator>> ShmCommunicator::Create(int rank, 
 
 // ---- Connecting -----------------------------------------------------------------------------------------------------
 
-absl::Status ShmCommunicator::Connect(std::span<const std::string> addresses) {
-  if (mesh_->is_shut_down()) return absl::AbortedError("the communicator was aborted");
-  SY_RETURN_IF_ERROR(broken_);
-  if (is_connected_) return absl::FailedPreconditionError("this communicator is connected already");
-  const absl::Status joined = Join(addresses);
-  is_connected_ = joined.ok();
-  return joined.ok() ? joined : Break(joined);
-}
-
 absl::Status ShmCommunicator::Join(std::span<const std::string> addresses) {
-  SY_RETURN_IF_ERROR(mesh_->Join(addresses, std::array{memory_.fd(), mesh_->wake_fd()}));
+  SY_RETURN_IF_ERROR(mesh().Join(addresses, std::array{memory_.fd(), mesh().wake_fd()}));
   polled_.assign(1 + size(), {-1, POLLIN, 0});
-  polled_[0].fd = mesh_->wake_fd();
+  polled_[0].fd = mesh().wake_fd();
   for (int distance = 1; distance < size(); ++distance) {
     const int peer = PeerAt(distance);
     SY_RETURN_IF_ERROR(Annotate(Attach(peer), absl::StrCat("rank ", peer)));
-    polled_[1 + peer].fd = mesh_->from(peer);
+    polled_[1 + peer].fd = mesh().from(peer);
   }
   return absl::OkStatus();
 }
 
 absl::Status ShmCommunicator::Attach(int idx) {
   Peer& peer = peers_[idx];
-  std::vector<UniqueFd> gifts = mesh_->TakeGifts(idx);
+  std::vector<UniqueFd> gifts = mesh().TakeGifts(idx);
   SY_ASSIGN_OR_RETURN(SharedMemory memory,
                       SharedMemory::Attach(std::move(gifts[0]), ShmArea::TotalBytes(size(), ring_bytes_)));
   peer.memory.emplace(std::move(memory));
@@ -146,37 +116,9 @@ absl::Status ShmCommunicator::Attach(int idx) {
 
 // ---- Exchanging -----------------------------------------------------------------------------------------------------
 
-absl::Status ShmCommunicator::AllToAllV(const std::byte* send, std::span<const size_t> send_bytes, std::byte* recv,
-                                        std::span<const size_t> recv_bytes, DeviceStream) {
-  if (mesh_->is_shut_down() && broken_.ok()) return absl::AbortedError("the communicator was aborted");
-  SY_RETURN_IF_ERROR(broken_);
-  if (!is_connected_) return absl::FailedPreconditionError("the communicator is not connected");
-  absl::Status done = CheckBlockSizes(rank(), size(), send_bytes, recv_bytes);
-  if (done.ok()) done = Exchange({send, send_bytes}, {recv, recv_bytes});
-  return done.ok() ? done : Break(Annotate(done, absl::StrCat("all-to-all on rank ", rank())));
-}
-
-absl::Status ShmCommunicator::Exchange(const Blocks<const std::byte>& send, const Blocks<std::byte>& recv) {
-  ++exchange_;
-  for (int distance = 1; distance < size(); ++distance) {
-    const int peer = PeerAt(distance);
-    peers_[peer].writer.Begin(exchange_, send[peer]);
-    peers_[peer].reader.Begin(exchange_, recv[peer]);
-  }
-  SY_RETURN_IF_ERROR(MoveAll().status());  // so that the peers need not wait for this rank's copy for itself
-  const auto own = send[rank()];
-  if (!own.empty()) std::memcpy(recv[rank()].data(), own.data(), own.size());
-  std::optional<SteadyTime> idle_since;
-  while (!IsDone()) {
-    SY_ASSIGN_OR_RETURN(const bool has_moved, MoveAll());
-    if (has_moved) {
-      idle_since.reset();
-    } else {
-      if (!idle_since.has_value()) idle_since = Clock::Real().Now();
-      SY_RETURN_IF_ERROR(Wait(*idle_since));
-    }
-  }
-  return absl::OkStatus();
+void ShmCommunicator::Begin(int peer, uint64_t exchange, std::span<const std::byte> send, std::span<std::byte> recv) {
+  peers_[peer].writer.Begin(exchange, send);
+  peers_[peer].reader.Begin(exchange, recv);
 }
 
 absl::StatusOr<bool> ShmCommunicator::MoveAll() {
@@ -203,11 +145,6 @@ absl::Status ShmCommunicator::CheckMove(int peer, RingMove move) const {
   return WrongBlock(peer, rank(), reader.found(), reader.expected());
 }
 
-bool ShmCommunicator::IsDone() const {
-  return std::all_of(peers_.begin(), peers_.end(),
-                     [](const Peer& peer) { return peer.writer.is_done() && peer.reader.is_done(); });
-}
-
 bool ShmCommunicator::CanMove() const {
   return std::any_of(peers_.begin(), peers_.end(),
                      [](const Peer& peer) { return peer.writer.CanMove() || peer.reader.CanMove(); });
@@ -216,14 +153,14 @@ bool ShmCommunicator::CanMove() const {
 // ---- Waiting --------------------------------------------------------------------------------------------------------
 
 absl::Status ShmCommunicator::Wait(SteadyTime idle_since) {
-  if (!spin_.Until([this] { return CanMove() || mesh_->is_shut_down(); })) {
+  if (!spin_.Until([this] { return CanMove() || mesh().is_shut_down(); })) {
     SY_RETURN_IF_ERROR(CheckPeers());  // nothing wakes this rank for a peer that it knows to be gone
     const auto left =
         std::chrono::ceil<std::chrono::milliseconds>(idle_since + options_.exchange_timeout - Clock::Real().Now());
-    if (left.count() <= 0) return absl::UnavailableError(absl::StrCat("rank ", Awaited(), " is silent"));
+    if (left.count() <= 0) return Silent();
     Sleep(left);
   }
-  if (mesh_->is_shut_down()) return absl::AbortedError("aborted");
+  if (mesh().is_shut_down()) return absl::AbortedError("aborted");
   return CheckPeers();
 }
 
@@ -249,19 +186,11 @@ absl::Status ShmCommunicator::CheckPeers() const {
   for (int distance = 1; distance < size(); ++distance) {
     const int idx = PeerAt(distance);
     const Peer& peer = peers_[idx];
-    if (!peer.is_gone || (peer.writer.is_done() && peer.reader.is_done())) continue;
+    if (!peer.is_gone || IsDone(idx)) continue;
     if (peer.writer.CanMove() || peer.reader.CanMove()) continue;
     return absl::UnavailableError(absl::StrCat("rank ", idx, " is gone"));
   }
   return absl::OkStatus();
-}
-
-int ShmCommunicator::Awaited() const {
-  for (int distance = 1; distance < size(); ++distance) {
-    const Peer& peer = peers_[PeerAt(distance)];
-    if (!peer.writer.is_done() || !peer.reader.is_done()) return PeerAt(distance);
-  }
-  return rank();
 }
 
 void ShmCommunicator::Wake(Peer& peer) {
@@ -271,13 +200,6 @@ void ShmCommunicator::Wake(Peer& peer) {
   const uint64_t one = 1;
   // Fails only when the peer has so many rings to hear that it will wake anyway.
   [[maybe_unused]] const ssize_t written = write(peer.doorbell.get(), &one, sizeof(one));
-}
-
-// Ends the communicator after a failure, so that the peers fail too.
-absl::Status ShmCommunicator::Break(const absl::Status& failure) {
-  broken_ = mesh_->is_shut_down() ? absl::AbortedError("the exchange was aborted") : failure;
-  mesh_->ShutDown();
-  return broken_;
 }
 
 class ShmFactory final : public CommunicatorFactory {

@@ -13,8 +13,7 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "moe/exchange/mesh/blocks.h"
-#include "moe/exchange/mesh/peer_mesh.h"
+#include "moe/exchange/mesh/mesh_communicator.h"
 #include "moe/exchange/mesh/poll_beating.h"
 
 namespace switchyard {
@@ -93,83 +92,32 @@ class IncomingBlock {
   size_t num_received_ = 0;
 };
 
-class TcpCommunicator final : public Communicator {
+class TcpCommunicator final : public MeshCommunicator {
  public:
   TcpCommunicator(std::unique_ptr<PeerMesh> mesh, const TcpOptions& options)
-      : options_(options), mesh_(std::move(mesh)), peers_(mesh_->size()) {}
-
-  int rank() const override { return mesh_->rank(); }
-  int size() const override { return mesh_->size(); }
-  const std::string& address() const override { return mesh_->address(); }
-  absl::Status Connect(std::span<const std::string> addresses) override;
-  absl::Status AllToAllV(const std::byte* send, std::span<const size_t> send_bytes, std::byte* recv,
-                         std::span<const size_t> recv_bytes, DeviceStream stream) override;
-  void Abort() override { mesh_->ShutDown(); }
+      : MeshCommunicator(std::move(mesh)), options_(options), peers_(size()) {}
 
  private:
   struct Peer {
     OutgoingBlock outgoing;
     IncomingBlock incoming;
-
-    bool is_done() const { return outgoing.is_done() && incoming.is_done(); }
   };
 
-  // The order in which to serve the peers. Each rank begins with the next one, so that not all begin with rank 0.
-  int PeerAt(int distance) const { return (rank() + distance) % size(); }
-  absl::Status Exchange(const Blocks<const std::byte>& send, const Blocks<std::byte>& recv);
-  // Moves what can be moved without waiting. Returns whether that was anything.
-  absl::StatusOr<bool> MoveAll();
+  void Begin(int peer, uint64_t exchange, std::span<const std::byte> send, std::span<std::byte> recv) override;
+  absl::StatusOr<bool> MoveAll() override;
   absl::StatusOr<bool> MoveOut(int peer);
   absl::StatusOr<bool> MoveIn(int peer);
-  bool IsDone() const;
-  // A peer that has yet to send or to take something, the next one first.
-  int Awaited() const;
-  absl::Status Wait();
-  absl::Status Break(const absl::Status& failure);
+  bool IsDone(int peer) const override { return peers_[peer].outgoing.is_done() && peers_[peer].incoming.is_done(); }
+  absl::Status Wait(SteadyTime idle_since) override;
 
   const TcpOptions options_;
-  const std::unique_ptr<PeerMesh> mesh_;
   // The calling thread's.
   std::vector<Peer> peers_;  // by rank; this rank's is not used
-  absl::Status broken_;
-  bool is_connected_ = false;
-  uint64_t exchange_ = 0;
 };
 
-absl::Status TcpCommunicator::Connect(std::span<const std::string> addresses) {
-  if (mesh_->is_shut_down()) return absl::AbortedError("the communicator was aborted");
-  SY_RETURN_IF_ERROR(broken_);
-  if (is_connected_) return absl::FailedPreconditionError("this communicator is connected already");
-  const absl::Status joined = mesh_->Join(addresses);
-  is_connected_ = joined.ok();
-  return joined.ok() ? joined : Break(joined);
-}
-
-absl::Status TcpCommunicator::AllToAllV(const std::byte* send, std::span<const size_t> send_bytes, std::byte* recv,
-                                        std::span<const size_t> recv_bytes, DeviceStream) {
-  if (mesh_->is_shut_down() && broken_.ok()) return absl::AbortedError("the communicator was aborted");
-  SY_RETURN_IF_ERROR(broken_);
-  if (!is_connected_) return absl::FailedPreconditionError("the communicator is not connected");
-  absl::Status done = CheckBlockSizes(rank(), size(), send_bytes, recv_bytes);
-  if (done.ok()) done = Exchange({send, send_bytes}, {recv, recv_bytes});
-  return done.ok() ? done : Break(Annotate(done, absl::StrCat("all-to-all on rank ", rank())));
-}
-
-absl::Status TcpCommunicator::Exchange(const Blocks<const std::byte>& send, const Blocks<std::byte>& recv) {
-  ++exchange_;
-  for (int distance = 1; distance < size(); ++distance) {
-    const int peer = PeerAt(distance);
-    peers_[peer].outgoing.Begin(exchange_, send[peer]);
-    peers_[peer].incoming.Begin(exchange_, recv[peer]);
-  }
-  SY_RETURN_IF_ERROR(MoveAll().status());  // so that the network is busy while this rank copies its own block
-  const auto own = send[rank()];
-  if (!own.empty()) std::memcpy(recv[rank()].data(), own.data(), own.size());
-  while (!IsDone()) {
-    SY_ASSIGN_OR_RETURN(const bool has_moved, MoveAll());
-    if (!has_moved) SY_RETURN_IF_ERROR(Wait());
-  }
-  return absl::OkStatus();
+void TcpCommunicator::Begin(int peer, uint64_t exchange, std::span<const std::byte> send, std::span<std::byte> recv) {
+  peers_[peer].outgoing.Begin(exchange, send);
+  peers_[peer].incoming.Begin(exchange, recv);
 }
 
 absl::StatusOr<bool> TcpCommunicator::MoveAll() {
@@ -185,7 +133,7 @@ absl::StatusOr<bool> TcpCommunicator::MoveAll() {
 absl::StatusOr<bool> TcpCommunicator::MoveOut(int peer) {
   OutgoingBlock& block = peers_[peer].outgoing;
   if (block.is_done()) return false;
-  const Moving moving = block.Move(mesh_->to(peer));
+  const Moving moving = block.Move(mesh().to(peer));
   if (moving == Moving::kBroken) return absl::UnavailableError(absl::StrCat("rank ", peer, " is gone"));
   return moving == Moving::kMoved;
 }
@@ -193,42 +141,26 @@ absl::StatusOr<bool> TcpCommunicator::MoveOut(int peer) {
 absl::StatusOr<bool> TcpCommunicator::MoveIn(int peer) {
   IncomingBlock& block = peers_[peer].incoming;
   if (block.is_done()) return false;
-  const Moving moving = block.Move(mesh_->from(peer));
+  const Moving moving = block.Move(mesh().from(peer));
   if (moving == Moving::kBroken) return absl::UnavailableError(absl::StrCat("rank ", peer, " is gone"));
   if (block.is_wrong()) return WrongBlock(peer, rank(), block.found(), block.expected());
   return moving == Moving::kMoved;
 }
 
-bool TcpCommunicator::IsDone() const {
-  return std::all_of(peers_.begin(), peers_.end(), [](const Peer& peer) { return peer.is_done(); });
-}
-
-int TcpCommunicator::Awaited() const {
-  for (int distance = 1; distance < size(); ++distance) {
-    if (!peers_[PeerAt(distance)].is_done()) return PeerAt(distance);
-  }
-  return rank();
-}
-
-absl::Status TcpCommunicator::Wait() {
-  std::vector<pollfd> polled = {{mesh_->wake_fd(), POLLIN, 0}};
+absl::Status TcpCommunicator::Wait(SteadyTime idle_since) {
+  std::vector<pollfd> polled = {{mesh().wake_fd(), POLLIN, 0}};
   for (int distance = 1; distance < size(); ++distance) {
     const int peer = PeerAt(distance);
-    if (!peers_[peer].outgoing.is_done()) polled.push_back({mesh_->to(peer), POLLOUT, 0});
-    if (!peers_[peer].incoming.is_done()) polled.push_back({mesh_->from(peer), POLLIN, 0});
+    if (!peers_[peer].outgoing.is_done()) polled.push_back({mesh().to(peer), POLLOUT, 0});
+    if (!peers_[peer].incoming.is_done()) polled.push_back({mesh().from(peer), POLLIN, 0});
   }
-  const int num_ready = PollBeating(polled, options_.exchange_timeout, Awaited());
-  if (mesh_->is_shut_down()) return absl::AbortedError("aborted");
+  const auto left =
+      std::chrono::ceil<std::chrono::milliseconds>(idle_since + options_.exchange_timeout - Clock::Real().Now());
+  const int num_ready = PollBeating(polled, left, Awaited());
+  if (mesh().is_shut_down()) return absl::AbortedError("aborted");
   if (num_ready < 0 && errno != EINTR) return ErrnoStatus(errno, "poll");
   if (num_ready != 0) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat("rank ", Awaited(), " is silent"));
-}
-
-// Ends the communicator after a failure, so that the peers fail too.
-absl::Status TcpCommunicator::Break(const absl::Status& failure) {
-  broken_ = mesh_->is_shut_down() ? absl::AbortedError("the exchange was aborted") : failure;
-  mesh_->ShutDown();
-  return broken_;
+  return Silent();
 }
 
 class TcpFactory final : public CommunicatorFactory {
