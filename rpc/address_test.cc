@@ -151,7 +151,7 @@ TEST(AddressTest, ANameMayResolveLater) {
   EXPECT_TRUE(WaitUntilResolves({.host = "::1", .port = 1}, milliseconds(5), milliseconds(1), never).ok());
 }
 
-// Whatever is taken means the same when it is written out and read again.
+// Every address that is taken means the same when it is written out and read again.
 TEST(AddressTest, RandomTextsAreRefusedOrRoundTrip) {
   constexpr absl::string_view kLetters = "0123456789abcdef::::....[[]]%-_ux:/ \n";
   std::mt19937 random(3);

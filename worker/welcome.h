@@ -1,4 +1,4 @@
-// What a front's Welcome must be, before anything is sized by it.
+// The bounds of a front's Welcome, checked before anything is sized by it.
 #pragma once
 
 #include "base/status.h"

@@ -9,7 +9,7 @@
 namespace switchyard {
 namespace {
 
-// What a queued line takes beside its text.
+// Memory that a queued line takes beside its text.
 constexpr size_t kLineOverhead = 64;
 
 // How often a writer whose reader does not read looks whether it is to stop.

@@ -41,7 +41,7 @@ class LogWriterTest : public testing::Test {
 
   static std::string TellDrops(int64_t lines) { return absl::StrCat(lines, " missing\n"); }
 
-  // What is in the pipe.
+  // The bytes in the pipe.
   std::string Read() {
     std::string text;
     char bytes[4096];

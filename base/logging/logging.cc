@@ -186,7 +186,7 @@ void AwaitWriter(int signal) {
   std::abort();
 }
 
-// What crashes a process, unless a sanitizer or somebody else handles it.
+// Takes the signals that crash a process, unless a sanitizer or another library handles them.
 void AwaitWriterOnCrashes() {
   struct sigaction action = {};
   action.sa_handler = AwaitWriter;

@@ -6,7 +6,7 @@
 // (base/logging/log_writer.h); what finds no room is dropped and counted. The thread is joined at the end of the
 // process, within half a second, by an exit handler. A process that aborts gives the queue as long.
 //
-// Whatever is logged stays one line that a terminal only shows: control characters are escaped, and long messages and
+// Every log message stays one line that a terminal only shows: control characters are escaped, and long messages and
 // fields are cut.
 //
 // While a thread has a live LogFields, the lines that it logs carry those fields: after the message in text, as

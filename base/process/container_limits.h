@@ -18,7 +18,7 @@ struct ContainerLimits {
 };
 
 // Reads /proc/self/cgroup, /proc/self/mountinfo and the files that these name. Tests put `root` before every path.
-// What cannot be read limits nothing.
+// A limit that cannot be read counts as none.
 ContainerLimits ReadContainerLimits(const std::string& root = "");
 
 // How many threads of this process can run at a time.

@@ -51,7 +51,7 @@ class PortConnections {
   bool HasRoom();
   Counts counts();
 
-  // Of all ports of this process.
+  // The counts of all ports of this process.
   static std::vector<Counts> OfAllPorts();
 
  private:

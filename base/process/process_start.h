@@ -9,7 +9,7 @@ enum class ProgramKind {
   kTool,     // runs for a user, who ends it and pipes its output: the command line
 };
 
-// What a service should know later of the state in which it was started.
+// Facts about the state in which a service was started that it needs later.
 struct Inherited {
   bool ignores_hangup = false;  // as under nohup
   bool has_terminal = false;    // a controlling terminal

@@ -32,7 +32,7 @@ size_t QuotaBytes(size_t max_message_bytes, int num_ranks) {
   return 4 * static_cast<size_t>(num_ranks) * max_message_bytes + kSpareBytes;
 }
 
-// What gRPC may keep of one port's connections, before and after it knows whose they are.
+// Bounds the memory that gRPC keeps for one port's connections, before and after it knows whose they are.
 void LimitMemory(grpc::ServerBuilder& builder, size_t max_row_bytes, int num_ranks) {
   const size_t max_bytes = std::min<size_t>(max_row_bytes + kMaxFieldBytes, std::numeric_limits<int>::max());
   builder.SetMaxReceiveMessageSize(static_cast<int>(max_bytes));

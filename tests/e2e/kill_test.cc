@@ -2,7 +2,7 @@
 //
 // Under Bazel it uses CPU workers and the build's own programs. Elsewhere flags say what to run, for instance on two
 // GPUs:
-//   kill_test --device=cuda --workers=2 --kills=5 --server=bin/switchyard_server --testdata=testdata
+//   kill_test --device=cuda --workers=2 --kills=5 --server=bin/switchyard_server --testdata=tests/testdata
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <unistd.h>

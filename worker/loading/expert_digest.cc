@@ -14,8 +14,8 @@ constexpr size_t kLineBytes = 64, kBlockBytes = 4096, kLinesPerBlock = kBlockByt
 // Odd, so that successive blocks take every line once in kLinesPerBlock blocks.
 constexpr size_t kLineStep = 29;
 
-// Of one line of every block, and of the last bytes. Lines are gathered, because one long hash is faster than many
-// short ones.
+// The digest of one line of every block, and of the last bytes. Lines are gathered, because one long hash is faster
+// than many short ones.
 uint64_t AddSamples(std::span<const std::byte> bytes, uint64_t so_far) {
   std::array<std::byte, kBlockBytes> lines;
   size_t num_gathered = 0;

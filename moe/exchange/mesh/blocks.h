@@ -41,8 +41,8 @@ inline absl::Status CheckBlockSizes(int rank, int size, std::span<const size_t> 
   return absl::OkStatus();
 }
 
-// What stands before a block on its way. The receiver checks it against what it expects, so that ranks that disagree
-// end with an error instead of taking one block for another.
+// The header in front of a block on its way. The receiver checks it against what it expects, so that ranks that
+// disagree end with an error instead of taking one block for another.
 struct BlockHeader {
   uint64_t exchange = 0;  // the sender's number of this exchange
   uint64_t num_bytes = 0;

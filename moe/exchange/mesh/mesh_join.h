@@ -17,7 +17,7 @@
 
 namespace switchyard {
 
-// What the one who connects says first, and the other end's answer.
+// The first words of the end that connects, and the other end's answer.
 struct MeshGreeting {
   uint64_t magic = 0;
   uint32_t from = 0;

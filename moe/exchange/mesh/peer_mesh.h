@@ -49,7 +49,7 @@ class PeerMesh {
 
   int rank() const { return own_.rank; }
   int size() const { return own_.size; }
-  // What the other ranks must be given for Join.
+  // The bytes that the other ranks need for Join.
   const std::string& address() const { return address_; }
   // Becomes readable with ShutDown(), and when a peer that has it writes to it. A nonblocking eventfd.
   int wake_fd() const { return wake_.get(); }

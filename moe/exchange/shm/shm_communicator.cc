@@ -45,7 +45,7 @@ class ShmCommunicator final : public MeshCommunicator {
         spin_(options.spin),
         peers_(size()) {}
 
-  // What this rank knows of a peer, and uses for it.
+  // This rank's view of a peer, and its ways to it.
   struct Peer {
     std::optional<SharedMemory> memory;
     std::optional<ShmArea> area;

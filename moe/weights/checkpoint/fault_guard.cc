@@ -19,7 +19,7 @@ struct FaultGuard::Range {
   Range* next = nullptr;  // constant
 };
 
-// What the handler of SIGBUS needs. Everything in it is safe in a signal handler.
+// The data of the SIGBUS handler. Everything in it is safe in a signal handler.
 class FaultGuard::Handler {
  public:
   static Range* Add() {

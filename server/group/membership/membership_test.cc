@@ -105,7 +105,7 @@ class MembershipTest : public testing::Test, public MembershipListener {
     message.mutable_pong()->set_number(last_ping);
     Say(from, message);
   }
-  // What a worker's step thread says in its pongs. Unless `is_stopped`, it moves from pong to pong.
+  // The report of a worker's step thread in its pongs. Unless `is_stopped`, it moves from pong to pong.
   struct Thread {
     worker::ThreadProgress::Activity activity = worker::ThreadProgress::IDLE;
     int peer = -1;
@@ -605,7 +605,7 @@ TEST_F(DigestTest, ASharedExpertIsTheSameOnAllRanks) {
       << Reason(second);
 }
 
-// Nobody knows which of two workers is right until all ranks have agreed; so a wrong one that leaves takes its word
+// Which of two workers is right is not known until all ranks have agreed; so a wrong one that leaves takes its word
 // with it.
 TEST_F(DigestTest, AWorkerThatLeavesBeforeAllAgreedBindsNobody) {
   Start(2);

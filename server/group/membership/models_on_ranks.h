@@ -76,7 +76,8 @@ class ModelsOnRanks {
     bool is_released = false;
     bool is_suspect = false;
     int num_deaths = 0;  // of workers, in a row, that loaded nothing but this
-    // Of the experts that were read, by layer and expert. Once they are final, the workers of all ranks had read them.
+    // Digests of the experts that were read, by layer and expert. Once they are final, the workers of all ranks had
+    // read them.
     std::vector<std::map<int32_t, ExpertDigest>> digests;
     bool are_digests_final = false;
   };
