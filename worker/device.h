@@ -20,7 +20,8 @@ class Device {
   virtual std::string name() const = 0;
   // Names of the compute types that its engines support.
   virtual std::vector<std::string> compute_dtypes() const = 0;
-  // The exchanges it has, the best first: "shm", "tcp", "gloo" or "nccl". The front chooses one that all ranks have.
+  // The exchanges it has, the best first: "shm", "tcp" and "gloo", or "direct" and "nccl". The front chooses one that
+  // all ranks have.
   virtual std::vector<std::string> exchange_names() const = 0;
 
   virtual absl::StatusOr<std::unique_ptr<ExpertEngine>> MakeEngine(DType compute_dtype) = 0;

@@ -9,9 +9,12 @@
 
 #include "base/logging/logging.h"
 #include "base/unique_fd.h"
+#include "moe/exchange/direct/direct_communicator.h"
+#include "moe/exchange/mesh/mesh_address.h"
 #include "moe/exchange/nccl/nccl_communicator.h"
 #include "moe/experts/cuda/cuda_engine.h"
 #include "moe/gpu/memory.h"
+#include "moe/gpu/shared_memory.h"
 #include "worker/accelerators.h"
 
 namespace switchyard {
@@ -47,12 +50,16 @@ class Gpu final : public Device {
 
   std::string name() const override { return absl::StrCat("cuda:", device_options_.device_idx); }
   std::vector<std::string> compute_dtypes() const override { return {"fp64", "fp32", "fp16", "bf16"}; }
-  std::vector<std::string> exchange_names() const override { return {"nccl"}; }
+  std::vector<std::string> exchange_names() const override {
+    if (CanReachAllDevices() && !HostIdentity().empty()) return {"direct", "nccl"};
+    return {"nccl"};
+  }
 
   absl::StatusOr<std::unique_ptr<ExpertEngine>> MakeEngine(DType compute_dtype) override {
     return CreateCudaEngine(device_, {.compute_dtype = compute_dtype, .allow_tf32 = options_.allow_tf32});
   }
   absl::StatusOr<std::unique_ptr<CommunicatorFactory>> MakeExchange(const std::string& name) override {
+    if (name == "direct") return CreateDirectFactory({.device_idx = device_options_.device_idx});
     if (name != "nccl") return absl::InvalidArgumentError(absl::StrCat("this worker has no exchange '", name, "'"));
     NcclOptions nccl;
     nccl.device_idx = device_options_.device_idx;

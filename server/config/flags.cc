@@ -137,9 +137,11 @@ void DefineWorkers(CLI::App& app, ServerOptions* options) {
   app.add_option("--worker_tls_cert", options->worker_tls_cert, "certificate of the worker port, for mutual TLS");
   app.add_option("--worker_tls_key", options->worker_tls_key, "the certificate's key");
   app.add_option("--worker_tls_ca", options->worker_tls_ca, "roots that workers' certificates must lead to");
-  app.add_option("--exchange", options->exchange,
-                 "how workers exchange rows: auto, shm (CPUs of one host), tcp or gloo (CPUs), nccl (GPUs); auto takes "
-                 "shm where it can, and else tcp")
+  app.add_option(
+         "--exchange", options->exchange,
+         "how workers exchange rows: auto, shm (CPUs of one host), tcp or gloo (CPUs), direct (GPUs of one host "
+         "that reach each other's memory), nccl (GPUs); auto takes shm or direct where it can, and else tcp or "
+         "nccl")
       ->capture_default_str();
   app.add_option("--worker_timeout_ms", options->worker_timeout_ms, "give up a worker that is silent for so long")
       ->capture_default_str();

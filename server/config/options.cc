@@ -55,9 +55,9 @@ absl::Status CheckModels(const ServerOptions& options) {
 absl::Status CheckExchange(const ServerOptions& options) {
   const std::string& exchange = options.exchange;
   const bool is_for_cpus = exchange == "shm" || exchange == "tcp" || exchange == "gloo";
-  if (!is_for_cpus && exchange != "auto" && exchange != "nccl") {
+  if (!is_for_cpus && exchange != "auto" && exchange != "direct" && exchange != "nccl") {
     return absl::InvalidArgumentError(
-        absl::StrCat("--exchange=", exchange, ": expected auto, shm, tcp or gloo (CPUs) or nccl (GPUs)"));
+        absl::StrCat("--exchange=", exchange, ": expected auto, shm, tcp or gloo (CPUs), direct or nccl (GPUs)"));
   }
   const bool are_on_cpus = options.device == "cpu";
   if (options.local_workers == 0 || options.device == "auto" || exchange == "auto" || is_for_cpus == are_on_cpus) {

@@ -78,7 +78,8 @@ struct ServerOptions {
   std::string worker_tls_key;
   std::string worker_tls_ca;
 
-  // How workers exchange rows: "auto", "shm", "tcp", "gloo" or "nccl" (server/group/membership/exchange_choice.h).
+  // How workers exchange rows: "auto", "shm", "tcp", "gloo", "direct" or "nccl"
+  // (server/group/membership/exchange_choice.h).
   std::string exchange = "auto";
 
   // "auto" means each checkpoint's own type, or the nearest wider type that the device's engine has.

@@ -82,17 +82,19 @@ TEST(ServerOptions, HostsAreHosts) {
 
 TEST(ServerOptions, TheExchangeFitsTheDevice) {
   ServerOptions options = Valid();
-  for (const char* exchange : {"auto", "shm", "tcp", "gloo", "nccl"}) {
+  for (const char* exchange : {"auto", "shm", "tcp", "gloo", "direct", "nccl"}) {
     options.exchange = exchange;
     EXPECT_TRUE(ValidateOptions(options).ok()) << exchange;  // --device=auto may be either
   }
   options.device = "cpu";
   ExpectRefused(options, "--exchange=nccl is for workers on GPUs");
+  options.exchange = "direct";
+  ExpectRefused(options, "--exchange=direct is for workers on GPUs");
   options.device = "cuda";
   options.exchange = "shm";
   ExpectRefused(options, "--exchange=shm is for workers on CPUs");
-  options.exchange = "direct";
-  ExpectRefused(options, "--exchange=direct: expected auto, shm, tcp or gloo");
+  options.exchange = "rdma";
+  ExpectRefused(options, "--exchange=rdma: expected auto, shm, tcp or gloo (CPUs), direct or nccl (GPUs)");
 }
 
 TEST(ServerOptions, AWorkerPortOpenToOthersNeedsAToken) {

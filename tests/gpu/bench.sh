@@ -96,7 +96,7 @@ elif wants peers; then
   measure peers 900 python3 "$here/peers.py" --out="$output/peers.jsonl" ${selection[@]+"${selection[@]}"}
 fi
 if wants_two_gpus exchange; then
-  measure exchange 300 "$root/tests/nccl_exchange_benchmark" --ranks=2 --max_ctas=0 --out="$output/exchange.jsonl"
+  measure exchange 300 "$root/tests/device_exchange_benchmark" --ranks=2 --max_ctas=0 --out="$output/exchange.jsonl"
 fi
 if wants_two_gpus ranks; then
   measure ranks 300 "$root/tests/two_gpu_benchmark" --out="$output/ranks.jsonl"
@@ -104,7 +104,7 @@ fi
 if wants service; then
   workers=1
   ((num_gpus < 2)) || workers=1,2
-  measure service 300 python3 "$here/bench_service.py" --root="$root" --workers="$workers" --out="$output/service.jsonl"
+  measure service 300 python3 "$here/bench_service.py" --root="$root" --workers="$workers" --exchange=nccl,direct --out="$output/service.jsonl"
 fi
 
 if wants wire; then

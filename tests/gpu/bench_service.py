@@ -28,11 +28,12 @@ START_TIMEOUT_S = 120
 class Service:
     """A front with its workers, all of them ended on the way out."""
 
-    def __init__(self, root, layer, num_workers, device):
+    def __init__(self, root, layer, num_workers, device, exchange):
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8")
         self.process = subprocess.Popen(
             [os.path.join(root, "bin/switchyard_server"), f"--model=bench={LAYERS[layer]}",
-             f"--local_workers={num_workers}", f"--device={device}", f"--max_batch_rows={MAX_BATCH_ROWS}",
+             f"--local_workers={num_workers}", f"--device={device}", f"--exchange={exchange}",
+             f"--max_batch_rows={MAX_BATCH_ROWS}",
              "--port=0", "--http_port=0"],
             stdout=subprocess.PIPE, stderr=self.log, text=True, start_new_session=True)
         watchdog = threading.Timer(START_TIMEOUT_S, self.kill)
@@ -80,32 +81,40 @@ def bench(root, address, num_rows, concurrency, duration_s):
     return fields
 
 
+def variants(arguments):
+    """One worker exchanges nothing, so it is measured once."""
+    for layer in arguments.layers.split(","):
+        for num_workers in (int(count) for count in arguments.workers.split(",")):
+            for exchange in arguments.exchange.split(",") if num_workers > 1 else ["auto"]:
+                yield layer, num_workers, exchange
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--root", required=True)
     parser.add_argument("--workers", default="1", help="numbers of workers, with commas between them")
     parser.add_argument("--layers", default=",".join(LAYERS), help="some of them: %(default)s")
     parser.add_argument("--device", default="cuda", help="cpu tries this script; layers of this size are slow there")
+    parser.add_argument("--exchange", default="auto", help="of several workers, with commas between them")
     parser.add_argument("--duration", type=float, default=2, help="seconds of each load")
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     all_well = True
     with open(arguments.out, "w", encoding="utf-8") as out:
-        for layer in arguments.layers.split(","):
-            for num_workers in (int(count) for count in arguments.workers.split(",")):
-                with Service(arguments.root, layer, num_workers, arguments.device) as service:
-                    if not service.address:
-                        print(f"{layer}, {num_workers} workers: the server did not start\n{service.last_words()}")
-                        all_well = False
-                        continue
-                    for num_rows, concurrency in LOADS:
-                        fields = {"source": "service", "layer": layer, "workers": num_workers, "rows": num_rows,
-                                  "concurrency": concurrency,
-                                  **bench(arguments.root, service.address, num_rows, concurrency, arguments.duration)}
-                        all_well &= "error" not in fields
-                        line = json.dumps(fields)
-                        print(line, flush=True)
-                        print(line, file=out, flush=True)
+        for layer, num_workers, exchange in variants(arguments):
+            with Service(arguments.root, layer, num_workers, arguments.device, exchange) as service:
+                if not service.address:
+                    print(f"{layer}, {num_workers} workers: the server did not start\n{service.last_words()}")
+                    all_well = False
+                    continue
+                for num_rows, concurrency in LOADS:
+                    fields = {"source": "service", "layer": layer, "workers": num_workers, "exchange": exchange,
+                              "rows": num_rows, "concurrency": concurrency,
+                              **bench(arguments.root, service.address, num_rows, concurrency, arguments.duration)}
+                    all_well &= "error" not in fields
+                    line = json.dumps(fields)
+                    print(line, flush=True)
+                    print(line, file=out, flush=True)
     return 0 if all_well else 1
 
 

@@ -85,29 +85,31 @@ def ranks_table(results):
     rows = []
     for line in results.all(source="ranks"):
         speedup = line["speedup"]
-        rows.append([line["layer"], str(line["ranks"]), str(line["rows_per_rank"]), str(line["chunks"]), us(line["one_us"]),
+        rows.append([line["layer"], line["exchange"], str(line["ranks"]), str(line["rows_per_rank"]), str(line["chunks"]),
+                     us(line["one_us"]),
                      us(line["step_us"]), f"{line['one_rows_per_s']:.3g}", f"{line['rows_per_s']:.3g}", f"{speedup:.2f}",
                      "ok" if speedup >= SPEEDUP_LIMIT else f"**missed** {SPEEDUP_LIMIT}"])
-    return table(["layer", "GPUs", "rows per GPU", "chunks", "one GPU, µs", "all, µs", "one GPU, rows/s", "all, rows/s",
+    return table(["layer", "exchange", "GPUs", "rows per GPU", "chunks", "one GPU, µs", "all, µs", "one GPU, rows/s", "all, rows/s",
                   "speedup", ""], rows)
 
 
 def exchange_table(results):
     rows = []
-    for line in results.all(benchmark="nccl_exchange"):
+    for line in results.all(benchmark="device_exchange"):
         rows.append([str(line["bytes_per_rank"]), us(line["peers_us"]), us(line["bare_us"]), us(line["ours_us"]),
-                     f"{line['ratio']:.2f}", "ok" if line["ratio"] <= EXCHANGE_LIMIT else f"**missed** {EXCHANGE_LIMIT}"])
-    return table(["bytes to each rank", "NCCL to the peers, µs", "NCCL with the own block, µs", "AllToAllV, µs", "ratio", ""],
+                     us(line["direct_us"]), us(line["ours_done_us"]), us(line["direct_done_us"]), f"{line['ratio']:.2f}", "ok" if line["ratio"] <= EXCHANGE_LIMIT else f"**missed** {EXCHANGE_LIMIT}"])
+    return table(["bytes to each rank", "NCCL to the peers, µs", "NCCL with the own block, µs", "AllToAllV over NCCL, µs",
+                  "direct, µs", "over NCCL until done, µs", "direct until done, µs", "ratio", ""],
                  rows)
 
 
 def service_table(results):
     rows = []
     for line in results.all(source="service"):
-        rows.append([line["layer"], str(line["workers"]), str(line["rows"]), str(line["concurrency"])]
+        rows.append([line["layer"], str(line["workers"]), line["exchange"], str(line["rows"]), str(line["concurrency"])]
                     + ([f"{line['rows_per_s']:.0f}", f"{line['p50_ms']:.2f}", f"{line['p99_ms']:.2f}"]
                        if "rows_per_s" in line else ["–"] * 3) + [line.get("error", "")])
-    return table(["layer", "GPUs", "rows per request", "requests in flight", "rows/s", "p50, ms", "p99, ms", ""], rows)
+    return table(["layer", "GPUs", "exchange", "rows per request", "requests in flight", "rows/s", "p50, ms", "p99, ms", ""], rows)
 
 
 def machine_text(results):
@@ -147,7 +149,7 @@ def report(results):
         sections.append(f"## Host memory to host memory, µs\n\n{whole_table(results)}")
     for title, there, make in (
             ("A second GPU", results.all(source="ranks"), ranks_table),
-            ("Exchange between two GPUs", results.all(benchmark="nccl_exchange"), exchange_table),
+            ("Exchange between two GPUs", results.all(benchmark="device_exchange"), exchange_table),
             ("The whole service", results.all(source="service"), service_table)):
         if there:
             sections.append(f"## {title}\n\n{make(results)}")
@@ -175,12 +177,13 @@ def self_check():
         {"source": "transformers", "impl": "batched_mm", "layer": "qwen3", "rows": 1, "step_us": 30, "mode": "eager",
          "reason": "why"},
         {"source": "transformers", "impl": "grouped_mm", "layer": "tutel", "error": "no such block"},
-        {"source": "ranks", "layer": "qwen3", "ranks": 2, "rows_per_rank": 8192, "chunks": 4, "one_us": 900.0,
+        {"source": "ranks", "layer": "qwen3", "exchange": "direct", "ranks": 2, "rows_per_rank": 8192, "chunks": 4, "one_us": 900.0,
          "step_us": 950.0, "one_rows_per_s": 9.1e6, "rows_per_s": 1.72e7, "speedup": 1.89},
-        {"benchmark": "nccl_exchange", "bytes_per_rank": 4096, "peers_us": 6, "bare_us": 8, "ours_us": 10, "ratio": 1.25},
-        {"source": "service", "layer": "qwen3", "workers": 1, "rows": 1, "concurrency": 1, "rows_per_s": 9, "p50_ms": 1,
+        {"benchmark": "device_exchange", "bytes_per_rank": 4096, "peers_us": 6, "bare_us": 8, "ours_us": 10, "direct_us": 5,
+         "ours_done_us": 50, "direct_done_us": 13, "ratio": 1.25},
+        {"source": "service", "layer": "qwen3", "workers": 1, "exchange": "auto", "rows": 1, "concurrency": 1, "rows_per_s": 9, "p50_ms": 1,
          "p99_ms": 2},
-        {"source": "service", "layer": "qwen3", "workers": 2, "rows": 1, "concurrency": 1, "error": "gone"},
+        {"source": "service", "layer": "qwen3", "workers": 2, "exchange": "nccl", "rows": 1, "concurrency": 1, "error": "gone"},
     ]
     for rows, step, floor, dense in ((1, 32.9, 18, 40), (128, 400, 285, 300), (1024, 360, 285, 300), (8192, 1300, 791, 1110)):
         made_up.append({"source": "switchyard", "layer": "qwen3", "rows": rows, "step_us": step, "loop_us": step,

@@ -1,10 +1,10 @@
 // Measures what a second GPU brings: rows per second of a layer on one rank, and of the same layer with its experts on
 // several ranks. Each of these is home to as many rows as the single rank. Ranks are processes with a GPU each. Steps
-// run as in a worker, through StepRunner and NCCL, several at once, from page-locked host memory to page-locked host
-// memory.
+// run as in a worker, through StepRunner and an exchange, several at once, from page-locked host memory to page-locked
+// host memory.
 //
-//   two_gpu_benchmark --shapes=mixtral,qwen3 --ranks=2 --rows_per_rank=8192 --chunks=0 --exchange_multiprocessors=0
-//                     --out=two_gpu.jsonl
+//   two_gpu_benchmark --shapes=mixtral,qwen3 --ranks=2 --rows_per_rank=8192 --exchange=nccl,direct --chunks=0
+//                     --exchange_multiprocessors=0 --out=two_gpu.jsonl
 //
 // --chunks is the number of parts into which a step's exchange is cut to overlap with computing; 0 lets the program
 // choose as the front would. --exchange_multiprocessors is how many multiprocessors the exchange may take, which
@@ -25,8 +25,9 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
+#include "moe/exchange/direct/direct_communicator.h"
 #include "moe/exchange/nccl/nccl_communicator.h"
-#include "moe/exchange/nccl/rank_process.h"
+#include "moe/exchange/rank_process.h"
 #include "moe/experts/cuda/bench_layer.h"
 #include "moe/experts/cuda/cuda_engine.h"
 #include "moe/gpu/memory.h"
@@ -47,7 +48,7 @@ constexpr auto kRankTimeout = std::chrono::minutes(5);
 
 // The task that a rank is given.
 struct RankTask {
-  std::string shape;
+  std::string shape, exchange = "nccl";
   int rank = 0, num_ranks = 1, chunks = 0, exchange_multiprocessors = 0;
   int64_t rows_per_rank = 0;
   double round_ms = 0;
@@ -59,14 +60,16 @@ struct RankTask {
             absl::StrCat(chunks),
             absl::StrCat(exchange_multiprocessors),
             absl::StrCat(rows_per_rank),
-            absl::StrCat(round_ms)};
+            absl::StrCat(round_ms),
+            exchange};
   }
   static absl::StatusOr<RankTask> Decode(const std::vector<std::string>& text) {
     RankTask task;
-    if (text.size() == 7 && absl::SimpleAtoi(text[1], &task.rank) && absl::SimpleAtoi(text[2], &task.num_ranks) &&
+    if (text.size() == 8 && absl::SimpleAtoi(text[1], &task.rank) && absl::SimpleAtoi(text[2], &task.num_ranks) &&
         absl::SimpleAtoi(text[3], &task.chunks) && absl::SimpleAtoi(text[4], &task.exchange_multiprocessors) &&
         absl::SimpleAtoi(text[5], &task.rows_per_rank) && absl::SimpleAtod(text[6], &task.round_ms)) {
       task.shape = text[0];
+      task.exchange = text[7];
       return task;
     }
     return absl::InvalidArgumentError("not a task of this program");
@@ -134,7 +137,10 @@ class Rank {
   }
 
   absl::Status Connect() {
-    const auto factory = CreateNcclFactory({.device_idx = task_.rank, .max_ctas = task_.exchange_multiprocessors});
+    const auto factory =
+        task_.exchange == "direct"
+            ? CreateDirectFactory({.device_idx = task_.rank})
+            : CreateNcclFactory({.device_idx = task_.rank, .max_ctas = task_.exchange_multiprocessors});
     SY_ASSIGN_OR_RETURN(communicator_, factory->Prepare(task_.rank, task_.num_ranks));
     SY_ASSIGN_OR_RETURN(const std::vector<std::string> addresses, Gather(communicator_->address()));
     SY_RETURN_IF_ERROR(communicator_->Connect(addresses));
@@ -290,6 +296,7 @@ struct Settings {
   std::vector<std::string> shapes = {"mixtral", "qwen3"};
   int num_ranks = 2;
   int64_t rows_per_rank = 8192;
+  std::vector<std::string> exchanges = {"nccl", "direct"};
   std::vector<int> chunks = {0};
   std::vector<int> exchange_multiprocessors = {CudaDeviceOptions{}.exchange_multiprocessors};
   double round_ms = 300;
@@ -302,15 +309,15 @@ absl::Status MeasureTask(const RankTask& task, const Result& one, std::ostream& 
   const double rows = static_cast<double>(task.rows_per_rank);
   const double one_rate = 1e6 * rows / one.step_us, rate = 1e6 * rows * task.num_ranks / several.step_us;
   std::printf(
-      "%-10s %d rows per rank: 1 rank %.0f us, %.3g rows/s; %d ranks, %d chunks, exchange on %d "
+      "%-10s %d rows per rank: 1 rank %.0f us, %.3g rows/s; %d ranks, %s, %d chunks, exchange on %d "
       "multiprocessors %.0f us, %.3g rows/s; %.2f x\n",
-      task.shape.c_str(), static_cast<int>(rows), one.step_us, one_rate, task.num_ranks, several.num_chunks,
-      task.exchange_multiprocessors, several.step_us, rate, rate / one_rate);
+      task.shape.c_str(), static_cast<int>(rows), one.step_us, one_rate, task.num_ranks, task.exchange.c_str(),
+      several.num_chunks, task.exchange_multiprocessors, several.step_us, rate, rate / one_rate);
   std::fflush(stdout);
-  out << absl::StrFormat(R"({"source":"ranks","layer":"%s","ranks":%d,"rows_per_rank":%d,"chunks":%d,)"
+  out << absl::StrFormat(R"({"source":"ranks","layer":"%s","exchange":"%s","ranks":%d,"rows_per_rank":%d,"chunks":%d,)"
                          R"("exchange_multiprocessors":%d,"one_us":%.2f,"step_us":%.2f,"one_rows_per_s":%.6g,)"
                          R"("rows_per_s":%.6g,"speedup":%.4f})",
-                         task.shape, task.num_ranks, task.rows_per_rank, several.num_chunks,
+                         task.shape, task.exchange, task.num_ranks, task.rows_per_rank, several.num_chunks,
                          task.exchange_multiprocessors, one.step_us, several.step_us, one_rate, rate, rate / one_rate)
       << std::endl;
   return absl::OkStatus();
@@ -320,11 +327,14 @@ absl::Status MeasureShape(const std::string& shape, const Settings& settings, st
   RankTask task{.shape = shape, .rows_per_rank = settings.rows_per_rank, .round_ms = settings.round_ms};
   SY_ASSIGN_OR_RETURN(const Result one, RunGroup(task));
   task.num_ranks = settings.num_ranks;
-  for (const int exchange_multiprocessors : settings.exchange_multiprocessors) {
-    for (const int chunks : settings.chunks) {
-      task.exchange_multiprocessors = exchange_multiprocessors;
-      task.chunks = chunks;
-      SY_RETURN_IF_ERROR(MeasureTask(task, one, out));
+  for (const std::string& exchange : settings.exchanges) {
+    for (const int exchange_multiprocessors : settings.exchange_multiprocessors) {
+      for (const int chunks : settings.chunks) {
+        task.exchange = exchange;
+        task.exchange_multiprocessors = exchange_multiprocessors;
+        task.chunks = chunks;
+        SY_RETURN_IF_ERROR(MeasureTask(task, one, out));
+      }
     }
   }
   return absl::OkStatus();
@@ -356,6 +366,9 @@ int Main(int argc, char** argv) {
   app.add_option("--shapes", settings.shapes, "mixtral, qwen3, deepseek, tutel")->delimiter(',')->capture_default_str();
   app.add_option("--ranks", settings.num_ranks, "Processes, one per GPU")->check(CLI::Range(2, 64));
   app.add_option("--rows_per_rank", settings.rows_per_rank, "Rows a rank is home to")->capture_default_str();
+  app.add_option("--exchange", settings.exchanges, "nccl or direct, several are measured in turn")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"nccl", "direct"}));
   app.add_option("--chunks", settings.chunks, "Parts of a step's exchange, several are measured in turn; 0: chosen")
       ->delimiter(',')
       ->check(CLI::Range(0, kMaxChunks));

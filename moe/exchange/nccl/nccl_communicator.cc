@@ -13,10 +13,10 @@
 
 #include "base/heartbeat.h"
 #include "base/mutex.h"
+#include "moe/exchange/host_blocks.h"
 #include "moe/exchange/nccl/nccl_address.h"
 #include "moe/exchange/nccl/nccl_status.h"
 #include "moe/gpu/cuda_status.h"
-#include "moe/gpu/memory.h"
 #include "moe/gpu/stream.h"
 
 namespace switchyard {
@@ -58,8 +58,6 @@ size_t OffsetOf(std::span<const size_t> sizes, int rank) {
   return std::accumulate(sizes.begin(), sizes.begin() + rank, size_t{0});
 }
 
-size_t TotalOf(std::span<const size_t> sizes) { return OffsetOf(sizes, static_cast<int>(sizes.size())); }
-
 class NcclCommunicator final : public Communicator {
  public:
   static absl::StatusOr<std::unique_ptr<Communicator>> Create(int rank, int size, const NcclOptions& options);
@@ -96,7 +94,6 @@ class NcclCommunicator final : public Communicator {
   absl::Status CheckUsable() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<bool> IsReady(absl::string_view call) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status AwaitReady(absl::string_view call, std::chrono::milliseconds timeout);
-  absl::Status AwaitStream(cudaStream_t stream);
   absl::Status Fail(const absl::Status& failure);
   absl::Status FailLocked(const absl::Status& failure) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void End() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -279,39 +276,7 @@ absl::Status NcclCommunicator::PostBlocks(const Blocks& blocks, bool with_own, c
 absl::Status NcclCommunicator::HostAllToAllV(const std::byte* send, std::span<const size_t> send_bytes, std::byte* recv,
                                              std::span<const size_t> recv_bytes) {
   SY_CUDA(cudaSetDevice(options_.device_idx));
-  SY_ASSIGN_OR_RETURN(const CudaStream stream, CudaStream::Create());
-  SY_ASSIGN_OR_RETURN(const DeviceBuffer device_send, DeviceBuffer::Allocate(TotalOf(send_bytes)));
-  SY_ASSIGN_OR_RETURN(const DeviceBuffer device_recv, DeviceBuffer::Allocate(TotalOf(recv_bytes)));
-  if (device_send.size() > 0) {
-    SY_CUDA(cudaMemcpyAsync(device_send.data(), send, device_send.size(), cudaMemcpyHostToDevice, stream.get()));
-  }
-  SY_RETURN_IF_ERROR(
-      AllToAllV(device_send.data(), send_bytes, device_recv.data(), recv_bytes, ToDeviceStream(stream.get())));
-  // A copy to pageable memory would wait for the peers without a time limit. So would freeing the buffers, unless the
-  // exchange is over or the communicator has ended.
-  SY_RETURN_IF_ERROR(AwaitStream(stream.get()));
-  if (device_recv.size() > 0) {
-    SY_CUDA(cudaMemcpy(recv, device_recv.data(), device_recv.size(), cudaMemcpyDeviceToHost));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status NcclCommunicator::AwaitStream(cudaStream_t stream) {
-  const Heartbeat::Doing waiting(Heartbeat::Activity::kWaiting);
-  const auto deadline = steady_clock::now() + options_.exchange_timeout;
-  Backoff backoff;
-  while (true) {
-    const cudaError_t state = cudaStreamQuery(stream);
-    if (state == cudaSuccess) return Health();
-    if (state != cudaErrorNotReady) return Fail(CudaStatus(state, "cudaStreamQuery"));
-    (void)cudaGetLastError();  // because "not ready" is kept as the last error
-    SY_RETURN_IF_ERROR(Health());
-    if (steady_clock::now() >= deadline) {
-      return Fail(absl::UnavailableError(absl::StrCat("all-to-all on rank ", rank_, ": the peers are silent after ",
-                                                      options_.exchange_timeout.count(), " ms")));
-    }
-    backoff.Pause();
-  }
+  return HostAllToAllVThroughDevice(*this, send, send_bytes, recv, recv_bytes, options_.exchange_timeout);
 }
 
 absl::Status NcclCommunicator::Health() {

@@ -7,7 +7,8 @@
 namespace switchyard {
 namespace {
 
-constexpr char kSharedMemory[] = "shm";
+// Exchanges through memory that the workers share.
+bool NeedsSharedMemory(const std::string& exchange) { return exchange == "shm" || exchange == "direct"; }
 
 bool ShareMemory(const std::vector<const worker::Hello*>& workers) {
   const std::string& host = workers.front()->host_identity();
@@ -22,7 +23,7 @@ bool AllHave(const std::vector<const worker::Hello*>& workers, const std::string
 }
 
 bool CanUse(const std::vector<const worker::Hello*>& workers, const std::string& exchange) {
-  return AllHave(workers, exchange) && (exchange != kSharedMemory || ShareMemory(workers));
+  return AllHave(workers, exchange) && (!NeedsSharedMemory(exchange) || ShareMemory(workers));
 }
 
 }  // namespace
@@ -32,9 +33,10 @@ absl::StatusOr<std::string> ChooseExchange(const std::string& wanted,
   if (wanted != "auto") {
     if (CanUse(workers, wanted)) return wanted;
     if (AllHave(workers, wanted)) {
-      return absl::FailedPreconditionError(
+      return absl::FailedPreconditionError(absl::StrCat(
           "it shares no memory with the other workers, being on another host, in another network namespace or of "
-          "another user, and this front has --exchange=shm; use --exchange=auto or tcp");
+          "another user, and this front has --exchange=",
+          wanted, "; use --exchange=auto"));
     }
   }
   for (const std::string& exchange : workers.front()->exchanges()) {

@@ -4,6 +4,7 @@
 #include "moe/experts/cuda/kernels/grouped_gemm.cuh"
 #include "moe/experts/cuda/kernels/grouped_gemm.h"
 #include "moe/gpu/cuda_status.h"
+#include "moe/gpu/driver.h"
 
 namespace switchyard {
 namespace {
@@ -94,26 +95,15 @@ absl::Status PrepareGroupedGemm() {
 }
 
 absl::StatusOr<RowsMap> MakeRowsMap(DType dtype, const void* rows, int64_t capacity, int64_t pitch, GemmTile tile) {
-  using Encode = decltype(&cuTensorMapEncodeTiled);
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found{};
-  SY_CUDA(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found));
-  if (found != cudaDriverEntryPointSuccess) {
-    return absl::FailedPreconditionError("the GPU driver has no cuTensorMapEncodeTiled: it is older than CUDA 12");
-  }
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(pitch), static_cast<cuuint64_t>(capacity)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(pitch) * 2};
   const cuuint32_t box[2] = {kBlockDim, static_cast<cuuint32_t>(SizeOf(tile).box_rows)};
   const cuuint32_t steps[2] = {1, 1};
   RowsMap result;
-  const CUresult error = reinterpret_cast<Encode>(function)(
-      &result.map, dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
-      const_cast<void*>(rows), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (error != CUDA_SUCCESS) {
-    return absl::InternalError(absl::StrCat("cuTensorMapEncodeTiled: error ", static_cast<int>(error), " for ",
-                                            capacity, " rows of pitch ", pitch));
-  }
+  SY_CU(cuTensorMapEncodeTiled, &result.map,
+        dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
+        const_cast<void*>(rows), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result;
 }
 

@@ -1,16 +1,18 @@
-// Measures the cost of an exchange beyond NCCL itself, between processes with a GPU each.
+// Measures the exchanges between GPUs beside NCCL itself, between processes with a GPU each.
 //
-//   nccl_exchange_benchmark --ranks=2 --max_ctas=0,4,8,16 --out=exchange.jsonl
+//   device_exchange_benchmark --ranks=2 --max_ctas=0,4,8,16 --out=exchange.jsonl
 //
 // Every rank sends every rank, itself included, the same number of bytes. The columns are microseconds of GPU time per
 // exchange on the slowest rank, the median of repetitions. The exchanges run back to back and are enqueued ahead, so
 // that the host's time is not measured:
 //   peers     bare ncclSend/ncclRecv in a group on a blocking communicator, to the peers only
 //   bare      the same with the rank's own block in the group: the same bytes as AllToAllV moves
-//   ours      AllToAllV
-//   ours+copy AllToAllV with the own block copied outside the group
-// Two more columns give the host's time to enqueue one exchange, for bare and ours. `ratio` is ours over bare. Each
-// variant's bytes are checked in the same run. One JSON object per line goes to --out.
+//   ours      AllToAllV over NCCL
+//   ours+copy AllToAllV over NCCL with the own block copied outside the group
+//   direct    AllToAllV of the direct exchange
+// `ratio` is ours over bare. Then come, for bare, ours and direct, the host's time to enqueue one exchange, and the
+// time from the call until the host knows that a single exchange is done, on idle GPUs. Each variant's bytes are
+// checked in the same run. One JSON object per line goes to --out.
 #include <cuda_runtime.h>
 #include <nccl.h>
 
@@ -29,9 +31,10 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/clock.h"
+#include "moe/exchange/direct/direct_communicator.h"
 #include "moe/exchange/nccl/nccl_communicator.h"
 #include "moe/exchange/nccl/nccl_status.h"
-#include "moe/exchange/nccl/rank_process.h"
+#include "moe/exchange/rank_process.h"
 #include "moe/gpu/cuda_status.h"
 #include "moe/gpu/memory.h"
 #include "moe/gpu/stream.h"
@@ -117,9 +120,10 @@ class BareNccl {
   ncclComm_t comm_ = nullptr;
 };
 
-absl::StatusOr<std::unique_ptr<Communicator>> JoinOurs(int rank, int size, const NcclOptions& options,
+absl::StatusOr<std::unique_ptr<Communicator>> JoinOurs(int rank, int size,
+                                                       const std::unique_ptr<CommunicatorFactory>& factory,
                                                        Gathering& gathering) {
-  SY_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> ours, CreateNcclFactory(options)->Prepare(rank, size));
+  SY_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> ours, factory->Prepare(rank, size));
   SY_ASSIGN_OR_RETURN(const std::vector<std::string> addresses, gathering.Gather(ours->address()));
   SY_RETURN_IF_ERROR(ours->Connect(addresses));
   SY_RETURN_IF_ERROR(CheckExchange(*ours));
@@ -129,6 +133,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> JoinOurs(int rank, int size, const
 struct Timing {
   double gpu_us = 0;
   double host_us = 0;
+  double done_us = 0;
 };
 
 Timing Median(std::vector<Timing> timings) {
@@ -194,10 +199,26 @@ class Bench {
       timings.push_back(repetition.timing);
       if (repetition.host_was_late) num_busy += num_busy / 4;
     }
-    return Median(std::move(timings));
+    Timing timing = Median(std::move(timings));
+    SY_ASSIGN_OR_RETURN(timing.done_us, TimeUntilDone(exchange, bytes));
+    return timing;
   }
 
  private:
+  // The median over single exchanges, which keep the ranks in step.
+  absl::StatusOr<double> TimeUntilDone(const Exchange& exchange, size_t bytes) {
+    constexpr int kExchanges = 200;
+    std::vector<double> times;
+    for (int i = 0; i < kExchanges; ++i) {
+      const SteadyTime began = Clock::Real().Now();
+      SY_RETURN_IF_ERROR(exchange(bytes));
+      SY_CUDA(cudaStreamSynchronize(stream()));
+      times.push_back(std::chrono::duration<double, std::micro>(Clock::Real().Now() - began).count());
+    }
+    std::nth_element(times.begin(), times.begin() + kExchanges / 2, times.end());
+    return times[kExchanges / 2];
+  }
+
   static constexpr double kBusyUs = 60;  // microseconds that a memset of kBusyBytes takes at least
 
   struct Repetition {
@@ -262,13 +283,15 @@ struct Variants {
   std::unique_ptr<BareNccl> bare;
   std::unique_ptr<Communicator> ours;
   std::unique_ptr<Communicator> ours_copying;
+  std::unique_ptr<Communicator> direct;
 
   static absl::StatusOr<Variants> Join(int rank, int size, int max_ctas, Gathering& gathering) {
     Variants variants;
     NcclOptions options{.device_idx = rank, .max_ctas = max_ctas};
-    SY_ASSIGN_OR_RETURN(variants.ours, JoinOurs(rank, size, options, gathering));
+    SY_ASSIGN_OR_RETURN(variants.ours, JoinOurs(rank, size, CreateNcclFactory(options), gathering));
     options.max_self_send_bytes = 0;
-    SY_ASSIGN_OR_RETURN(variants.ours_copying, JoinOurs(rank, size, options, gathering));
+    SY_ASSIGN_OR_RETURN(variants.ours_copying, JoinOurs(rank, size, CreateNcclFactory(options), gathering));
+    SY_ASSIGN_OR_RETURN(variants.direct, JoinOurs(rank, size, CreateDirectFactory({.device_idx = rank}), gathering));
     SY_ASSIGN_OR_RETURN(variants.bare, BareNccl::Join(rank, size, max_ctas, gathering));
     return variants;
   }
@@ -289,17 +312,18 @@ struct Variants {
 // The slowest rank's figures.
 absl::StatusOr<Timing> SlowestOf(const Timing& timing, Gathering& gathering) {
   SY_ASSIGN_OR_RETURN(const std::vector<std::string> packets,
-                      gathering.Gather(absl::StrCat(timing.gpu_us, " ", timing.host_us)));
+                      gathering.Gather(absl::StrCat(timing.gpu_us, " ", timing.host_us, " ", timing.done_us)));
   Timing slowest;
   for (const std::string& packet : packets) {
     const std::vector<std::string> numbers = absl::StrSplit(packet, ' ');
     Timing one;
-    if (numbers.size() != 2 || !absl::SimpleAtod(numbers[0], &one.gpu_us) ||
-        !absl::SimpleAtod(numbers[1], &one.host_us)) {
+    if (numbers.size() != 3 || !absl::SimpleAtod(numbers[0], &one.gpu_us) ||
+        !absl::SimpleAtod(numbers[1], &one.host_us) || !absl::SimpleAtod(numbers[2], &one.done_us)) {
       return absl::InternalError(absl::StrCat("not a timing: ", packet));
     }
     slowest.gpu_us = std::max(slowest.gpu_us, one.gpu_us);
     slowest.host_us = std::max(slowest.host_us, one.host_us);
+    slowest.done_us = std::max(slowest.done_us, one.done_us);
   }
   return slowest;
 }
@@ -308,10 +332,9 @@ struct Row {
   int num_ranks = 0;
   int max_ctas = 0;
   size_t bytes = 0;
-  Timing peers, bare, ours, ours_copying;
+  Timing peers, bare, ours, ours_copying, direct;
 
   double ratio() const { return ours.gpu_us / bare.gpu_us; }
-  double peer_gbps() const { return bytes * (num_ranks - 1) / ours.gpu_us / 1000; }
 };
 
 absl::StatusOr<Row> MeasureRow(Bench& bench, const Variants& variants, int rank, Gathering& gathering, Row row) {
@@ -323,7 +346,8 @@ absl::StatusOr<Row> MeasureRow(Bench& bench, const Variants& variants, int rank,
   const Column columns[] = {{variants.Bare(bench, /*with_own=*/false), rank, &row.peers},
                             {variants.Bare(bench, /*with_own=*/true), -1, &row.bare},
                             {Variants::Ours(bench, *variants.ours), -1, &row.ours},
-                            {Variants::Ours(bench, *variants.ours_copying), -1, &row.ours_copying}};
+                            {Variants::Ours(bench, *variants.ours_copying), -1, &row.ours_copying},
+                            {Variants::Ours(bench, *variants.direct), -1, &row.direct}};
   for (const Column& column : columns) {
     SY_RETURN_IF_ERROR(bench.Check(column.exchange, row.bytes, column.skipped));
     SY_ASSIGN_OR_RETURN(const Timing timing, bench.Measure(column.exchange, row.bytes));
@@ -333,27 +357,32 @@ absl::StatusOr<Row> MeasureRow(Bench& bench, const Variants& variants, int rank,
 }
 
 void PrintHeader() {
-  std::printf("%8s %12s %10s %10s %10s %10s %7s %9s %11s %11s\n", "max_ctas", "bytes", "peers us", "bare us", "ours us",
-              "+copy us", "ratio", "peer GB/s", "bare host us", "ours host us");
+  std::printf("%8s %10s | %8s %8s %8s %8s %8s %6s | %8s %8s %8s | %8s %8s %8s\n", "max_ctas", "bytes", "peers us",
+              "bare us", "ours us", "+copy us", "direct", "ratio", "bare", "ours", "direct", "bare", "ours", "direct");
+  std::printf("%8s %10s | %53s | %26s | %26s\n", "", "", "GPU time", "host: enqueue", "host: until done");
 }
 
 void Print(const Row& row, std::ofstream& out) {
-  std::printf("%8d %12zu %10.1f %10.1f %10.1f %10.1f %7.2f %9.1f %11.1f %11.1f\n", row.max_ctas, row.bytes,
-              row.peers.gpu_us, row.bare.gpu_us, row.ours.gpu_us, row.ours_copying.gpu_us, row.ratio(), row.peer_gbps(),
-              row.bare.host_us, row.ours.host_us);
+  std::printf("%8d %10zu | %8.1f %8.1f %8.1f %8.1f %8.1f %6.2f | %8.1f %8.1f %8.1f | %8.1f %8.1f %8.1f\n", row.max_ctas,
+              row.bytes, row.peers.gpu_us, row.bare.gpu_us, row.ours.gpu_us, row.ours_copying.gpu_us, row.direct.gpu_us,
+              row.ratio(), row.bare.host_us, row.ours.host_us, row.direct.host_us, row.bare.done_us, row.ours.done_us,
+              row.direct.done_us);
   std::fflush(stdout);
   out << absl::StrFormat(
-             R"({"benchmark":"nccl_exchange","ranks":%d,"max_ctas":%d,"bytes_per_rank":%d,"peers_us":%.2f,)"
-             R"("bare_us":%.2f,"ours_us":%.2f,"ours_copy_us":%.2f,"ratio":%.3f,"bare_host_us":%.2f,"ours_host_us":%.2f})",
+             R"({"benchmark":"device_exchange","ranks":%d,"max_ctas":%d,"bytes_per_rank":%d,"peers_us":%.2f,)"
+             R"("bare_us":%.2f,"ours_us":%.2f,"ours_copy_us":%.2f,"direct_us":%.2f,"ratio":%.3f,"bare_host_us":%.2f,)"
+             R"("ours_host_us":%.2f,"direct_host_us":%.2f,"bare_done_us":%.2f,"ours_done_us":%.2f,)"
+             R"("direct_done_us":%.2f})",
              row.num_ranks, row.max_ctas, row.bytes, row.peers.gpu_us, row.bare.gpu_us, row.ours.gpu_us,
-             row.ours_copying.gpu_us, row.ratio(), row.bare.host_us, row.ours.host_us)
+             row.ours_copying.gpu_us, row.direct.gpu_us, row.ratio(), row.bare.host_us, row.ours.host_us,
+             row.direct.host_us, row.bare.done_us, row.ours.done_us, row.direct.done_us)
       << std::endl;
 }
 
 struct Settings {
   int num_ranks = 2;
   std::vector<int> max_ctas = {0, 4, 8, 16};
-  std::string out_path = "nccl_exchange.jsonl";
+  std::string out_path = "device_exchange.jsonl";
 };
 
 absl::Status RunRank(int rank, const Settings& settings, PacketChannel& channel) {
@@ -420,7 +449,7 @@ absl::Status RunParent(const Settings& settings) {
 int Main(int argc, char** argv) {
   if (std::optional<RankChild> child = RankChild::FromArguments(argc, argv)) return RunChild(*child);
   Settings settings;
-  CLI::App app("NCCL exchange: AllToAllV beside bare NCCL");
+  CLI::App app("Exchanges between GPUs: AllToAllV beside bare NCCL");
   app.add_option("--ranks", settings.num_ranks, "Processes, one per GPU")->check(CLI::Range(2, 64));
   app.add_option("--max_ctas", settings.max_ctas, "Multiprocessors for NCCL; 0 for its own choice")->delimiter(',');
   app.add_option("--out", settings.out_path, "Where to write the figures, one JSON object per line");

@@ -1,5 +1,6 @@
-// Tests with ranks as processes, one per GPU: exchanges checked byte for byte, aborts while ranks wait for each other,
-// and a rank that is killed again and again. `--ranks=N` limits the number of ranks; without it all GPUs take part.
+// Tests of every exchange between GPUs, with ranks as processes, one per GPU: exchanges checked byte for byte, aborts
+// while ranks wait for each other, and a rank that is killed again and again. `--ranks=N` limits the number of ranks;
+// without it all GPUs take part.
 #include <cuda_runtime.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -15,8 +16,9 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "base/clock.h"
+#include "moe/exchange/direct/direct_communicator.h"
 #include "moe/exchange/nccl/nccl_communicator.h"
-#include "moe/exchange/nccl/rank_process.h"
+#include "moe/exchange/rank_process.h"
 #include "moe/gpu/cuda_status.h"
 #include "moe/gpu/memory.h"
 #include "moe/gpu/stream.h"
@@ -40,6 +42,7 @@ int64_t NumberOf(const std::string& text) {
 
 // The arguments of a rank's process.
 struct RankArguments {
+  std::string exchange;  // "nccl" or "direct"
   std::string scenario;
   int rank = 0;
   int size = 1;
@@ -47,10 +50,17 @@ struct RankArguments {
 };
 
 RankArguments Decode(const std::vector<std::string>& arguments) {
-  return {.scenario = arguments.at(0),
-          .rank = static_cast<int>(NumberOf(arguments.at(1))),
-          .size = static_cast<int>(NumberOf(arguments.at(2))),
-          .more = {arguments.begin() + 3, arguments.end()}};
+  return {.exchange = arguments.at(0),
+          .scenario = arguments.at(1),
+          .rank = static_cast<int>(NumberOf(arguments.at(2))),
+          .size = static_cast<int>(NumberOf(arguments.at(3))),
+          .more = {arguments.begin() + 4, arguments.end()}};
+}
+
+std::unique_ptr<CommunicatorFactory> MakeFactory(const RankArguments& arguments, NcclOptions nccl = {}) {
+  if (arguments.exchange == "direct") return CreateDirectFactory({.device_idx = arguments.rank});
+  nccl.device_idx = arguments.rank;
+  return CreateNcclFactory(nccl);
 }
 
 // Joins the group whose addresses the parent carries.
@@ -147,9 +157,9 @@ absl::Status ExchangeAndCompare(Communicator& communicator, const SizeMatrix& si
 
 // more: max_ctas, max_self_send_bytes
 absl::Status RunExchanges(const RankArguments& arguments, PacketChannel& channel) {
-  const auto factory = CreateNcclFactory({.device_idx = arguments.rank,
-                                          .max_ctas = static_cast<int>(NumberOf(arguments.more.at(0))),
-                                          .max_self_send_bytes = static_cast<size_t>(NumberOf(arguments.more.at(1)))});
+  const auto factory =
+      MakeFactory(arguments, {.max_ctas = static_cast<int>(NumberOf(arguments.more.at(0))),
+                              .max_self_send_bytes = static_cast<size_t>(NumberOf(arguments.more.at(1)))});
   SY_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> communicator, Join(*factory, arguments, channel));
   SY_RETURN_IF_ERROR(CheckExchange(*communicator));
   int round = 0;
@@ -189,8 +199,8 @@ class Guarded {
 };
 
 // Exchanges with peers that do not take part, until another thread aborts. If the peers are connected, the abort comes
-// when the exchange's kernels wait on the GPU; otherwise it comes 100 ms into the call, which waits for the peers to
-// connect.
+// when the exchange's kernels wait on the GPU; otherwise it comes 100 ms into the call, in which NCCL waits for the
+// peers to connect.
 absl::Status ExchangeAlone(Communicator& communicator, bool connected) {
   SY_ASSIGN_OR_RETURN(const CudaStream stream, CudaStream::Create());
   const std::vector<size_t> sizes(communicator.size(), kMiB);
@@ -220,7 +230,7 @@ absl::Status RunAbort(const RankArguments& arguments, PacketChannel& channel) {
   const bool warm = arguments.more.at(0) == "warm";
   SY_CUDA(cudaSetDevice(arguments.rank));
   SY_ASSIGN_OR_RETURN(const Guarded guarded, Guarded::Fill());
-  const auto factory = CreateNcclFactory({.device_idx = arguments.rank});
+  const auto factory = MakeFactory(arguments);
   SY_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> communicator, Join(*factory, arguments, channel));
   if (warm) SY_RETURN_IF_ERROR(CheckExchange(*communicator));
   if (arguments.rank != 0) return channel.Receive().status();  // takes no part until the parent ends it
@@ -273,7 +283,7 @@ absl::Status RunEpoch(CommunicatorFactory& factory, const RankArguments& argumen
 absl::Status RunServer(const RankArguments& arguments, PacketChannel& channel) {
   SY_CUDA(cudaSetDevice(arguments.rank));
   SY_ASSIGN_OR_RETURN(const Guarded guarded, Guarded::Fill());
-  const auto factory = CreateNcclFactory({.device_idx = arguments.rank});
+  const auto factory = MakeFactory(arguments);
   SY_RETURN_IF_ERROR(channel.Send("up"));
   while (true) {
     SY_RETURN_IF_ERROR(channel.Receive(std::chrono::minutes(10)).status());
@@ -305,7 +315,7 @@ int NumGpus() {
   return cudaGetDeviceCount(&num_gpus) == cudaSuccess ? num_gpus : 0;
 }
 
-class NcclProcessesTest : public testing::Test {
+class DeviceProcessesTest : public testing::TestWithParam<std::string> {
  protected:
   // The number of GPUs, or `max_ranks` if that is smaller.
   int NumRanks() const { return max_ranks > 0 ? std::min(max_ranks, NumGpus()) : NumGpus(); }
@@ -318,7 +328,7 @@ class NcclProcessesTest : public testing::Test {
   }
 
   RankProcess Start(int rank, int size, const std::string& scenario, const std::vector<std::string>& more = {}) {
-    std::vector<std::string> arguments = {scenario, absl::StrCat(rank), absl::StrCat(size)};
+    std::vector<std::string> arguments = {GetParam(), scenario, absl::StrCat(rank), absl::StrCat(size)};
     arguments.insert(arguments.end(), more.begin(), more.end());
     absl::StatusOr<RankProcess> process = RankProcess::Start(arguments);
     EXPECT_TRUE(process.ok()) << process.status();
@@ -343,7 +353,7 @@ class NcclProcessesTest : public testing::Test {
 
   void CarryAddresses() {
     const std::vector<std::string> addresses = ReceiveFromAll();
-    for (const std::string& address : addresses) ASSERT_TRUE(absl::StartsWith(address, "SYNC")) << address;
+    for (const std::string& address : addresses) ASSERT_TRUE(absl::StartsWith(address, "SY")) << address;
     for (RankProcess& rank : ranks_) ASSERT_TRUE(rank.channel().SendAll(addresses).ok());
   }
 
@@ -392,7 +402,7 @@ class NcclProcessesTest : public testing::Test {
   std::vector<RankProcess> ranks_;
 };
 
-TEST_F(NcclProcessesTest, EveryByteArrives) {
+TEST_P(DeviceProcessesTest, EveryByteArrives) {
   if (const std::string why = WhyNot(1); !why.empty()) GTEST_SKIP() << why;
   for (int size = 1; size <= NumRanks(); ++size) {
     SCOPED_TRACE(absl::StrCat(size, " ranks"));
@@ -401,7 +411,8 @@ TEST_F(NcclProcessesTest, EveryByteArrives) {
   }
 }
 
-TEST_F(NcclProcessesTest, EveryByteArrivesOnFewMultiprocessorsWithOwnBlocksCopied) {
+TEST_P(DeviceProcessesTest, EveryByteArrivesOnFewMultiprocessorsWithOwnBlocksCopied) {
+  if (GetParam() != "nccl") GTEST_SKIP() << "these are settings of NCCL";
   if (const std::string why = WhyNot(2); !why.empty()) GTEST_SKIP() << why;
   for (const size_t max_self_send_bytes : {size_t{0}, size_t{65536}}) {
     StartAll(NumRanks(), "exchange", {"4", absl::StrCat(max_self_send_bytes)});
@@ -410,7 +421,7 @@ TEST_F(NcclProcessesTest, EveryByteArrivesOnFewMultiprocessorsWithOwnBlocksCopie
 }
 
 // "fresh": the ranks have not exchanged yet, so NCCL is still connecting them. "warm": kernels wait on the GPU.
-TEST_F(NcclProcessesTest, AbortEndsAnExchangeThatWaitsForAPeer) {
+TEST_P(DeviceProcessesTest, AbortEndsAnExchangeThatWaitsForAPeer) {
   if (const std::string why = WhyNot(2); !why.empty()) GTEST_SKIP() << why;
   for (const std::string state : {"fresh", "warm"}) {
     SCOPED_TRACE(state);
@@ -420,7 +431,7 @@ TEST_F(NcclProcessesTest, AbortEndsAnExchangeThatWaitsForAPeer) {
   }
 }
 
-TEST_F(NcclProcessesTest, SurvivorsOfAKilledRankFormANewGroup) {
+TEST_P(DeviceProcessesTest, SurvivorsOfAKilledRankFormANewGroup) {
   if (const std::string why = WhyNot(2); !why.empty()) GTEST_SKIP() << why;
   constexpr int kNumCycles = 4;
   const int size = NumRanks();
@@ -444,6 +455,9 @@ TEST_F(NcclProcessesTest, SurvivorsOfAKilledRankFormANewGroup) {
   }
   EXPECT_LT(free_mib.front() - free_mib.back(), 64) << "rank 0 loses memory from group to group";
 }
+
+INSTANTIATE_TEST_SUITE_P(Exchanges, DeviceProcessesTest, testing::Values("nccl", "direct"),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-#include "moe/exchange/nccl/rank_process.h"
+#include "moe/exchange/rank_process.h"
 
 #include <gtest/gtest.h>
 
