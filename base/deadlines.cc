@@ -4,7 +4,9 @@
 
 namespace switchyard {
 
-Deadlines::Deadlines() : thread_([this] { Loop(); }) {}
+Deadlines::Deadlines(Threads threads, const Clock& clock) : clock_(clock) {
+  if (threads == Threads::kOwn) thread_ = std::thread([this] { Loop(); });
+}
 
 Deadlines::~Deadlines() { Stop(); }
 
@@ -33,6 +35,32 @@ bool Deadlines::Remove(const Key& key) {
   return true;
 }
 
+SteadyTime Deadlines::NextLocked() const { return pending_.empty() ? SteadyTime::max() : pending_.begin()->first.when; }
+
+SteadyTime Deadlines::next() const {
+  MutexLock lock(&mu_);
+  return NextLocked();
+}
+
+std::function<void()> Deadlines::TakeDue() {
+  if (stopping_ || pending_.empty() || NextLocked() > clock_.Now()) return nullptr;
+  std::function<void()> due = std::move(pending_.begin()->second);
+  pending_.erase(pending_.begin());
+  return due;
+}
+
+void Deadlines::RunDue() {
+  while (true) {
+    std::function<void()> expire;
+    {
+      MutexLock lock(&mu_);
+      expire = TakeDue();
+    }
+    if (expire == nullptr) return;
+    expire();
+  }
+}
+
 void Deadlines::Loop() {
   while (true) {
     std::function<void()> expire;
@@ -40,17 +68,14 @@ void Deadlines::Loop() {
       MutexLock lock(&mu_);
       while (true) {
         if (stopping_) return;
-        const SteadyTime now = Clock::Real().Now();
-        if (!pending_.empty() && pending_.begin()->first.when <= now) break;
-        wakes_at_ = pending_.empty() ? SteadyTime::max() : pending_.begin()->first.when;
+        if ((expire = TakeDue()) != nullptr) break;
+        wakes_at_ = NextLocked();
         if (pending_.empty()) {
           earlier_.Wait(&mu_);
         } else {
-          earlier_.WaitUntil(&mu_, wakes_at_);
+          earlier_.WaitFor(&mu_, wakes_at_ - clock_.Now());
         }
       }
-      expire = std::move(pending_.begin()->second);
-      pending_.erase(pending_.begin());
     }
     expire();
   }

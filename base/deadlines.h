@@ -1,4 +1,6 @@
-// Calls each function at its deadline. One thread serves the time limits of many requests.
+// Calls each function at its deadline, by a clock of the owner's choice. One thread serves the time limits of many
+// requests; it sleeps in real time, so a fake clock that advances does not wake it. Without a thread, the owner calls
+// RunDue when next() has passed.
 //
 //   Deadlines::Key key = deadlines.NewKey(Clock::Real().Now() + limit);
 //   deadlines.Add(key, [request] { Expire(request); });
@@ -20,6 +22,7 @@
 
 #include "base/clock.h"
 #include "base/mutex.h"
+#include "base/threads.h"
 
 namespace switchyard {
 
@@ -32,18 +35,24 @@ class Deadlines {
     auto operator<=>(const Key&) const = default;
   };
 
-  Deadlines();
+  // `clock` outlives this.
+  explicit Deadlines(Threads threads = Threads::kOwn, const Clock& clock = Clock::Real());
   ~Deadlines();
 
   Key NewKey(SteadyTime when) { return {when, next_number_.fetch_add(1, std::memory_order_relaxed)}; }
 
-  // Calls `expire` once, on this object's thread, soon after `key.when`, unless the key is removed before. Other
-  // functions wait while it runs. `expire` may call Add and Remove.
+  // Calls `expire` once, on this object's thread or in RunDue, soon after `key.when`, unless the key is removed before.
+  // Other functions wait while it runs. `expire` may call Add and Remove.
   void Add(const Key& key, std::function<void()> expire);
 
   // Returns whether the function was still pending. Otherwise it has run, is running, was removed before, or was never
   // added.
   bool Remove(const Key& key);
+
+  // With Threads::kNone: calls the functions whose deadlines have passed, in order.
+  void RunDue();
+  // The earliest deadline; SteadyTime::max() when there is none.
+  SteadyTime next() const;
 
   // Waits for the running function to return; no function runs afterwards. The other methods may still be called,
   // without effect.
@@ -51,10 +60,14 @@ class Deadlines {
 
  private:
   void Loop();
+  // Takes the function whose deadline passed first out; null when none has passed.
+  std::function<void()> TakeDue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  SteadyTime NextLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  const Clock& clock_;
   std::atomic<uint64_t> next_number_{1};
 
-  Mutex mu_;
+  mutable Mutex mu_;
   CondVar earlier_;
   std::map<Key, std::function<void()>> pending_ ABSL_GUARDED_BY(mu_);
   SteadyTime wakes_at_ ABSL_GUARDED_BY(mu_) = SteadyTime::max();  // when the thread wakes by itself

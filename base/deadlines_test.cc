@@ -76,6 +76,29 @@ TEST(Deadlines, NoneIsCalledAfterStop) {
   deadlines.Stop();
 }
 
+TEST(Deadlines, WithoutAThreadTheOwnerRunsWhatIsDueByItsClock) {
+  FakeClock clock;
+  Deadlines deadlines(Threads::kNone, clock);
+  EXPECT_EQ(deadlines.next(), SteadyTime::max());
+  std::vector<int> order;
+  const SteadyTime start = clock.Now();
+  deadlines.Add(deadlines.NewKey(start + milliseconds(20)), [&] { order.push_back(2); });
+  deadlines.Add(deadlines.NewKey(start + milliseconds(10)), [&] {
+    order.push_back(1);
+    deadlines.Add(deadlines.NewKey(start), [&] { order.push_back(0); });
+  });
+  deadlines.RunDue();
+  EXPECT_TRUE(order.empty());
+  EXPECT_EQ(deadlines.next(), start + milliseconds(10));
+  clock.Advance(milliseconds(10));
+  deadlines.RunDue();
+  EXPECT_EQ(order, (std::vector<int>{1, 0}));
+  deadlines.Stop();
+  clock.Advance(milliseconds(10));
+  deadlines.RunDue();
+  EXPECT_EQ(order, (std::vector<int>{1, 0})) << "stopped";
+}
+
 TEST(Deadlines, ManyThreadsAddAndRemove) {
   Deadlines deadlines;
   std::atomic<int> expired{0}, removed{0};

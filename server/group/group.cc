@@ -21,33 +21,37 @@ Group::Group(const GroupOptions& options, GroupEvents* events, std::vector<LinkB
       scheduler_(scheduler),
       metrics_(metrics),
       membership_(options.membership, this),
+      next_tick_(now() + options.membership.ping_interval),
       shm_links_(options.membership.num_ranks) {
   Publish();
+  if (options_.threads == Threads::kNone) return;
   thread_ = std::thread([this] { Loop(); });
   pthread_setname_np(thread_.native_handle(), "group");
 }
 
 Group::~Group() {
   events_->Close();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
   shm_links_.clear();  // their readers use the members above
 }
 
 void Group::Loop() {
-  const auto interval = options_.membership.ping_interval;
-  SteadyTime next_tick = now() + interval;
-  while (true) {
-    // Events that were posted before the tick are handled before it, so that a worker is not taken for silent while its
-    // answer is queued.
-    for (const GroupEvents::Event& event : events_->Take(next_tick)) event(*this);
-    if (events_->is_closed()) return;
-    if (now() >= next_tick) {
-      membership_.Tick(now());
-      CheckOldestStep();
-      next_tick = now() + interval;
-    }
-    Publish();
+  // Events that were posted before the tick are handled before it, so that a worker is not taken for silent while its
+  // answer is queued.
+  while (Turn(events_->Take(next_tick_))) {
   }
+}
+
+bool Group::Turn(const std::deque<GroupEvents::Event>& events) {
+  for (const GroupEvents::Event& event : events) event(*this);
+  if (events_->is_closed()) return false;
+  if (now() >= next_tick_) {
+    membership_.Tick(now());
+    CheckOldestStep();
+    next_tick_ = now() + options_.membership.ping_interval;
+  }
+  Publish();
+  return true;
 }
 
 void Group::CheckOldestStep() {
@@ -65,6 +69,10 @@ void Group::CheckOldestStep() {
 }
 
 void Group::PostAndWait(const std::function<void()>& event) {
+  if (options_.threads == Threads::kNone) {
+    events_->Post([&event](Group&) { event(); });
+    return RunDue();
+  }
   auto done = std::make_shared<Notification>();
   events_->Post([event, done](Group&) {
     event();

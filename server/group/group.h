@@ -6,6 +6,7 @@
 #pragma once
 
 #include <chrono>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -16,6 +17,7 @@
 
 #include "base/logging/line_budget.h"
 #include "base/mutex.h"
+#include "base/threads.h"
 #include "server/group/group_events.h"
 #include "server/group/membership/membership.h"
 #include "server/links/link.h"
@@ -31,6 +33,9 @@ struct GroupOptions {
   MembershipOptions membership;
   std::chrono::microseconds link_spin{0};  // of ShmLink
   const Clock* clock = &Clock::Real();     // outlives the group
+  // With Threads::kNone, the owner does the work of the group's thread (RunDue). No worker has a link of shared memory
+  // then, because those links' readers are threads.
+  Threads threads = Threads::kOwn;
   // As MembershipListener::OnModelAbandoned.
   std::function<void(ModelId id, const absl::Status& why)> on_model_abandoned = [](ModelId, const absl::Status&) {};
   // Told when a worker cannot load before the group has ever served.
@@ -106,6 +111,13 @@ class Group final : private MembershipListener {
   // Waits until the group serves; returns false when `timeout` passes before.
   bool WaitUntilServing(std::chrono::nanoseconds timeout) const;
 
+  // ---- Without a thread of its own (GroupOptions::threads)
+
+  // When there is something to do, if nothing happens before; in the past when events are queued.
+  SteadyTime next_due() const { return events_->empty() ? next_tick_ : SteadyTime::min(); }
+  // Handles the queued events, and ticks if that is due.
+  void RunDue() { Turn(events_->TakeQueued()); }
+
  private:
   // MembershipListener, on the group's thread.
   void OnGroupFormed(Epoch epoch) override;
@@ -120,6 +132,8 @@ class Group final : private MembershipListener {
   SteadyTime now() const { return options_.clock->Now(); }
   void PostAndWait(const std::function<void()>& event);
   void Loop();
+  // Handles these events, and ticks if that is due. Returns whether the group goes on.
+  bool Turn(const std::deque<GroupEvents::Event>& events);
   void StartLink(int rank, UniqueFd socket);
   // Counts the tick against the oldest step in flight. Ticks are counted, not time, because a front that does not run
   // reads no results.
@@ -136,6 +150,7 @@ class Group final : private MembershipListener {
   // The group's thread only.
   Supervisor* supervisor_ = nullptr;
   Membership membership_;
+  SteadyTime next_tick_;
   bool served_ = false;
   SteadyTime lost_at_;
   int64_t recoveries_ = 0;

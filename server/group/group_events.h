@@ -38,6 +38,16 @@ class GroupEvents {
     return std::exchange(events_, {});
   }
 
+  // Without waiting.
+  std::deque<Event> TakeQueued() {
+    MutexLock lock(&mu_);
+    return std::exchange(events_, {});
+  }
+  bool empty() const {
+    MutexLock lock(&mu_);
+    return events_.empty();
+  }
+
   // Drops the queued events, and all that come later.
   void Close() {
     std::deque<Event> dropped;  // ends outside the lock

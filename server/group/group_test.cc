@@ -280,6 +280,40 @@ TEST(Group, ResultsOfWorkersElsewhereDoNotWaitForTheGroupsThread) {
   worker->Die();
 }
 
+// Keeps what it is sent.
+struct SilentWorker final : WorkerChannel {
+  void Send(worker::FrontMessage message) override { sent.push_back(std::move(message)); }
+  void Close(const absl::Status&) override {}
+  std::vector<worker::FrontMessage> sent;
+};
+
+TEST(Group, WithoutAThreadItsOwnerRunsWhatIsDue) {
+  FakeClock clock;
+  GroupOptions options = Options(1);
+  options.clock = &clock;
+  options.threads = Threads::kNone;
+  TestGroup made(options);
+  Group& group = *made.group;
+  EXPECT_EQ(group.next_due(), clock.Now() + options.membership.ping_interval);
+  const auto worker = std::make_shared<SilentWorker>();
+  worker::Hello hello;
+  hello.set_local_index(-1);
+  hello.add_exchanges("tcp");
+  group.Joined(worker, hello);
+  EXPECT_LE(group.next_due(), clock.Now());
+  EXPECT_TRUE(worker->sent.empty());
+  group.RunDue();
+  ASSERT_EQ(worker->sent.size(), 2u) << "a Welcome and a PrepareGroup";
+  EXPECT_TRUE(worker->sent[0].has_welcome());
+  clock.Advance(options.membership.ping_interval);
+  EXPECT_LE(group.next_due(), clock.Now());
+  group.RunDue();
+  ASSERT_EQ(worker->sent.size(), 3u);
+  EXPECT_TRUE(worker->sent[2].has_ping());
+  group.Drain();  // waits for no thread
+  EXPECT_TRUE(worker->sent.back().has_drain());
+}
+
 TEST(GroupEvents, WhatComesAfterTheEndIsDropped) {
   GroupEvents events;
   events.Post([](Group&) {});

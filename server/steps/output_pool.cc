@@ -29,6 +29,11 @@ void OutputPool::Return(int output, StepId step) {
   free_.push_back(output);
 }
 
+int OutputPool::num_free() const {
+  MutexLock lock(&mu_);
+  return static_cast<int>(free_.size());
+}
+
 std::shared_ptr<const void> OutputPool::Lend(int output, StepId step) {
   {
     MutexLock lock(&mu_);

@@ -31,6 +31,8 @@ class OutputPool : public std::enable_shared_from_this<OutputPool> {
   // Gives back the output of a step that has ended, when its rows are not needed any more. Does nothing when the output
   // is not this step's.
   void Return(int output, StepId step);
+  // Outputs that neither belong to a step nor are lent.
+  int num_free() const;
   // Lends the output of a step that has ended. The pool gets it back when the last owner of the returned loan is gone.
   // Null when no more outputs may be lent, or when the output is not this step's.
   std::shared_ptr<const void> Lend(int output, StepId step);

@@ -57,17 +57,18 @@ Scheduler::Scheduler(const SchedulerOptions& options, std::vector<LinkBuffers*> 
       builder_(options.builder, links_, clock),
       answers_(options.answers, links_, outputs_),
       batcher_(options.batcher),
-      flight_(options.num_ranks, options.num_slots, options.max_submissions) {
-  dispatcher_ = std::thread([this] { DispatchLoop(); });
+      flight_(options.num_ranks, options.num_slots, options.max_submissions),
+      deadlines_(options.threads, clock) {
+  if (options.threads == Threads::kOwn) dispatcher_ = std::thread([this] { DispatchLoop(); });
 }
 
 Scheduler::~Scheduler() {
   {
     MutexLock lock(&mu_);
     stopping_ = true;
-    work_.SignalAll();
+    WakeDispatcher();
   }
-  dispatcher_.join();
+  if (dispatcher_.joinable()) dispatcher_.join();
   deadlines_.Stop();
   std::vector<std::shared_ptr<Request>> left;
   {
@@ -111,7 +112,7 @@ void Scheduler::GroupFormed(Epoch epoch, std::vector<std::shared_ptr<LinkConnect
   auto group = std::make_shared<const FormedGroup>(FormedGroup{epoch, std::move(connections)});
   MutexLock lock(&mu_);
   flight_.SetGroup(std::move(group));
-  work_.SignalAll();
+  WakeDispatcher();
 }
 
 void Scheduler::GroupLost(Epoch epoch) {
@@ -134,8 +135,10 @@ void Scheduler::FailLayers(const std::vector<LayerId>& layers, const absl::Statu
 Scheduler::Load Scheduler::load() const {
   MutexLock lock(&mu_);
   const Step* const oldest = flight_.oldest();
-  return {batcher_.num_rows(), batcher_.rows_by_priority(), flight_.size(),
-          oldest == nullptr ? std::chrono::nanoseconds(0) : clock_.Now() - oldest->times.planned};
+  return {
+      batcher_.num_rows(),      batcher_.rows_by_priority(),
+      flight_.size(),           oldest == nullptr ? std::chrono::nanoseconds(0) : clock_.Now() - oldest->times.planned,
+      flight_.num_free_slots(), outputs_->num_free()};
 }
 
 std::optional<Scheduler::OldestStep> Scheduler::oldest_step() const {
@@ -166,41 +169,70 @@ void Scheduler::DispatchLoop() {
   while (true) {
     const Work work = WaitForWork();
     if (work.stop) return;
-    Dispatch(work);
-    MutexLock lock(&mu_);
-    baton_.Put();
+    TakeTurn(work);
   }
+}
+
+void Scheduler::TakeTurn(const Work& work) {
+  Dispatch(work);
+  MutexLock lock(&mu_);
+  baton_.Put();
+  look_again_ = SteadyTime::min();  // what came meanwhile may have woken no one, because the baton was taken
+}
+
+void Scheduler::WakeDispatcher() {
+  look_again_ = SteadyTime::min();
+  work_.Signal();
 }
 
 Scheduler::Work Scheduler::WaitForWork() {
   MutexLock lock(&mu_);
-  Work work;
   while (true) {
-    if ((work.fresh = std::move(handed_over_)) != nullptr) return work;  // with the baton
-    if (baton_.is_taken()) {
-      work_.Wait(&mu_);
-      continue;
-    }
-    if (stopping_) {
-      work.stop = true;
-      return work;
-    }
-    if (flight_.can_replay()) {
-      work.replays = flight_.TakeReplays();
-      break;
-    }
-    // Both checks use one time, so that rows which are not ready at the first are waited for by the second.
-    const SteadyTime now = clock_.Now();
-    if ((work.fresh = TakeStep(now)) != nullptr) break;
-    const auto ready = batcher_.NextReadyTime();
-    if (flight_.group() == nullptr || !flight_.has_room() || !ready.has_value() || *ready <= now) {
+    if (auto work = TakeWork(); work.has_value()) return *std::move(work);
+    if (look_again_ == SteadyTime::max()) {
       work_.Wait(&mu_);
     } else {
-      work_.WaitFor(&mu_, *ready - now);
+      work_.WaitFor(&mu_, look_again_ - clock_.Now());
+    }
+  }
+}
+
+std::optional<Scheduler::Work> Scheduler::TakeWork() {
+  look_again_ = SteadyTime::max();
+  Work work;
+  if ((work.fresh = std::move(handed_over_)) != nullptr) return work;  // with the baton
+  if (baton_.is_taken()) return std::nullopt;
+  if (stopping_) {
+    work.stop = true;
+    return work;
+  }
+  if (flight_.can_replay()) {
+    work.replays = flight_.TakeReplays();
+  } else {
+    // Both checks use one time, so that rows which are not ready at the first are waited for by the second.
+    const SteadyTime now = clock_.Now();
+    if ((work.fresh = TakeStep(now)) == nullptr) {
+      const auto ready = batcher_.NextReadyTime();
+      if (flight_.group() != nullptr && flight_.has_room() && ready.has_value() && *ready > now) look_again_ = *ready;
+      return std::nullopt;
     }
   }
   baton_.Take();
   return work;
+}
+
+SteadyTime Scheduler::dispatch_due() const {
+  MutexLock lock(&mu_);
+  return look_again_;
+}
+
+void Scheduler::DispatchOnce() {
+  std::optional<Work> work;
+  {
+    MutexLock lock(&mu_);
+    work = TakeWork();
+  }
+  if (work.has_value() && !work->stop) TakeTurn(*work);
 }
 
 void Scheduler::Dispatch(const Work& work) {
@@ -234,14 +266,14 @@ std::shared_ptr<Step> Scheduler::TakeInline(bool may_dispatch_here) {
   std::shared_ptr<Step> step = is_blocked ? nullptr : TakeStep(clock_.Now());
   if (step == nullptr) {
     // The dispatcher times out `max_queue_delay`; otherwise the next result triggers dispatch.
-    if (is_blocked || is_lone) work_.Signal();
+    if (is_blocked || is_lone) WakeDispatcher();
     return nullptr;
   }
   baton_.Take();
   const int64_t max_rows = is_lone ? options_.max_lone_inline_rows : options_.max_inline_rows;
   if (may_dispatch_here && step->batch.num_rows <= max_rows) return step;
   handed_over_ = std::move(step);
-  work_.Signal();
+  WakeDispatcher();
   return nullptr;
 }
 
@@ -252,7 +284,7 @@ void Scheduler::DispatchInline(std::shared_ptr<Step> step) {
   Dispatch(work);
   MutexLock lock(&mu_);
   baton_.Put();
-  if (stopping_ || flight_.has_replays()) work_.Signal();
+  if (stopping_ || flight_.has_replays()) WakeDispatcher();
   TakeInline(/*may_dispatch_here=*/false);
 }
 
@@ -314,7 +346,7 @@ void Scheduler::OnResult(int rank, const ResultMessage& result, const RowChunks*
     } else {
       flight_.DropResult();
     }
-    if (flight_.can_replay()) work_.Signal();
+    if (flight_.can_replay()) WakeDispatcher();
   }
   if (!failure.ok()) return ReportBroken(result.epoch, rank, failure);
   if (finished.has_value()) Finish(*step, *finished);
@@ -411,7 +443,7 @@ void Scheduler::Fail(const Step& step, const absl::Status& why) {
     MutexLock lock(&mu_);
     for (const Piece& piece : step.batch.pieces) batcher_.Remove(*piece.request);
     flight_.ReturnSlot(step.slot);
-    work_.Signal();
+    WakeDispatcher();
   }
   outputs_->Return(step.output, step.id);
   for (const Piece& piece : step.batch.pieces) Complete(*piece.request, why);
@@ -419,14 +451,8 @@ void Scheduler::Fail(const Step& step, const absl::Status& why) {
 
 // ---- Time limits ----------------------------------------------------------------------------------------------------
 
-// Deadlines are by the real clock; `when` is by this scheduler's.
-SteadyTime Scheduler::RealTime(SteadyTime when) const {
-  if (&clock_ == &Clock::Real()) return when;
-  return Clock::Real().Now() + (when - clock_.Now());
-}
-
 void Scheduler::SetTimeLimit(const std::shared_ptr<Request>& request) {
-  request->progress.time_limit = deadlines_.NewKey(RealTime(request->ask.answer_by));
+  request->progress.time_limit = deadlines_.NewKey(request->ask.answer_by);
   deadlines_.Add(request->progress.time_limit, [this, limited = std::weak_ptr<Request>(request)] {
     if (const auto late = limited.lock()) Cancel(late, WhyExpired(*late, clock_.Now()));
   });
@@ -437,8 +463,7 @@ void Scheduler::ArmTimer() {
   const SteadyTime next = batcher_.has_expired() ? SteadyTime::min() : batcher_.NextExpiry();
   if (next >= timer_) return;
   timer_ = next;
-  const SteadyTime fires = next == SteadyTime::min() ? next : RealTime(next);
-  deadlines_.Add(deadlines_.NewKey(fires), [this, next] { ExpireQueued(next); });
+  deadlines_.Add(deadlines_.NewKey(next), [this, next] { ExpireQueued(next); });
 }
 
 void Scheduler::ExpireQueued(SteadyTime when) {

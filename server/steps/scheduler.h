@@ -23,6 +23,7 @@
 
 #include "base/deadlines.h"
 #include "base/mutex.h"
+#include "base/threads.h"
 #include "server/links/link.h"
 #include "server/observe/metrics.h"
 #include "server/requests/batcher.h"
@@ -51,6 +52,9 @@ struct SchedulerOptions {
   // because waking the dispatcher would take longer. While other steps are in flight there is less to gain.
   int64_t max_inline_rows = 32;
   int64_t max_lone_inline_rows = 256;
+  // With Threads::kNone, the owner does the work of the dispatcher and of the timers (DispatchOnce, RunTimers). Builder
+  // and answers are to have one thread then.
+  Threads threads = Threads::kOwn;
 };
 
 class Scheduler {
@@ -93,6 +97,8 @@ class Scheduler {
     std::array<int64_t, kNumPriorities> queued_rows_by_priority{};  // the highest first
     int steps_in_flight = 0;
     std::chrono::nanoseconds oldest_step{0};  // the time since its first submission
+    int free_slots = 0;
+    int free_outputs = 0;  // neither a step's nor lent to answers
   };
   Load load() const;
 
@@ -108,6 +114,16 @@ class Scheduler {
   };
   std::optional<OldestStep> oldest_step() const;
 
+  // ---- Without threads of its own (SchedulerOptions::threads)
+
+  // When the dispatcher has something to do, if nothing happens before; in the past once it has been woken.
+  SteadyTime dispatch_due() const;
+  // Does what the dispatcher does from one wait to the next, but dispatches once at most.
+  void DispatchOnce();
+  // When the next timer fires; SteadyTime::max() when there is none.
+  SteadyTime timer_due() const { return deadlines_.next(); }
+  void RunTimers() { deadlines_.RunDue(); }
+
  private:
   // The dispatcher's next task, for which it has the baton: replays and a fresh step, or the end.
   struct Work {
@@ -120,6 +136,11 @@ class Scheduler {
 
   void DispatchLoop();
   Work WaitForWork();
+  // Takes the dispatcher's next task with the baton. Without one, sets look_again_.
+  std::optional<Work> TakeWork() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Does a task of the dispatcher, and puts the baton down.
+  void TakeTurn(const Work& work);
+  void WakeDispatcher() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Does the work, for which the calling thread has the baton.
   void Dispatch(const Work& work);
   absl::Status CheckAndBuild(Step& step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(baton_);
@@ -149,7 +170,6 @@ class Scheduler {
 
   // ---- Time limits
 
-  SteadyTime RealTime(SteadyTime when) const;
   // Ends the request when its `answer_by` passes.
   void SetTimeLimit(const std::shared_ptr<Request>& request);
   // Sets the timer for the next request that expires in the queue.
@@ -172,6 +192,8 @@ class Scheduler {
   CondVar work_;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::shared_ptr<Step> handed_over_ ABSL_GUARDED_BY(mu_);  // to the dispatcher, with the baton
+  // When the dispatcher looks for work by itself; SteadyTime::min() once it has been woken.
+  SteadyTime look_again_ ABSL_GUARDED_BY(mu_) = SteadyTime::max();
   Batcher batcher_ ABSL_GUARDED_BY(mu_);
   StepsInFlight flight_ ABSL_GUARDED_BY(mu_);
   std::chrono::nanoseconds step_time_ ABSL_GUARDED_BY(mu_){0};  // from preparation to the last result, smoothed

@@ -261,6 +261,9 @@ class SchedulerTest : public testing::Test {
     options.answers.min_shared_answers = 2;
     options.builder.num_copy_threads = 2;
     options.builder.copy_task_bytes = 3 * kDim * sizeof(float);
+    options.threads = threads_;
+    options.batcher.max_queue_delay = max_queue_delay_;
+    if (threads_ == Threads::kNone) options.builder.num_copy_threads = options.answers.num_threads = 1;
     LayerSpec spec;
     spec.name = "0";
     spec.hidden_dim = kDim;
@@ -358,6 +361,8 @@ class SchedulerTest : public testing::Test {
   size_t min_lent_bytes_ = 20 * kDim * sizeof(float);  // some answers are lent, some copied
   const Clock* clock_ = &Clock::Real();
   int64_t max_inline_rows_ = 3;
+  Threads threads_ = Threads::kOwn;
+  std::chrono::microseconds max_queue_delay_{0};
   GateHold gate_hold_, second_hold_;
   std::atomic<float> second_hold_value_{-1000};
   std::shared_ptr<ServedLayer> layer_;
@@ -680,6 +685,38 @@ TEST_F(SchedulerTest, WhatCannotBeAnsweredInTimeIsNotComputed) {
   EXPECT_EQ(second->num_submitted(), 1);
   first->Retire();
   second->Retire();
+  scheduler_.reset();  // before its clock ends
+}
+
+TEST_F(SchedulerTest, WithoutThreadsItsOwnerDispatchesAndRunsTimers) {
+  FakeClock clock;
+  clock_ = &clock;
+  threads_ = Threads::kNone;
+  max_queue_delay_ = milliseconds(5);
+  Start(1);
+  const Scheduler::Load idle = scheduler_->load();
+  const auto expires = Send(2, DType::kF32, [](Request& request) { request.ask.queue_timeout = milliseconds(20); });
+  EXPECT_EQ(scheduler_->timer_due(), clock.Now() + milliseconds(20));
+  clock.Advance(milliseconds(20));
+  scheduler_->RunTimers();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(expires->status)) << expires->status;
+  EXPECT_EQ(scheduler_->timer_due(), SteadyTime::max());
+
+  auto group = Form(1, FakeGroup::Mode::kSwallow);
+  const auto call = Send(2);
+  EXPECT_LE(scheduler_->dispatch_due(), clock.Now()) << "it was woken";
+  scheduler_->DispatchOnce();
+  EXPECT_EQ(group->num_submitted(), 0) << "the rows wait for others to join them";
+  EXPECT_EQ(scheduler_->dispatch_due(), clock.Now() + milliseconds(5));
+  clock.Advance(milliseconds(5));
+  scheduler_->DispatchOnce();
+  EXPECT_EQ(group->num_submitted(), 1);
+  EXPECT_EQ(scheduler_->load().free_slots, idle.free_slots - 1);
+  EXPECT_EQ(scheduler_->load().free_outputs, idle.free_outputs - 1);
+  scheduler_->OnResult(0, {Epoch{1}, scheduler_->oldest_step()->id, {}, absl::OkStatus()}, nullptr);
+  EXPECT_TRUE(call->status.ok()) << call->status;
+  EXPECT_EQ(scheduler_->load().free_slots, idle.free_slots);
+  EXPECT_EQ(scheduler_->load().free_outputs, idle.free_outputs);
   scheduler_.reset();  // before its clock ends
 }
 

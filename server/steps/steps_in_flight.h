@@ -41,6 +41,7 @@ class StepsInFlight {
   // ---- Slots and submission
 
   bool has_room() const { return !free_slots_.empty(); }
+  int num_free_slots() const { return static_cast<int>(free_slots_.size()); }
   int TakeSlot();
   void ReturnSlot(int slot) { free_slots_.push_back(slot); }
 
