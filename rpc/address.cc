@@ -120,8 +120,9 @@ std::string Address::ToString() const {
 absl::StatusOr<std::string> ParseHost(const std::string& text, absl::string_view flag) {
   const std::string host = WithoutBrackets(text);
   if (IsIpAddress(host) || IsName(host)) return host;
-  if (absl::StartsWith(text, kUnixPrefix))
+  if (absl::StartsWith(text, kUnixPrefix)) {
     return Bad(flag, text, "a host, because this does not listen on Unix sockets");
+  }
   return Bad(flag, text, "an IPv4 address, an IPv6 address or a name, without a port");
 }
 

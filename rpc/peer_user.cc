@@ -85,8 +85,9 @@ std::optional<Endpoint> ParsePeer(const std::string& peer) {
   if (colon == std::string::npos || !absl::SimpleAtoi(text.substr(colon + 1), &endpoint.port)) return std::nullopt;
   in_addr ipv4 = {};
   if (absl::ConsumePrefix(&host, "ipv4:")) {
-    if (!IsLoopback(std::string(host)) || inet_pton(AF_INET, std::string(host).c_str(), &ipv4) != 1)
+    if (!IsLoopback(std::string(host)) || inet_pton(AF_INET, std::string(host).c_str(), &ipv4) != 1) {
       return std::nullopt;
+    }
     endpoint.address = Mapped(ipv4.s_addr);
     return endpoint;
   }

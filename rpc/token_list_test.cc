@@ -28,8 +28,9 @@ TEST(TokenList, HasWhatTheFileHas) {
 
 TEST(TokenList, ATokenIsTheSameOnlyWhole) {
   EXPECT_TRUE(SameToken("secret", "secret"));
-  for (const char* other : {"", "secre", "secret ", "Secret", "secrets"})
+  for (const char* other : {"", "secre", "secret ", "Secret", "secrets"}) {
     EXPECT_FALSE(SameToken(other, "secret")) << other;
+  }
 }
 
 TEST(TokenList, RefusesFilesThatLetNobodyIn) {

@@ -20,7 +20,6 @@ namespace switchyard {
 namespace {
 
 using std::chrono::milliseconds;
-using testing::ElementsAre;
 using testing::EndsWith;
 
 constexpr size_t kPipeBytes = 8192;

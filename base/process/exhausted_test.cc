@@ -30,7 +30,7 @@ void RefuseThreads() {
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EAGAIN),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };
-  const sock_fprog program = {static_cast<unsigned short>(std::size(filter)), filter};
+  const sock_fprog program = {static_cast<uint16_t>(std::size(filter)), filter};
   prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
   if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) _exit(3);
 }

@@ -23,13 +23,13 @@ Registry& TheRegistry() {
 
 }  // namespace
 
-absl::Status RegisterCustomExpert(const std::string& name, HostExpertFactory factory) {
+absl::Status RegisterCustomExpert(const std::string& name, const HostExpertFactory& factory) {
   if (name.empty() || factory == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat("custom expert '", name, "': name and factory must not be empty"));
   }
   Registry& registry = TheRegistry();
   MutexLock lock(&registry.mu);
-  if (registry.factories.try_emplace(name, std::move(factory)).second) return absl::OkStatus();
+  if (registry.factories.try_emplace(name, factory).second) return absl::OkStatus();
   return absl::AlreadyExistsError(absl::StrCat("custom expert '", name, "' is registered already"));
 }
 

@@ -68,7 +68,7 @@ using HostExpertFactory = std::function<absl::StatusOr<std::unique_ptr<HostExper
     const HostExpertContext& context, const LayerSpec& layer, const ExpertWeights& weights)>;
 
 // INVALID_ARGUMENT for an empty name or factory, ALREADY_EXISTS for a name that is taken.
-absl::Status RegisterCustomExpert(const std::string& name, HostExpertFactory factory);
+absl::Status RegisterCustomExpert(const std::string& name, const HostExpertFactory& factory);
 
 // NOT_FOUND lists the registered names.
 absl::StatusOr<HostExpertFactory> FindCustomExpert(const std::string& name);

@@ -36,8 +36,9 @@ SY_BF16_PRODUCTS void MultiplyTile(const Bf16Product& p) {
   const auto add = [&](int64_t pair, int split) SY_BF16_PRODUCTS __attribute__((always_inline)) {
     __m512bh w[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
+    for (int v = 0; v < kVectors; ++v) {
       w[v] = Pairs(p.packed + pair * kFewRowsBlock * kPairElements + v * kLanes * kPairElements);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const __m512bh x = BroadcastPair(p.x + r * p.x_stride + pair * kPairElements);

@@ -23,7 +23,23 @@ void BM_PlanStep(benchmark::State& state) {
     benchmark::DoNotOptimize(PlanStep(routing, placement, HomeOffsets(routing.num_rows, num_ranks)));
   }
 }
-BENCHMARK(BM_PlanStep)->Apply(StepSizes)->Unit(benchmark::kMicrosecond);
+BENCHMARK(BM_PlanStep)->Apply(StepSizes)->Args({32768, 8, 256, 64})->Unit(benchmark::kMicrosecond);
+
+// The last argument is the number of threads.
+void BM_PlanStepWithHelpers(benchmark::State& state) {
+  const int num_experts = state.range(2), num_ranks = state.range(3);
+  const Routing routing = RandomRouting(state.range(0), state.range(1), num_experts, 1);
+  const Placement placement = Placement::Even(num_experts, num_ranks);
+  WorkPool helpers(static_cast<int>(state.range(4)));
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(PlanStep(routing, placement, HomeOffsets(routing.num_rows, num_ranks), &helpers));
+  }
+}
+BENCHMARK(BM_PlanStepWithHelpers)
+    ->ArgNames({"T", "k", "E", "R", "threads"})
+    ->ArgsProduct({{1024, 11008, 32768}, {8}, {128}, {1, 2, 8}, {1, 2, 4, 8, 16}})
+    ->UseRealTime()
+    ->Unit(benchmark::kMicrosecond);
 
 struct RankShare {
   explicit RankShare(const benchmark::State& state)

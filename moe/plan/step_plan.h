@@ -13,6 +13,7 @@
 #include <span>
 #include <vector>
 
+#include "base/work_pool.h"
 #include "moe/gating/routing.h"
 #include "moe/plan/placement.h"
 
@@ -68,7 +69,9 @@ std::vector<int64_t> HomeOffsets(int64_t num_rows, int num_ranks);
 // Plans a step. Pure: equal arguments give equal plans. `home_offsets` is as from HomeOffsets (any non-decreasing split
 // of the rows works). Every plan has one chunk; a caller that wants more sets num_chunks on all ranks. Every expert
 // index of `routing` must lie in the placement; a negative one means that this choice was dropped (capacity) and is
-// skipped.
-StepPlan PlanStep(const Routing& routing, const Placement& placement, std::vector<int64_t> home_offsets);
+// skipped. `helpers`, which may be null, share the work of a large step, in two passes over blocks of its rows; the
+// plan does not depend on them.
+StepPlan PlanStep(const Routing& routing, const Placement& placement, std::vector<int64_t> home_offsets,
+                  WorkPool* helpers = nullptr);
 
 }  // namespace switchyard

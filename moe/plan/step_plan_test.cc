@@ -172,14 +172,47 @@ TEST(StepPlanTest, RowsPerExpertCountsChoices) {
   }
 }
 
-TEST(StepPlanTest, EqualArgumentsGiveEqualPlans) {
-  const PlanCase plan_case = PlanCases().front();
-  const StepPlan one = PlanStep(plan_case.routing, plan_case.placement, plan_case.home_offsets);
-  const StepPlan two = PlanStep(plan_case.routing, plan_case.placement, plan_case.home_offsets);
+void ExpectEqual(const StepPlan& one, const StepPlan& other) {
+  EXPECT_EQ(one.home_offsets, other.home_offsets);
+  EXPECT_EQ(one.rows_per_expert, other.rows_per_expert);
+  EXPECT_EQ(one.crossings, other.crossings);
+  EXPECT_EQ(one.num_crossing_rows, other.num_crossing_rows);
+  ASSERT_EQ(one.ranks.size(), other.ranks.size());
   for (size_t rank = 0; rank < one.ranks.size(); ++rank) {
-    EXPECT_EQ(one.ranks[rank].send_rows, two.ranks[rank].send_rows);
-    EXPECT_EQ(one.ranks[rank].pair_rows, two.ranks[rank].pair_rows);
-    EXPECT_EQ(one.ranks[rank].pair_weights, two.ranks[rank].pair_weights);
+    const RankPlan &a = one.ranks[rank], &b = other.ranks[rank];
+    EXPECT_EQ(a.num_home_rows, b.num_home_rows);
+    EXPECT_EQ(a.send_offsets, b.send_offsets);
+    EXPECT_EQ(a.send_rows, b.send_rows);
+    EXPECT_EQ(a.recv_offsets, b.recv_offsets);
+    EXPECT_EQ(a.expert_offsets, b.expert_offsets);
+    EXPECT_EQ(a.pair_rows, b.pair_rows);
+    EXPECT_EQ(a.pair_weights, b.pair_weights);
+  }
+}
+
+TEST(StepPlanTest, EqualArgumentsGiveEqualPlans) {
+  for (const PlanCase& c : PlanCases()) {
+    SCOPED_TRACE(c.name);
+    ExpectEqual(PlanStep(c.routing, c.placement, c.home_offsets), PlanStep(c.routing, c.placement, c.home_offsets));
+  }
+}
+
+TEST(StepPlanTest, HelpersDoNotChangeThePlan) {
+  for (const int num_threads : {1, 2, 5}) {
+    WorkPool helpers(num_threads);
+    for (const PlanCase& c : PlanCases()) {
+      SCOPED_TRACE(c.name);
+      ExpectEqual(PlanStep(c.routing, c.placement, c.home_offsets, &helpers),
+                  PlanStep(c.routing, c.placement, c.home_offsets));
+    }
+    for (const int num_ranks : {1, 3, 8}) {
+      for (const int64_t num_rows : {1023, 1024, 5000, 20011}) {
+        const Routing routing = RandomRouting(num_rows, 4, 37, static_cast<uint32_t>(num_rows));
+        const Placement placement = RandomPlacement(37, num_ranks, 7);
+        ExpectEqual(PlanStep(routing, placement, HomeOffsets(num_rows, num_ranks), &helpers),
+                    PlanStep(routing, placement, HomeOffsets(num_rows, num_ranks)));
+      }
+    }
   }
 }
 

@@ -40,8 +40,9 @@ std::string DescribeGate(const GateSpec& gate, int num_experts) {
                      : gate.scoring == Scoring::kSigmoid ? "sigmoid"
                                                          : "sparsemixer";
   absl::StrAppend(&text, ", top ", gate.top_k, " of ", num_experts);
-  if (gate.num_groups > 1)
+  if (gate.num_groups > 1) {
     absl::StrAppend(&text, " in the best ", gate.groups_kept, " of ", gate.num_groups, " groups");
+  }
   if (gate.normalization == Normalization::kSum) absl::StrAppend(&text, ", ÷ sum");
   if (gate.normalization == Normalization::kPNorm) absl::StrAppend(&text, ", ÷ ", gate.norm_order, "-norm");
   if (gate.scale != 1) absl::StrAppend(&text, ", × ", gate.scale);

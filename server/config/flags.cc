@@ -165,7 +165,8 @@ void DefineBatching(CLI::App& app, ServerOptions* options) {
   app.add_option("--steps_in_flight", options->steps_in_flight, "steps prepared or running at once")
       ->capture_default_str();
   app.add_option("--gate_threads", options->gate_threads,
-                 "threads of the router matmul; 0 takes a quarter of the cores")
+                 "threads that copy, gate and plan the rows of a step; 0 takes half of the cores, or a quarter beside "
+                 "local workers on the CPU")
       ->capture_default_str();
   app.add_option("--max_request_bytes", options->max_request_bytes, "rows of one request at most, in bytes")
       ->capture_default_str();

@@ -123,6 +123,12 @@ absl::StatusOr<ModelOption> ParseModelOption(const std::string& text) {
   return ModelOption{text.substr(0, equals), text.substr(equals + 1)};
 }
 
+int PreparingThreads(const ServerOptions& options, int num_cores) {
+  if (options.gate_threads > 0) return options.gate_threads;
+  const bool has_cpu_workers = options.local_workers > 0 && options.device == "cpu";
+  return std::max(1, num_cores / (has_cpu_workers ? 4 : 2));
+}
+
 absl::Status ValidateOptions(const ServerOptions& options) {
   SY_RETURN_IF_ERROR(CheckTexts(options));
   SY_RETURN_IF_ERROR(CheckModels(options));

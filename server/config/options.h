@@ -95,7 +95,7 @@ struct ServerOptions {
   int64_t default_queue_timeout_us = 0;
   // How many steps are prepared or running at once: one runs while the next is gated and uploaded.
   int steps_in_flight = 3;
-  // Threads of the gate's router matmul; 0 takes a quarter of the cores.
+  // Threads that prepare steps: they copy rows, gate them and plan. 0 chooses (PreparingThreads).
   int gate_threads = 0;
 
   // The largest request, in bytes of rows; then the bytes and the rows that may be queued and in flight in all before
@@ -141,6 +141,10 @@ struct ServerOptions {
     return std::min(max_queued_bytes + 4 * max_request_bytes, std::max(memory_limit / 4, 2 * max_request_bytes));
   }
 };
+
+// The threads that prepare steps: gate_threads or, where that is 0, a share of the `num_cores` that the front may use.
+// Workers that compute on this host's CPU need most of them; otherwise half is left to gRPC and to answers.
+int PreparingThreads(const ServerOptions& options, int num_cores);
 
 // InvalidArgument names the flag, the expected value and the value found.
 absl::Status ValidateOptions(const ServerOptions& options);

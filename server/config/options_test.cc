@@ -80,6 +80,21 @@ TEST(ServerOptions, HostsAreHosts) {
   }
 }
 
+TEST(ServerOptions, PreparingTakesAShareOfTheCores) {
+  ServerOptions options = Valid();
+  options.device = "cuda";
+  EXPECT_EQ(PreparingThreads(options, 16), 8);
+  EXPECT_EQ(PreparingThreads(options, 1), 1);
+  options.device = "cpu";
+  EXPECT_EQ(PreparingThreads(options, 16), 4);
+  EXPECT_EQ(PreparingThreads(options, 2), 1);
+  options.local_workers = 0;  // they compute elsewhere
+  options.await_workers = 2;
+  EXPECT_EQ(PreparingThreads(options, 16), 8);
+  options.gate_threads = 3;
+  EXPECT_EQ(PreparingThreads(options, 16), 3);
+}
+
 TEST(ServerOptions, TheExchangeFitsTheDevice) {
   ServerOptions options = Valid();
   for (const char* exchange : {"auto", "shm", "tcp", "gloo", "direct", "nccl"}) {

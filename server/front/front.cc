@@ -24,8 +24,8 @@ constexpr std::chrono::milliseconds kWorkerExitGrace{5000};
 // How long the end waits for callers that do not read their answers.
 constexpr std::chrono::milliseconds kSendingGrace{1000};
 
-// More threads hardly copy faster, because memory bandwidth limits them.
-constexpr int kMaxCopyThreads = 4;
+// Copying rows is limited by memory bandwidth, which a few threads share, so these need not be left idle for others.
+constexpr int kMinCopyThreads = 4;
 
 // More threads help little: only one thread at a time sends the answers of a connection, and the other work needs
 // cores.
@@ -185,7 +185,8 @@ SchedulerOptions Front::MakeSchedulerOptions() const {
   scheduler.num_ranks = num_ranks_;
   scheduler.num_slots = options_.steps_in_flight;
   scheduler.step_timeout = std::chrono::milliseconds(options_.step_timeout_ms);
-  scheduler.builder.num_copy_threads = std::min(kMaxCopyThreads, NumCores());
+  scheduler.builder.num_threads =
+      std::max(PreparingThreads(options_, NumCores()), std::min(kMinCopyThreads, NumCores()));
   scheduler.answers.num_threads = std::clamp(NumCores() / kCoresPerAnswerThread, 1, kMaxAnswerThreads);
   return scheduler;
 }
@@ -284,8 +285,9 @@ Front::~Front() {
 }
 
 absl::Status Front::WaitUntilServing(const std::function<bool()>& should_stop) {
-  while (!workers_->group().WaitUntilServing(std::chrono::milliseconds(100)))
+  while (!workers_->group().WaitUntilServing(std::chrono::milliseconds(100))) {
     SY_RETURN_IF_ERROR(StartFailure(should_stop));
+  }
   std::vector<std::shared_ptr<ServedLayer>> layers;
   const std::shared_ptr<const ModelTable> table = models();
   for (const auto& entry : table->layers()) layers.push_back(entry->layer);

@@ -23,11 +23,6 @@ constexpr int kUsualSlots = 256;
 // The least number of rows that a step must be able to have: with smaller steps a model would be too slow to be useful.
 constexpr int64_t kSmallestStep = 16;
 
-int GateThreads(const ServerOptions& options) {
-  if (options.gate_threads > 0) return options.gate_threads;
-  return std::max(1, OwnCpuShare().num_threads / 4);
-}
-
 absl::StatusOr<std::vector<std::unique_ptr<Gate>>> MakeGates(WeightSource& source, int layer_idx,
                                                              const std::shared_ptr<LinearContext>& context) {
   std::vector<std::unique_ptr<Gate>> gates;
@@ -73,7 +68,8 @@ absl::StatusOr<std::shared_ptr<ServedModel>> ModelOpener::Open(const ModelOption
   SY_ASSIGN_OR_RETURN(const ComputeDType compute, ChooseComputeDType(options_, model->spec.dtype));
   model->is_dtype_settled = compute.is_settled;
   // Each model has its own context, because gates of another model may run while this model's gates are packed.
-  SY_ASSIGN_OR_RETURN(std::shared_ptr<LinearContext> context, LinearContext::Create(GateThreads(options_)));
+  SY_ASSIGN_OR_RETURN(std::shared_ptr<LinearContext> context,
+                      LinearContext::Create(PreparingThreads(options_, OwnCpuShare().num_threads)));
   const int num_layers = static_cast<int>(model->spec.layers.size());
   const int32_t first_id = num_layers_.fetch_add(num_layers);
   for (int i = 0; i < num_layers; ++i) {

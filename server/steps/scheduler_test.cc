@@ -259,11 +259,11 @@ class SchedulerTest : public testing::Test {
     options.max_lone_inline_rows = 4;
     options.answers.num_threads = 3;
     options.answers.min_shared_answers = 2;
-    options.builder.num_copy_threads = 2;
+    options.builder.num_threads = 2;
     options.builder.copy_task_bytes = 3 * kDim * sizeof(float);
     options.threads = threads_;
     options.batcher.max_queue_delay = max_queue_delay_;
-    if (threads_ == Threads::kNone) options.builder.num_copy_threads = options.answers.num_threads = 1;
+    if (threads_ == Threads::kNone) options.builder.num_threads = options.answers.num_threads = 1;
     LayerSpec spec;
     spec.name = "0";
     spec.hidden_dim = kDim;

@@ -31,7 +31,7 @@ bool GateReadsLink(const Step& step) {
 }  // namespace
 
 StepBuilder::StepBuilder(const StepBuilderOptions& options, std::vector<LinkBuffers*> links, const Clock& clock)
-    : options_(options), links_(std::move(links)), clock_(clock), copy_pool_(options.num_copy_threads) {}
+    : options_(options), links_(std::move(links)), clock_(clock), pool_(options.num_threads) {}
 
 absl::Status StepBuilder::Build(Step& step) {
   step.times.started = clock_.Now();
@@ -97,7 +97,7 @@ void StepBuilder::RunCopyTasks(size_t num_bytes) {
     for (const CopyTask& task : copy_tasks_) task.Run();
     return;
   }
-  copy_pool_.Run(static_cast<int64_t>(copy_tasks_.size()), [&](int64_t task, int) { copy_tasks_[task].Run(); });
+  pool_.Run(static_cast<int64_t>(copy_tasks_.size()), [&](int64_t task, int) { copy_tasks_[task].Run(); });
 }
 
 void StepBuilder::CopyTask::Run() const {
@@ -149,13 +149,16 @@ absl::Status StepBuilder::GateRun(Step& step, const std::vector<int64_t>& home_o
 }
 
 void StepBuilder::PlanRows(Step& step, std::vector<int64_t> home_offsets) {
+  constexpr int64_t kMinRowsToShare = 1024;
   const auto num_ranks = static_cast<int64_t>(links_.size());
-  step.plan = PlanStep(step.routing, step.placement->placement, std::move(home_offsets));
+  step.plan = PlanStep(step.routing, step.placement->placement, std::move(home_offsets), &pool_);
   const int num_chunks = ChooseNumChunks(step.crossing_bytes() / num_ranks);
-  for (int64_t rank = 0; rank < num_ranks; ++rank) {
+  const auto encode = [&](int64_t rank, int) {
     step.plan.ranks[rank].num_chunks = num_chunks;
     EncodeRankPlan(step.plan.ranks[rank].view(), links_[rank]->plan(step.slot));
-  }
+  };
+  if (step.batch.num_rows >= kMinRowsToShare) return pool_.Run(num_ranks, encode);
+  for (int64_t rank = 0; rank < num_ranks; ++rank) encode(rank, 0);
 }
 
 }  // namespace switchyard

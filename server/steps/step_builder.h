@@ -18,8 +18,8 @@
 namespace switchyard {
 
 struct StepBuilderOptions {
-  // Threads that copy the rows of a step into the links, and the bytes that one of them copies at a time.
-  int num_copy_threads = 1;
+  // Threads that copy the rows of a step into the links and plan it, and the bytes that one of them copies at a time.
+  int num_threads = 1;
   size_t copy_task_bytes = 128 << 10;
 };
 
@@ -62,7 +62,7 @@ class StepBuilder {
   const Clock& clock_;
 
   RequestRouter router_;
-  WorkPool copy_pool_;
+  WorkPool pool_;
   // Scratch of the step that is being built.
   std::vector<CopyTask> copy_tasks_;
   HostBuffer gate_rows_;          // [rows, hidden_dim] in fp32, where the gate cannot read the links' type

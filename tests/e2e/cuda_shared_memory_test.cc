@@ -90,8 +90,8 @@ class MemoryOwner {
       const CudaMemory memory(driver, num_bytes);
       const std::string handle = memory.handle();
       const bool is_sent = write(ends[1], handle.data(), handle.size()) == static_cast<ssize_t>(handle.size());
-      while (is_sent) pause();
-      _exit(1);
+      if (!is_sent) _exit(1);
+      while (true) pause();
     }
     close(ends[1]);
     char bytes[sizeof(IpcHandle)];

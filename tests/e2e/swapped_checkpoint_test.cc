@@ -57,8 +57,9 @@ class SwappedCheckpoint : public testing::Test {
   SwappedCheckpoint() : folder_(fs::path(testing::TempDir()) / "checkpoint") {
     fs::remove_all(folder_);
     fs::create_directory(folder_);
-    for (const char* name : {"config.json", "model.safetensors"})
+    for (const char* name : {"config.json", "model.safetensors"}) {
       fs::copy_file(fs::path(kGolden) / name, folder_ / name);
+    }
     WriteNegated(folder_ / "model.safetensors", folder_ / "other");
   }
 

@@ -151,6 +151,7 @@ int pthread_cond_broadcast(pthread_cond_t* cond) noexcept {
   return Hidden<int(pthread_cond_t*)>(cached, "pthread_cond_broadcast")(cond);
 }
 
+// NOLINTBEGIN(google-runtime-int): the C library's own types.
 long syscall(long number, ...) noexcept {
   using Function = long(long, long, long, long, long, long, long);
   static constinit std::atomic<Function*> cached{nullptr};
@@ -174,5 +175,6 @@ long syscall(long number, ...) noexcept {
   errno = error;
   return -1;
 }
+// NOLINTEND(google-runtime-int)
 
 }  // extern "C"

@@ -149,8 +149,9 @@ void Mutator::MutateField(int depth, WireField* field) {
 std::string Mutator::Join(const std::vector<WireField>& fields) {
   const size_t odd = fields.empty() || !OneIn(4) ? fields.size() : Below(fields.size());
   std::string message;
-  for (size_t i = 0; i < fields.size(); ++i)
+  for (size_t i = 0; i < fields.size(); ++i) {
     i == odd ? AppendOddField(fields[i], &message) : AppendField(fields[i], &message);
+  }
   return message;
 }
 

@@ -125,8 +125,9 @@ TEST_F(ModelLoaderTest, EveryExpertHasADigestOfItsOwn) {
   std::set<uint64_t> digests;
   for (const LoadOutcome& outcome : outcomes_) {
     ASSERT_TRUE(outcome.status.ok()) << outcome.status;
-    for (const ModelPart::Layer& layer : outcome.part->layers)
+    for (const ModelPart::Layer& layer : outcome.part->layers) {
       digests.insert(layer.digests.begin(), layer.digests.end());
+    }
   }
   EXPECT_EQ(digests.size(), 8u) << "two models are equal; each has 2 layers of 2 experts here";
   EXPECT_EQ(outcomes_[0].part->layers[1].digests, outcomes_[1].part->layers[1].digests);

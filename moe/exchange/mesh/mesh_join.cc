@@ -121,8 +121,8 @@ absl::Status MeshJoin::Step(int wake_fd, SteadyTime deadline) {
   std::vector<pollfd> polled = {{wake_fd, POLLIN, 0}, {now >= accept_after_ ? listener_ : -1, POLLIN, 0}};
   for (const Call& call : calls_) {
     const bool is_waiting = call.state == Call::State::kConnecting || call.state == Call::State::kAwaitingAnswer;
-    polled.push_back(
-        {is_waiting ? call.fd.get() : -1, call.state == Call::State::kConnecting ? short{POLLOUT} : short{POLLIN}, 0});
+    polled.push_back({is_waiting ? call.fd.get() : -1,
+                      call.state == Call::State::kConnecting ? int16_t{POLLOUT} : int16_t{POLLIN}, 0});
   }
   for (const Visitor& visitor : visitors_) polled.push_back({visitor.fd.get(), POLLIN, 0});
   if (poll(polled.data(), polled.size(), PollTimeoutMs(now, deadline)) < 0 && errno != EINTR) {

@@ -170,8 +170,9 @@ void ShmCommunicator::Sleep(std::chrono::milliseconds timeout) {
   area_.sleep_word().store(++sleep_word_, std::memory_order_seq_cst);
   if (!CanMove() && PollBeating(polled_, timeout, Awaited()) > 0) {
     uint64_t num_rings;
-    if (polled_[0].revents != 0) [[maybe_unused]]
-      const ssize_t drained = read(polled_[0].fd, &num_rings, sizeof(num_rings));
+    if (polled_[0].revents != 0) {
+      [[maybe_unused]] const ssize_t drained = read(polled_[0].fd, &num_rings, sizeof(num_rings));
+    }
     for (int peer = 0; peer < size(); ++peer) {
       if (polled_[1 + peer].revents == 0) continue;
       peers_[peer].is_gone = true;

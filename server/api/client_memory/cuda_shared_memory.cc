@@ -59,7 +59,7 @@ class CudaRegion final : public SharedMemoryRegion {
 
  private:
   const std::shared_ptr<const CudaDevices> devices_;
-  const CudaContext context_;
+  CudaContext const context_;
   const CudaPointer pointer_;
 };
 
@@ -83,7 +83,7 @@ absl::StatusOr<RegionPtr> CudaDevices::Open(const std::string& raw_handle, int64
         absl::StrCat("device_id: expected 0 to ", num_devices_ - 1, ", found ", device_id));
   }
   if (byte_size == 0) return absl::InvalidArgumentError("byte_size: expected 1 or more, found 0");
-  SY_ASSIGN_OR_RETURN(const CudaContext context, ContextOf(device_id));
+  SY_ASSIGN_OR_RETURN(CudaContext const context, ContextOf(device_id));
   CudaPointer pointer = 0;
   const absl::Status opened = In(context, absl::StrCat("raw_handle: cannot be opened on GPU ", device_id),
                                  [&] { return driver_.open_ipc_handle(&pointer, handle, kLazyPeerAccess); });

@@ -110,8 +110,9 @@ void InferCall::FillAnswer(const Request& request) {
   inference::ModelInferResponse& head = result_.head;
   head.set_model_name(entry_->name);
   head.set_model_version(kKserveVersion);
-  if (request.ask.return_balance_loss)
+  if (request.ask.return_balance_loss) {
     (*head.mutable_parameters())["balance_loss"].set_double_param(request.outcome.balance_loss);
+  }
   const int64_t num_rows = request.ask.num_rows;
   const int stride = request.outcome.routing.top_k;
   for (const WantedOutput& wanted : infer_.outputs) {

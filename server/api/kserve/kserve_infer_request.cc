@@ -150,8 +150,9 @@ absl::Status CheckBytes(const Request& request, int64_t num_bytes, int64_t max_b
   }
   const int64_t width = request.ask.layer->spec.hidden_dim;
   const int64_t row_bytes = width * static_cast<int64_t>(SizeOf(request.ask.dtype));
-  if (request.ask.num_rows <= max_bytes / row_bytes && num_bytes == request.ask.num_rows * row_bytes)
+  if (request.ask.num_rows <= max_bytes / row_bytes && num_bytes == request.ask.num_rows * row_bytes) {
     return absl::OkStatus();
+  }
   return absl::InvalidArgumentError(absl::StrCat("expected ", request.ask.num_rows, " × ", row_bytes,
                                                  " bytes for shape [", request.ask.num_rows, ", ", width, "] of ",
                                                  std::string(KserveDType(request.ask.dtype)), ", found ", num_bytes));

@@ -48,8 +48,9 @@ void ModelsOnRanks::Add(GroupModel model, bool is_needed) {
   for (const GroupRank& rank : ranks_) {
     if (rank.is_absent()) continue;
     const absl::Status agreed = Agree(rank.hello, &models_.back().what);
-    if (!agreed.ok())
+    if (!agreed.ok()) {
       return Fail(id, Annotate(agreed, absl::StrCat("the engine of the device ", NameForLog(rank.hello.device()))));
+    }
   }
   Offer();
 }
