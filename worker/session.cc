@@ -60,6 +60,7 @@ Session::Session(WorkerBase* base, std::unique_ptr<Inbox> inbox)
           [this](const absl::Status& why) { OnDeviceLost(why); }) {}
 
 Session::~Session() {
+  base_->has_front = false;
   group_.Announce(kEndOfSession);  // steps that wait for a peer end
   steps_.Drain();
   models_.reset();
@@ -70,6 +71,7 @@ absl::Status Session::OpenStream() {
   SY_ASSIGN_OR_RETURN(const std::string token, TokenForFront(base_->options));
   SY_ASSIGN_OR_RETURN(const auto channel, ConnectToFront(base_->options));
   stub_ = worker::WorkerHub::NewStub(channel);
+  ++base_->num_streams;
   const bool is_local = base_->options.local_index >= 0;
   control_ = std::make_unique<ControlStream>(
       stub_.get(), token, MakeHello(), inbox_.get(), [this](Epoch epoch) { group_.Announce(epoch); },
@@ -96,6 +98,7 @@ worker::Hello Session::MakeHello() const {
   hello.set_host_identity(HostIdentity());
   hello.set_instance(base_->instance);
   hello.set_previous_rank(base_->previous_rank);
+  hello.set_stream_number(base_->num_streams);
   return hello;
 }
 
@@ -186,6 +189,7 @@ absl::Status Session::Welcome(const worker::Welcome& message) {
   rank_ = message.rank();
   num_ranks_ = message.num_ranks();
   base_->previous_rank = rank_;
+  base_->has_front = true;
   base_->metrics.SetRank(rank_);
   steps_.SetRank(rank_, num_ranks_);
   spdlog::info("rank {} of {}: {} models to load", rank_, num_ranks_, message.models_size());

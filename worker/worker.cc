@@ -47,12 +47,17 @@ absl::StatusOr<std::unique_ptr<Worker>> Worker::Create(const WorkerOptions& opti
 absl::Status Worker::StartHttp() {
   const WorkerOptions& options = base_.options;
   const int number = *options.http_port == 0 ? 0 : std::max(0, options.local_index);
-  SY_ASSIGN_OR_RETURN(http_,
-                      HttpServer::Start(
-                          {options.http_host, *options.http_port + number}, [this] { return base_.metrics.Collect(); },
-                          [this] { return base_.metrics.in_group(); }));
+  SY_ASSIGN_OR_RETURN(http_, HttpServer::Start(
+                                 {options.http_host, *options.http_port + number},
+                                 [this] { return base_.metrics.Collect(); }, [this] { return CheckInGroup(); }));
   spdlog::info("metrics at http://{}/metrics", JoinHostPort(options.http_host, http_->port()));
   return absl::OkStatus();
+}
+
+absl::Status Worker::CheckInGroup() const {
+  if (base_.metrics.in_group()) return absl::OkStatus();
+  return absl::UnavailableError(base_.has_front ? "the front has formed no group with this worker"
+                                                : "no front has taken this worker");
 }
 
 absl::Status Worker::AttachLink() {
@@ -107,7 +112,7 @@ void Worker::TellThatFrontIsLost(const WorkerEnd& end, bool was_welcomed, millis
   } else if (why != last_told_) {
     spdlog::info("{}; trying again", why);
   }
-  last_told_ = why;
+  last_told_ = was_welcomed ? "" : why;
 }
 
 }  // namespace switchyard

@@ -30,6 +30,8 @@ class Worker {
   Worker() = default;
 
   absl::Status AttachLink();
+  // Unavailable, with the reason, while the worker is in no group. Thread-safe.
+  absl::Status CheckInGroup() const;
   absl::Status StartHttp();
   // One session. Sets `welcomed_at` if it had its welcome.
   WorkerEnd Join(int stop_fd, SteadyTime welcome_due, std::optional<SteadyTime>* welcomed_at);

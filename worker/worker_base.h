@@ -1,6 +1,7 @@
 // The parts of a worker that outlive its sessions with fronts.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -35,6 +36,8 @@ struct WorkerBase {
   WorkerMetrics metrics;
   KeptParts kept;          // between sessions: everything that was loaded
   int previous_rank = -1;  // the rank in the last session that had one
+  int64_t num_streams = 0;
+  std::atomic<bool> has_front{false};  // that has welcomed the worker
 };
 
 }  // namespace switchyard

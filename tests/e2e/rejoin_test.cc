@@ -4,10 +4,12 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <thread>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_split.h"
@@ -27,6 +29,9 @@ constexpr char kModel[] = "tests/testdata/jargon-moe";
 constexpr char kGolden[] = "tests/testdata/golden_qwen3_moe";
 constexpr char kKept[] = "of weights kept, nothing is read";
 constexpr std::chrono::seconds kPatience(60);
+
+// Long enough for a group that forms anew.
+const ClientOptions kPatientCalls = {.timeout = absl::Seconds(90), .max_attempts = 1};
 
 // Repeats until `condition` holds; false when it does not in time.
 bool Await(const std::function<bool()>& condition) {
@@ -109,12 +114,33 @@ class AwaitingFront {
   std::unique_ptr<ServerProcess> server_;
 };
 
-// Callers that outlive a front.
-ClientOptions PatientCalls() { return {.timeout = absl::Seconds(90), .max_attempts = 100'000}; }
+// Calls a front that is about to die, whatever the answers are.
+class Callers {
+ public:
+  explicit Callers(Client* client) {
+    for (int i = 0; i < 2; ++i) threads_.emplace_back([this, client] { Run(client); });
+    EXPECT_TRUE(Await([&] { return answered_ > 20; }));
+  }
+  ~Callers() {
+    stop_ = true;
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+ private:
+  void Run(Client* client) {
+    const HostMatrix rows =
+        LoadMatrix({absl::StrCat(kModel, "/golden.safetensors"), "model.layers.0.mlp.input"}).value();
+    while (!stop_) answered_ += client->Forward({.model = "m", .layer = "0", .rows = rows.view()}).ok() ? 1 : 0;
+  }
+
+  std::atomic<bool> stop_{false};
+  std::atomic<int> answered_{0};
+  std::vector<std::thread> threads_;
+};
 
 class Rejoin : public testing::Test {
  protected:
-  // Two workers; the second one joins at `second_joins_at`, unless that is empty.
+  // Two workers; the second one joins at what `address_of_second` makes of the front's address, unless it is null.
   void Serve(const std::vector<std::string>& front_flags = {}, const std::vector<std::string>& worker_flags = {},
              const std::function<std::string(const std::string&)>& address_of_second = nullptr) {
     front_.Start(front_flags);
@@ -122,7 +148,7 @@ class Rejoin : public testing::Test {
     workers_.push_back(StartWorker(address, worker_flags));
     workers_.push_back(StartWorker(address_of_second == nullptr ? address : address_of_second(address), worker_flags));
     front_.WaitUntilReady();
-    client_ = front_.server().Connect(PatientCalls());
+    client_ = front_.server().Connect(kPatientCalls);
     pids_ = ServingPids(*client_);
     for (const auto& worker : workers_) {
       EXPECT_TRUE(worker->HasLogged("in the group of epoch 1"));
@@ -146,20 +172,23 @@ class Rejoin : public testing::Test {
 
 TEST_F(Rejoin, AFrontThatWasKilledAndStartedAgainFindsItsWorkersLoaded) {
   Serve();
-  CheckedLoad load(client_.get(), kModel, 2);
   for (int round = 1; round <= 2; ++round) {
-    load.WaitForAnswers(20);
-    front_.Kill();
+    {
+      const Callers callers(client_.get());
+      front_.Kill();
+    }
     front_.Start();
     front_.WaitUntilReady();
+    client_ = front_.server().Connect(kPatientCalls);
+    CheckedLoad load(client_.get(), kModel, 2);
     load.WaitForAnswers(20);
     for (size_t worker = 0; worker < workers_.size(); ++worker) {
       ExpectBackWithWeights(worker);
       EXPECT_TRUE(Await([&] { return NumKept(*workers_[worker]) == round; })) << workers_[worker]->Log();
     }
+    load.Stop();
+    EXPECT_EQ(load.failed() + load.wrong(), 0);
   }
-  load.Stop();
-  EXPECT_EQ(load.failed() + load.wrong(), 0);
   EXPECT_EQ(front_.server().Stop(), 0);
   for (const auto& worker : workers_) EXPECT_EQ(worker->Wait(), 0) << "drained";
 }
@@ -210,6 +239,19 @@ TEST_F(Rejoin, AWorkerThatWasCutOffUnnoticedTakesItsOwnRankAtOnce) {
   load.WaitForAnswers(20);
   ExpectBackWithWeights(1);
   EXPECT_TRUE(workers_[1]->HasLogged("it has said nothing for 1000 ms"));
+  load.Stop();
+  EXPECT_EQ(load.failed() + load.wrong(), 0);
+}
+
+TEST_F(Rejoin, AFrontThatDidNotRunForLongGetsItsWorkersBack) {
+  Serve({}, {"--front_timeout_ms=1000"});
+  front_.server().process().Signal(SIGSTOP);
+  for (const auto& worker : workers_) ASSERT_TRUE(worker->HasLogged("it has said nothing for 1000 ms"));
+  for (const auto& worker : workers_) ASSERT_TRUE(worker->HasLogged("trying again")) << worker->Log();
+  front_.server().process().Signal(SIGCONT);
+  for (size_t worker = 0; worker < workers_.size(); ++worker) ExpectBackWithWeights(worker);
+  CheckedLoad load(client_.get(), kModel, 2);
+  load.WaitForAnswers(20);
   load.Stop();
   EXPECT_EQ(load.failed() + load.wrong(), 0);
 }

@@ -63,7 +63,10 @@ absl::StatusOr<int> Membership::AssignAwaitedRank(const worker::Hello& hello) co
   std::optional<int> lowest, unclaimed;
   for (int index = 0; index < options_.num_ranks; ++index) {
     const GroupRank& rank = ranks_[index];
-    if (!rank.is_absent() && hello.instance() != 0 && is_last_of(rank)) return index;  // its stream was cut
+    if (!rank.is_absent() && hello.instance() != 0 && is_last_of(rank)) {
+      if (hello.stream_number() >= rank.hello.stream_number()) return index;  // its earlier stream was cut
+      return absl::UnavailableError("worker refused: it has opened a later stream");
+    }
     if (!rank.is_absent()) continue;
     if (!lowest.has_value()) lowest = index;
     // The last worker of a rank may come back with the rank's weights.

@@ -69,10 +69,12 @@ class MembershipTest : public testing::Test, public MembershipListener {
 
   // A process that may have held a rank before.
   absl::StatusOr<int> JoinAs(uint64_t instance, int previous_rank,
-                             std::shared_ptr<FakeWorker> fake = std::make_shared<FakeWorker>()) {
+                             std::shared_ptr<FakeWorker> fake = std::make_shared<FakeWorker>(),
+                             int64_t stream_number = 1) {
     worker::Hello hello = MakeHello();
     hello.set_instance(instance);
     hello.set_previous_rank(previous_rank);
+    hello.set_stream_number(stream_number);
     return membership_->Join(std::move(fake), hello, clock_.Now());
   }
 
@@ -562,6 +564,15 @@ TEST_F(MembershipTest, ANewStreamOfTheSameProcessReplacesTheOldOne) {
   SayLoaded(new_stream);
   Form({new_stream, other}, 2);
   EXPECT_EQ(formed_, (std::vector<int64_t>{1, 2}));
+}
+
+// After a pause, a front finds all streams that were opened meanwhile, in any order.
+TEST_F(MembershipTest, AnEarlierStreamDoesNotReplaceALaterOne) {
+  Start(1);
+  const auto later = std::make_shared<FakeWorker>();
+  EXPECT_EQ(*JoinAs(7, 0, later, /*stream_number=*/3), 0);
+  EXPECT_TRUE(absl::IsUnavailable(JoinAs(7, 0, std::make_shared<FakeWorker>(), /*stream_number=*/2).status()));
+  EXPECT_FALSE(later->closed.has_value());
 }
 
 TEST_F(MembershipTest, NoWorkerTakesTheRankOfAnother) {
