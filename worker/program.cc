@@ -145,7 +145,8 @@ WorkerEnd CheckAndRunWorker(const WorkerOptions& options, const LoggingOptions& 
                             DeviceOpener open_device) {
   if (absl::Status checked = CheckOptions(options); !checked.ok()) return {ExitCode::kUsage, checked};
   const auto end = RunWorker(options, logging, inherited, open_device);
-  return end.ok() ? *end : WorkerEnd{ExitCode::kError, end.status()};
+  if (end.ok()) return *end;
+  return {absl::IsInvalidArgument(end.status()) ? ExitCode::kUsage : ExitCode::kError, end.status()};
 }
 
 }  // namespace

@@ -4,7 +4,10 @@
 // A worker that a front started ends with its front instead.
 #pragma once
 
+#include <chrono>
 #include <memory>
+#include <optional>
+#include <string>
 
 #include "http/http_server.h"
 #include "worker/device.h"
@@ -35,12 +38,13 @@ class Worker {
   absl::Status StartHttp();
   // One session. Sets `welcomed_at` if it had its welcome.
   WorkerEnd Join(int stop_fd, SteadyTime welcome_due, std::optional<SteadyTime>* welcomed_at);
+  // Whether any front has taken this worker.
   bool has_joined() const { return base_.previous_rank >= 0; }
   void TellThatFrontIsLost(const WorkerEnd& end, bool was_welcomed, std::chrono::milliseconds patience);
 
   WorkerBase base_;
   std::unique_ptr<HttpServer> http_;  // null unless options ask for it
-  std::string last_told_;
+  std::string last_told_;             // why the last attempt to join failed
 };
 
 }  // namespace switchyard
