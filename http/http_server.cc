@@ -54,7 +54,7 @@ Response Text(http::status status, std::string body, const char* type = "text/pl
 // Answers requests by their path.
 class Pages {
  public:
-  Pages(HttpServer::CollectFn collect, std::function<bool()> is_ready)
+  Pages(HttpServer::CollectFn collect, HttpServer::ReadyFn is_ready)
       : collect_(std::move(collect)), is_ready_(std::move(is_ready)) {}
 
   Response Answer(const Request& request) const {
@@ -104,13 +104,15 @@ class Pages {
     }
     if (path == "/livez") return Text(http::status::ok, "live\n");
     if (path == "/readyz") {
-      return is_ready_() ? Text(http::status::ok, "ready\n") : Text(http::status::service_unavailable, "not ready\n");
+      const absl::Status ready = is_ready_();
+      if (ready.ok()) return Text(http::status::ok, "ready\n");
+      return Text(http::status::service_unavailable, absl::StrCat("not ready: ", ready.message(), "\n"));
     }
     return Text(http::status::not_found, "not here; try /metrics, /livez or /readyz\n");
   }
 
   const HttpServer::CollectFn collect_;
-  const std::function<bool()> is_ready_;
+  const HttpServer::ReadyFn is_ready_;
 };
 
 // One request and its answer. Only the asynchronous operation that it waits for keeps it alive.
@@ -178,7 +180,7 @@ std::vector<tcp::endpoint> Resolve(asio::io_context& io, const HttpOptions& opti
 
 class BeastServer final : public HttpServer {
  public:
-  BeastServer(CollectFn collect, std::function<bool()> is_ready) : pages_(std::move(collect), std::move(is_ready)) {}
+  BeastServer(CollectFn collect, ReadyFn is_ready) : pages_(std::move(collect), std::move(is_ready)) {}
 
   ~BeastServer() override {
     io_.stop();
@@ -320,7 +322,7 @@ absl::Status CannotListen(const HttpOptions& options, const std::string& reason)
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions& options, CollectFn collect,
-                                                              std::function<bool()> is_ready) {
+                                                              ReadyFn is_ready) {
   const absl::StatusOr<std::string> host = ParseHost(options.host, "host");
   if (!host.ok()) return CannotListen(options, std::string(host.status().message()));
   try {

@@ -23,11 +23,12 @@ struct HttpOptions {
 // of theirs in progress, and calls nothing afterwards; it drops open connections.
 class HttpServer {
  public:
-  // `collect` returns the metrics for each scrape; `is_ready` answers /readyz. UNAVAILABLE when the server cannot
-  // listen on the address, for example because another server has the port.
+  // `collect` returns the metrics for each scrape; `is_ready` answers /readyz, with an error whose message says why
+  // not. UNAVAILABLE when the server cannot listen on the address, for example because another server has the port.
   using CollectFn = std::function<std::vector<prometheus::MetricFamily>()>;
+  using ReadyFn = std::function<absl::Status()>;
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(const HttpOptions& options, CollectFn collect,
-                                                           std::function<bool()> is_ready);
+                                                           ReadyFn is_ready);
   virtual ~HttpServer() = default;
 
   // The port it listens on.

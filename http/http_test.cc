@@ -62,27 +62,27 @@ std::string Get(int port, const std::string& path) {
 // A server that is ready and has no metrics.
 std::unique_ptr<HttpServer> PlainServer() {
   auto server = HttpServer::Start(
-      {"127.0.0.1", 0}, [] { return std::vector<prometheus::MetricFamily>(); }, [] { return true; });
+      {"127.0.0.1", 0}, [] { return std::vector<prometheus::MetricFamily>(); }, [] { return absl::OkStatus(); });
   EXPECT_TRUE(server.ok()) << server.status();
   return server.ok() ? *std::move(server) : nullptr;
 }
 
 TEST(HttpServer, AnswersProbesAndScrapes) {
-  bool is_ready = false;
+  absl::Status ready = absl::UnavailableError("it starts");
   const ProcessMetrics process;
   auto server = HttpServer::Start(
-      {"127.0.0.1", 0}, [&] { return process.Collect(); }, [&] { return is_ready; });
+      {"127.0.0.1", 0}, [&] { return process.Collect(); }, [&] { return ready; });
   ASSERT_TRUE(server.ok()) << server.status();
   const int port = (*server)->port();
   EXPECT_THAT(Get(port, "/livez"), AllOf(HasSubstr("HTTP/1.1 200 OK"), HasSubstr("live\n")));
-  EXPECT_THAT(Get(port, "/readyz"), HasSubstr("HTTP/1.1 503 "));
-  is_ready = true;
+  EXPECT_THAT(Get(port, "/readyz"), AllOf(HasSubstr("HTTP/1.1 503 "), EndsWith("\r\n\r\nnot ready: it starts\n")));
+  ready = absl::OkStatus();
   EXPECT_THAT(Get(port, "/readyz"), HasSubstr("HTTP/1.1 200 OK"));
   EXPECT_THAT(Get(port, "/elsewhere"), HasSubstr("HTTP/1.1 404 "));
   EXPECT_THAT(Get(port, "/metrics"),
               AllOf(HasSubstr("text/plain; version=0.0.4"), HasSubstr("# TYPE process_cpu_seconds_total counter")));
   const auto second = HttpServer::Start(
-      {"127.0.0.1", port}, [&] { return process.Collect(); }, [] { return true; });
+      {"127.0.0.1", port}, [&] { return process.Collect(); }, [] { return absl::OkStatus(); });
   EXPECT_TRUE(absl::IsUnavailable(second.status()));
   EXPECT_EQ(second.status().message(),
             absl::StrCat("--http_port: cannot listen on 127.0.0.1:", port,
@@ -91,7 +91,7 @@ TEST(HttpServer, AnswersProbesAndScrapes) {
 
 TEST(HttpServer, TakesNamesOfHosts) {
   const auto server = HttpServer::Start(
-      {"localhost", 0}, [] { return std::vector<prometheus::MetricFamily>(); }, [] { return true; });
+      {"localhost", 0}, [] { return std::vector<prometheus::MetricFamily>(); }, [] { return absl::OkStatus(); });
   ASSERT_TRUE(server.ok()) << server.status();
   EXPECT_GT((*server)->port(), 0);
 }
@@ -99,7 +99,7 @@ TEST(HttpServer, TakesNamesOfHosts) {
 TEST(HttpServer, EveryWildcardMeansIpv4AndIpv6) {
   for (const char* host : {"0.0.0.0", "::", "[::]"}) {
     auto server = HttpServer::Start(
-        {host, 0}, [] { return std::vector<prometheus::MetricFamily>(); }, [] { return true; });
+        {host, 0}, [] { return std::vector<prometheus::MetricFamily>(); }, [] { return absl::OkStatus(); });
     ASSERT_TRUE(server.ok()) << server.status();
     EXPECT_THAT(Get((*server)->port(), "/livez"), EndsWith("live\n"));
     EXPECT_TRUE(ListensOnIpv6((*server)->port()).value_or(true)) << host;
@@ -109,7 +109,7 @@ TEST(HttpServer, EveryWildcardMeansIpv4AndIpv6) {
 TEST(HttpServer, HostsThatCannotBeAreRefused) {
   for (const char* host : {"", "127.0.0.1:80", "a b"}) {
     const auto server = HttpServer::Start(
-        {host, 0}, [] { return std::vector<prometheus::MetricFamily>(); }, [] { return true; });
+        {host, 0}, [] { return std::vector<prometheus::MetricFamily>(); }, [] { return absl::OkStatus(); });
     EXPECT_THAT(std::string(server.status().message()), HasSubstr("expected an IPv4 address")) << host;
   }
 }
@@ -196,7 +196,7 @@ TEST(HttpServer, OpensAListenerThatFailsAgain) {
 TEST(HttpServer, OutlivesWhatItsFunctionsThrow) {
   const auto server = HttpServer::Start(
       {"127.0.0.1", 0}, []() -> std::vector<prometheus::MetricFamily> { throw std::runtime_error("no metrics"); },
-      []() -> bool { throw std::runtime_error("not known"); });
+      []() -> absl::Status { throw std::runtime_error("not known"); });
   ASSERT_TRUE(server.ok()) << server.status();
   EXPECT_THAT(Get((*server)->port(), "/metrics"), StartsWith("HTTP/1.1 500 "));
   EXPECT_THAT(Get((*server)->port(), "/readyz"), StartsWith("HTTP/1.1 500 "));

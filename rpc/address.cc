@@ -12,7 +12,6 @@
 #include <array>
 #include <cctype>
 #include <memory>
-#include <thread>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -190,25 +189,6 @@ absl::StatusOr<std::string> OwnAddressTowards(const Address& peer) {
     }
   }
   return absl::UnavailableError(absl::StrCat("there is no way from this machine to ", peer.ToString()));
-}
-
-bool Resolves(const std::string& host) {
-  int error = 0;
-  return LookUp(host, 0, 0, &error) != nullptr;
-}
-
-absl::Status WaitUntilResolves(const Address& address, std::chrono::milliseconds timeout,
-                               std::chrono::milliseconds pause, const ResolvesFn& resolves) {
-  if (address.is_unix() || IsIpAddress(address.host)) return absl::OkStatus();
-  const SteadyTime deadline = Clock::Real().Now() + timeout;
-  while (!resolves(address.host)) {
-    if (Clock::Real().Now() + pause > deadline) {
-      return absl::UnavailableError(
-          absl::StrCat("the name ", address.host, " did not resolve within ", timeout.count(), " ms"));
-    }
-    std::this_thread::sleep_for(pause);
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace switchyard

@@ -7,10 +7,8 @@
 // HOST is an IPv4 address, an IPv6 address with or without brackets, or a name. Thread-safe.
 #pragma once
 
-#include <functional>
 #include <string>
 
-#include "base/clock.h"
 #include "base/status.h"
 
 namespace switchyard {
@@ -48,15 +46,5 @@ absl::StatusOr<std::string> ResolveOwnAddress(const std::string& host, absl::str
 // The address, as digits, from which this machine would connect to `peer`: the one at which the peer's network reaches
 // it. Loopback for a Unix socket. Sends nothing. Unavailable when the name does not resolve or there is no way there.
 absl::StatusOr<std::string> OwnAddressTowards(const Address& peer);
-
-// Whether a name can be resolved now.
-using ResolvesFn = std::function<bool(const std::string& host)>;
-bool Resolves(const std::string& host);
-
-// Waits until the host of `address` resolves, by asking again every `pause`. Unavailable after `timeout`. In a cluster
-// names come up later than the processes that use them.
-absl::Status WaitUntilResolves(const Address& address, std::chrono::milliseconds timeout,
-                               std::chrono::milliseconds pause = std::chrono::milliseconds(250),
-                               const ResolvesFn& resolves = Resolves);
 
 }  // namespace switchyard

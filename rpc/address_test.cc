@@ -10,7 +10,6 @@
 namespace switchyard {
 namespace {
 
-using std::chrono::milliseconds;
 using testing::HasSubstr;
 using testing::StartsWith;
 
@@ -137,18 +136,6 @@ TEST(AddressTest, OwnAddressTowardsAPeer) {
   EXPECT_EQ(*OwnAddressTowards({.unix_path = "/run/front"}), "127.0.0.1");
   EXPECT_EQ(OwnAddressTowards({.host = "no-such-host.invalid", .port = 1}).status().code(),
             absl::StatusCode::kUnavailable);
-}
-
-TEST(AddressTest, ANameMayResolveLater) {
-  int num_asked = 0;
-  const auto third_time = [&](const std::string& host) { return host == "front" && ++num_asked == 3; };
-  EXPECT_TRUE(WaitUntilResolves({.host = "front", .port = 1}, milliseconds(60'000), milliseconds(1), third_time).ok());
-  EXPECT_EQ(num_asked, 3);
-  const auto never = [](const std::string&) { return false; };
-  const absl::Status late = WaitUntilResolves({.host = "front", .port = 1}, milliseconds(5), milliseconds(1), never);
-  EXPECT_EQ(late.code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(late.message(), HasSubstr("front did not resolve within 5 ms"));
-  EXPECT_TRUE(WaitUntilResolves({.host = "::1", .port = 1}, milliseconds(5), milliseconds(1), never).ok());
 }
 
 // Every address that is taken means the same when it is written out and read again.

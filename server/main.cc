@@ -68,15 +68,20 @@ class Signals {
   const sigset_t set_;
 };
 
-// Whether a new request would be served now, also from a caller who has yet to connect.
-bool IsReady(const Front& front, PortServer& clients) { return front.ready() && clients.accepting(); }
+// Unavailable, with the reason, when a new request would not be served now, or not from a caller who has yet to
+// connect.
+absl::Status CheckReady(const Front& front, PortServer& clients) {
+  if (!front.ready()) return absl::UnavailableError(absl::StrCat("the server is ", front.state()));
+  if (!clients.accepting()) return absl::UnavailableError("the gRPC port has no room for another connection");
+  return absl::OkStatus();
+}
 
 absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const Front& front, PortServer& clients,
                                                       const MetricsPage& metrics) {
   const ServerOptions& options = front.options();
   return HttpServer::Start(
       {options.host, options.http_port}, [&metrics] { return metrics.Collect(); },
-      [&front, &clients] { return IsReady(front, clients); });
+      [&front, &clients] { return CheckReady(front, clients); });
 }
 
 // How often readiness is checked for clients that watch the health service.
@@ -85,7 +90,7 @@ constexpr int kHealthIntervalMs = 100;
 // Waits for a stop signal, then drains. Updates the health service meanwhile.
 void ServeUntilStopped(Front& front, PortServer& clients, HealthReporter& health, const Signals& signals) {
   do {
-    health.Update(IsReady(front, clients), front.models()->layers());
+    health.Update(CheckReady(front, clients).ok(), front.models()->layers());
   } while (!signals.StopRequested(front, kHealthIntervalMs));
   health.Update(false, {});
   front.Drain();

@@ -25,6 +25,7 @@ absl::StatusOr<std::string> GroupMember::Prepare(Epoch epoch, const std::string&
     MutexLock lock(&mu_);
     old = std::move(current_);
     current_ = nullptr;
+    on_epoch_(Epoch{});
   }
   old.reset();  // outside the lock, because ending a communicator may take a while
   SY_ASSIGN_OR_RETURN(CommunicatorFactory* const factory, FactoryOf(exchange));
@@ -45,8 +46,11 @@ absl::Status GroupMember::Connect(Epoch epoch, const std::vector<std::string>& a
   }
   SY_RETURN_IF_ERROR(current_->Connect(addresses));
   SY_RETURN_IF_ERROR(CheckExchange(*current_));
+  MutexLock lock(&mu_);
+  if (newest_ > epoch) return Superseded(epoch);
   connected_ = true;
   connected_epoch_ = epoch;
+  on_epoch_(epoch);
   return absl::OkStatus();
 }
 
@@ -56,7 +60,9 @@ void GroupMember::Announce(Epoch epoch) {
     MutexLock lock(&mu_);
     if (epoch <= newest_) return;
     newest_ = epoch;
-    if (prepared_ < epoch) old = current_;
+    if (prepared_ >= epoch) return;
+    old = current_;
+    on_epoch_(Epoch{});
   }
   if (old != nullptr) old->Abort();
 }

@@ -1,4 +1,5 @@
-// This rank's membership in the group: one communicator per epoch.
+// This rank's membership in the group: one communicator per epoch. Epochs are those of one front: another front begins
+// again with the first, and so needs another GroupMember.
 //
 // The step thread prepares and connects. A gRPC thread announces newer epochs, which aborts the communicator of an
 // older epoch even while the step thread is blocked in it.
@@ -19,13 +20,18 @@ namespace switchyard {
 class GroupMember {
  public:
   using ExchangeMaker = std::function<absl::StatusOr<std::unique_ptr<CommunicatorFactory>>(const std::string& name)>;
-  explicit GroupMember(ExchangeMaker make_exchange) : make_exchange_(std::move(make_exchange)) {}
+  // Told the epoch of the group that this rank is in, or 0 for none, whenever that changes. Called with a lock held, in
+  // order, by the thread that changes it.
+  using OnEpochFn = std::function<void(Epoch)>;
+  GroupMember(ExchangeMaker make_exchange, OnEpochFn on_epoch)
+      : make_exchange_(std::move(make_exchange)), on_epoch_(std::move(on_epoch)) {}
 
   // Leaves the old epoch, prepares for `epoch`, in which rows move through `exchange`, and returns this rank's address.
   // Aborted when a newer epoch was announced.
   absl::StatusOr<std::string> Prepare(Epoch epoch, const std::string& exchange, int rank, int size);
 
-  // Joins the ranks of `epoch`, which must be the epoch last prepared, and checks the exchange.
+  // Joins the ranks of `epoch`, which must be the epoch last prepared, and checks the exchange. Aborted when a newer
+  // epoch was announced.
   absl::Status Connect(Epoch epoch, const std::vector<std::string>& addresses);
 
   // The epoch whose steps this rank can run. Only meaningful when there is a communicator().
@@ -42,6 +48,7 @@ class GroupMember {
   absl::StatusOr<CommunicatorFactory*> FactoryOf(const std::string& exchange);
 
   const ExchangeMaker make_exchange_;
+  const OnEpochFn on_epoch_;
   // Step thread only.
   std::map<std::string, std::unique_ptr<CommunicatorFactory>> factories_;  // by exchange
   bool connected_ = false;

@@ -1,5 +1,7 @@
 #include "worker/options.h"
 
+#include <utility>
+
 #include "rpc/address.h"
 
 namespace switchyard {
@@ -15,6 +17,11 @@ absl::Status CheckOptions(const WorkerOptions& options) {
   }
   SY_RETURN_IF_ERROR(ParseAddress(options.front, "--front").status());
   SY_RETURN_IF_ERROR(ParseHost(options.http_host, "--http_host").status());
+  for (const auto& [flag, ms] : {std::pair("--join_timeout_ms", options.join_timeout_ms),
+                                 std::pair("--rejoin_timeout_ms", options.rejoin_timeout_ms)}) {
+    if (ms < 0) return absl::InvalidArgumentError(absl::StrCat(flag, "=", ms, ": expected 0 or more"));
+  }
+  SY_RETURN_IF_ERROR(CheckMutualTlsFlags(options.tls));
   if (options.front_timeout_ms != 0 && options.front_timeout_ms < kMinFrontTimeoutMs) {
     return absl::InvalidArgumentError(absl::StrCat("--front_timeout_ms=", options.front_timeout_ms,
                                                    ": expected 0 or at least ", kMinFrontTimeoutMs,

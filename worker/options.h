@@ -35,10 +35,13 @@ struct WorkerOptions {
   // otherwise a front's worker i takes port + i.
   std::string http_host = "127.0.0.1";
   std::optional<int> http_port;
-  // How long to keep trying to reach a front that is not up yet.
+  // How long to keep trying to join a front that is not up yet, or has no rank free.
   int join_timeout_ms = 60'000;
-  // A worker that a front did not start ends when it hears nothing from its front for this long; 0 for never.
+  // A worker that a front did not start takes its front for lost when it hears nothing from it for this long; 0 for
+  // never.
   int front_timeout_ms = 10'000;
+  // How long such a worker keeps its weights and tries to join again after it has lost its front; 0 to end at once.
+  int rejoin_timeout_ms = 600'000;
   // Set by a front that started this worker: its number there and how many there are, and the inherited socket of the
   // shared-memory link.
   int local_index = -1;
@@ -48,7 +51,8 @@ struct WorkerOptions {
   int link_spin_us = 0;
 };
 
-// InvalidArgument, naming the flag, for an address that cannot be one and for a time that is too short.
+// InvalidArgument, naming the flag, for an address that cannot be one, for a time that is too short, and for files of
+// TLS that are not complete.
 absl::Status CheckOptions(const WorkerOptions& options);
 
 // The address, as digits, that exchange_host means. Unavailable while the front's name does not resolve.

@@ -29,10 +29,11 @@
 namespace switchyard {
 namespace {
 
-constexpr int kExitOk = 0;
-constexpr int kExitError = 1;
-constexpr int kExitUsage = 2;
-constexpr int kExitFrontSilent = 3;  // the front may still be there: start the worker again
+constexpr char kFooter[] =
+    "Exit codes: 0 drained or stopped; 1 it cannot do its work (device lost, model not loadable): start it again after "
+    "a "
+    "pause; 2 wrong flags; 3 no front took it: start it again; 4 the front refused it (version, build, token): repair "
+    "that first.\n\nExample: switchyard_worker --front=127.0.0.1:8003 --device=cpu";
 
 void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
   app.add_option("--front", options.front, "HOST:PORT, [IPV6]:PORT or unix:PATH of the server's worker port")
@@ -59,10 +60,15 @@ void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
   app.add_option("--http_port", options.http_port,
                  "port of /metrics, /livez and /readyz, which are not served without it; 0 takes a free one");
   app.add_option("--http_host", options.http_host, "address that they are served at")->capture_default_str();
-  app.add_option("--join_timeout_ms", options.join_timeout_ms, "how long to wait for a server that is not up yet")
+  app.add_option("--join_timeout_ms", options.join_timeout_ms,
+                 "how long to wait for a server that is not up yet, or has no rank free; then end with status 3")
       ->capture_default_str();
   app.add_option("--front_timeout_ms", options.front_timeout_ms,
-                 "end with status 3 when the server is silent for so long, not even pinging; 0 waits for ever")
+                 "take the server for lost when it is silent for so long, not even pinging; 0 waits for ever")
+      ->capture_default_str();
+  app.add_option("--rejoin_timeout_ms", options.rejoin_timeout_ms,
+                 "how long to keep the weights and try to join again when the server is lost; then, or at once with 0, "
+                 "end with status 3")
       ->capture_default_str();
   app.add_option("--log_level", logging.level, "trace, debug, info, warn, error or off")->capture_default_str();
   app.add_option("--log_format", logging.format, "text or json")->capture_default_str();
@@ -122,8 +128,8 @@ void BeginAnewWithThreadWaiting(const WorkerOptions& options, char** argv) {
   for (const std::string& setting : settings) unsetenv(setting.substr(0, setting.find('=')).c_str());
 }
 
-absl::Status RunWorker(const WorkerOptions& options, const LoggingOptions& logging, const Inherited& inherited,
-                       DeviceOpener open_device) {
+absl::StatusOr<WorkerEnd> RunWorker(const WorkerOptions& options, const LoggingOptions& logging,
+                                    const Inherited& inherited, DeviceOpener open_device) {
   SY_RETURN_IF_ERROR(SetUpLogging(logging));
   TakeOverLibraryLogs();
   KeepLargeBlocksOutOfTheHeap();
@@ -133,6 +139,14 @@ absl::Status RunWorker(const WorkerOptions& options, const LoggingOptions& loggi
   SY_ASSIGN_OR_RETURN(const UniqueFd stop_fd, BlockStopSignals(started_by_front, inherited));
   SY_ASSIGN_OR_RETURN(auto worker, Worker::Create(options, open_device));
   return worker->Run(stop_fd.get());
+}
+
+WorkerEnd CheckAndRunWorker(const WorkerOptions& options, const LoggingOptions& logging, const Inherited& inherited,
+                            DeviceOpener open_device) {
+  if (absl::Status checked = CheckOptions(options); !checked.ok()) return {ExitCode::kUsage, checked};
+  const auto end = RunWorker(options, logging, inherited, open_device);
+  if (end.ok()) return *end;
+  return {absl::IsInvalidArgument(end.status()) ? ExitCode::kUsage : ExitCode::kError, end.status()};
 }
 
 }  // namespace
@@ -145,20 +159,21 @@ int RunWorkerProgram(int argc, char** argv, DeviceOpener open_device) {
   LoggingOptions logging;
   CLI::App app{"switchyard_worker: holds a share of the experts and runs steps for a switchyard_server."};
   app.set_version_flag("--version", VersionLine("switchyard_worker"));
-  app.footer("Example: switchyard_worker --front=127.0.0.1:8003 --device=cpu");
+  app.footer(kFooter);
   AddFlags(app, options, logging);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+    return static_cast<int>(app.exit(error) == 0 ? ExitCode::kOk : ExitCode::kUsage);
   }
   if (options.local_index < 0) BeginAnewWithThreadWaiting(options, argv);
   logging.process = options.local_index >= 0 ? absl::StrCat("worker ", options.local_index) : "worker";
-  const absl::Status status = RunWorker(options, logging, inherited, open_device);
-  if (status.ok()) return kExitOk;
-  const std::string erase(StderrIsTerminal() ? kEraseLine : "");
-  WriteToLog(absl::StrCat(erase, "switchyard_worker: ", status.message(), "\n"));
-  return absl::IsDeadlineExceeded(status) ? kExitFrontSilent : kExitError;
+  const WorkerEnd end = CheckAndRunWorker(options, logging, inherited, open_device);
+  if (end.code != ExitCode::kOk) {
+    const std::string erase(StderrIsTerminal() ? kEraseLine : "");
+    WriteToLog(absl::StrCat(erase, "switchyard_worker: ", end.why.message(), "\n"));
+  }
+  return static_cast<int>(end.code);
 }
 
 }  // namespace switchyard

@@ -206,7 +206,7 @@ TEST(ExchangeDefaultTest, GlooIsStillThere) {
 TEST(AddressesTest, AWrongExchangeHostEndsTheWorkerWithAReason) {
   const auto worker =
       *ChildProcess::Start("worker/switchyard_worker", {"--front=127.0.0.1:1", "--device=cpu", "--exchange_host=eth9"});
-  EXPECT_EQ(worker->Wait(), 1);
+  EXPECT_EQ(worker->Wait(), 2);
   EXPECT_THAT(worker->Log(), HasSubstr("--exchange_host=eth9: expected an address, a name or an interface"));
 }
 

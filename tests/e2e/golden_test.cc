@@ -138,7 +138,7 @@ TEST(AwaitedWorkers, EveryLayerOverGrpc) {
   const std::string join = absl::StrCat("--front=", *worker_port);
   // First a stranger without the token: it is refused, with the reason, and harms nothing.
   auto stranger = *ChildProcess::Start(kWorkerProgram, {join, "--device=cpu"});
-  EXPECT_EQ(stranger->Wait(), 1);
+  EXPECT_EQ(stranger->Wait(), 4);
   EXPECT_NE(stranger->Log().find("worker refused: its token is not this front's"), std::string::npos)
       << stranger->Log();
   std::vector<std::unique_ptr<ChildProcess>> workers;

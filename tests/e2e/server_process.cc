@@ -160,12 +160,12 @@ std::unique_ptr<Client> ServerProcess::Connect(ClientOptions options) const {
   return Client::Connect(grpc_address_, options).value();
 }
 
-std::string ServerProcess::Get(const std::string& path) const {
-  const size_t colon = http_address_.rfind(':');
+std::string HttpGet(const std::string& http_address, const std::string& path) {
+  const size_t colon = http_address.rfind(':');
   sockaddr_in address{};
   address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(std::atoi(http_address_.c_str() + colon + 1)));
-  inet_pton(AF_INET, http_address_.substr(0, colon).c_str(), &address.sin_addr);
+  address.sin_port = htons(static_cast<uint16_t>(std::atoi(http_address.c_str() + colon + 1)));
+  inet_pton(AF_INET, http_address.substr(0, colon).c_str(), &address.sin_addr);
   UniqueFd socket_fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (connect(socket_fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) return "";
   const std::string request = absl::StrCat("GET ", path, " HTTP/1.0\r\nHost: test\r\n\r\n");

@@ -54,6 +54,9 @@ inline constexpr char kWorkerProgram[] = "worker/switchyard_worker";
 // The error contains the end of the log.
 absl::StatusOr<std::string> WaitForWorkerPort(const ChildProcess& front);
 
+// The body of the answer to a GET at HOST:PORT, an IPv4 address; empty unless its status is 200.
+std::string HttpGet(const std::string& address, const std::string& path);
+
 // A serving front.
 class ServerProcess {
  public:
@@ -70,8 +73,7 @@ class ServerProcess {
   const std::string& http_address() const { return http_address_; }
 
   std::unique_ptr<Client> Connect(ClientOptions options = {}) const;
-  // The body of a GET's answer; empty unless its status is 200.
-  std::string Get(const std::string& path) const;
+  std::string Get(const std::string& path) const { return HttpGet(http_address_, path); }
   // Sends SIGTERM; returns the exit status.
   int Stop();
 

@@ -117,7 +117,9 @@ struct ModelLoader::Job {
   DType compute_dtype = DType::kF32;
   std::unique_ptr<WeightSource> source;
   std::vector<ExpertToLoad> experts;
+  uint64_t file_identity = 0;
   std::unique_ptr<ModelPart> part;
+  bool was_kept = false;
   int64_t bytes_total = 0;
 };
 
@@ -138,7 +140,7 @@ ModelLoader::~ModelLoader() {
   shared_->changed.SignalAll();
 }
 
-void ModelLoader::Load(std::vector<worker::ModelShare> shares) {
+void ModelLoader::Load(std::vector<worker::ModelShare> shares, KeptParts* kept) {
   std::vector<std::shared_ptr<Job>> jobs;
   for (worker::ModelShare& share : shares) jobs.push_back(std::make_shared<Job>(std::move(share)));
   size_t loader = 0;
@@ -147,8 +149,8 @@ void ModelLoader::Load(std::vector<worker::ModelShare> shares) {
     loader = std::min_element(shared_->num_calls.begin(), shared_->num_calls.end()) - shared_->num_calls.begin();
     ++shared_->num_calls[loader];
   }
-  loaders_[loader].Add([this, loader, jobs = std::move(jobs)] {
-    LoadAll(jobs);
+  loaders_[loader].Add([this, loader, jobs = std::move(jobs), kept] {
+    LoadAll(jobs, kept);
     MutexLock lock(&shared_->mu);
     --shared_->num_calls[loader];
   });
@@ -174,12 +176,9 @@ absl::Status ModelLoader::CheckWanted(const Job& job) {
   return absl::OkStatus();
 }
 
-void ModelLoader::LoadAll(const std::vector<std::shared_ptr<Job>>& jobs) {
-  std::vector<std::shared_ptr<Job>> opened;
-  for (const auto& job : jobs) {
-    const absl::Status status = Open(*job);
-    status.ok() ? opened.push_back(job) : Finish(*job, status);
-  }
+void ModelLoader::LoadAll(const std::vector<std::shared_ptr<Job>>& jobs, KeptParts* kept) {
+  const std::vector<std::shared_ptr<Job>> opened = OpenAll(jobs, kept);
+  if (kept != nullptr) FreeRest(kept);
   {
     MutexLock lock(&progress_mu_);
     for (const auto& job : opened) progress_.models.push_back({job->id, job->share.name(), 0, job->bytes_total});
@@ -189,6 +188,28 @@ void ModelLoader::LoadAll(const std::vector<std::shared_ptr<Job>>& jobs) {
     Finish(*job, LoadOne(*job, [&](int64_t num_bytes) { Report(*job, num_bytes); }));
   }
   ForgetProgress(opened);
+}
+
+std::vector<std::shared_ptr<ModelLoader::Job>> ModelLoader::OpenAll(const std::vector<std::shared_ptr<Job>>& jobs,
+                                                                    KeptParts* kept) {
+  std::vector<std::shared_ptr<Job>> opened;
+  for (const auto& job : jobs) {
+    const absl::Status status = Open(*job);
+    if (status.ok() && kept != nullptr) job->part = kept->Take(job->share, job->file_identity);
+    job->was_kept = job->part != nullptr;
+    status.ok() && !job->was_kept ? opened.push_back(job) : Finish(*job, status);
+  }
+  return opened;
+}
+
+// When the loader ends first, the parts stay where they are: the next front may have the models.
+void ModelLoader::FreeRest(KeptParts* kept) {
+  const absl::Status freed = CallOnStepThread([kept] {
+    if (kept->TakeAll().empty()) return absl::OkStatus();
+    malloc_trim(0);
+    return absl::OkStatus();
+  });
+  if (!freed.ok()) spdlog::debug("weights that are not needed stay: {}", freed.message());
 }
 
 void ModelLoader::Report(const Job& job, int64_t num_bytes) {
@@ -212,7 +233,8 @@ void ModelLoader::Finish(Job& job, const absl::Status& status) {
     MutexLock lock(&shared_->mu);
     shared_->cancelled.erase(job.id);
   }
-  options_.done({job.id, Annotate(status, absl::StrCat("model ", job.share.name())), std::move(job.part)});
+  options_.done(
+      {job.id, Annotate(status, absl::StrCat("model ", job.share.name())), std::move(job.part), job.was_kept});
 }
 
 absl::Status ModelLoader::Open(Job& job) {
@@ -220,6 +242,7 @@ absl::Status ModelLoader::Open(Job& job) {
   SY_ASSIGN_OR_RETURN(job.compute_dtype, ParseDType(job.share.compute_dtype()));
   SY_ASSIGN_OR_RETURN(job.source, OpenSameWeights(job.share));
   SY_RETURN_IF_ERROR(CheckShare(job.share, job.source->spec()));
+  SY_ASSIGN_OR_RETURN(job.file_identity, job.source->FileIdentity());
   job.bytes_total = CountBytes(job.share, job.source->spec(), job.compute_dtype);
   if (options_.memory_limit == 0 || job.bytes_total <= options_.memory_limit) return absl::OkStatus();
   return absl::ResourceExhaustedError(
@@ -246,17 +269,15 @@ absl::Status ModelLoader::LoadOne(Job& job, const std::function<void(int64_t num
 absl::Status ModelLoader::MakePart(Job& job) {
   job.part = std::make_unique<ModelPart>();
   ModelPart& part = *job.part;
-  part.id = job.id;
-  part.name = job.share.name();
-  part.first_layer = LayerId{job.share.first_layer_id()};
-  part.max_batch_rows = job.share.max_batch_rows();
+  part.share = job.share;
+  part.file_identity = job.file_identity;
   for (int i = 0; i < job.share.layers_size(); ++i) {
     const int num_slots = job.share.layers(i).expert_idx_size();
     part.layers.push_back({job.source->spec().layers[i].hidden_dim, num_slots, std::vector<uint64_t>(num_slots)});
   }
   SY_ASSIGN_OR_RETURN(part.engine, options_.make_engine(job.compute_dtype));
   SY_ASSIGN_OR_RETURN(job.experts, AddLayers(job.share, job.source->spec(), *part.engine));
-  return part.engine->Reserve(part.max_batch_rows);
+  return part.engine->Reserve(job.share.max_batch_rows());
 }
 
 absl::Status ModelLoader::CallOnStepThread(const std::function<absl::Status()>& call) {

@@ -4,7 +4,9 @@
 // that touches resources shared with steps (a device's streams and buffers) runs on the step thread between steps;
 // `on_step_thread` takes it there. Engines that compute on the host share nothing with each other.
 //
-//   loader thread   for all models of one call: open the files, check that the front opened the same ones
+//   loader thread   for all models of one call: open the files, check that the front opened the same ones, and look for
+//                   parts that were kept of them; those are loaded
+//   step thread     free the parts that were kept of nothing that is loaded now
 //   then, for one model after the other:
 //   step thread     make the engine, declare the layers, reserve memory
 //   loader thread   read and pack the experts, report progress
@@ -27,6 +29,7 @@
 #include "base/status.h"
 #include "base/task_queue.h"
 #include "proto/worker.pb.h"
+#include "worker/loading/kept_parts.h"
 #include "worker/loading/rank_experts.h"
 
 namespace switchyard {
@@ -52,6 +55,7 @@ struct LoadOutcome {
   ModelId id;
   absl::Status status;              // names the model, and the layer and expert, or the bytes that are missing
   std::unique_ptr<ModelPart> part;  // null, or to be freed, after a failed load
+  bool was_kept = false;            // nothing was read
 };
 
 struct ModelLoaderOptions {
@@ -74,8 +78,10 @@ class ModelLoader {
   // Ends the current loads with an error and does not begin the waiting ones. `done` is called for each of them.
   ~ModelLoader();
 
-  // Loads these models in order, one at a time. They are opened together before the first of them is loaded.
-  void Load(std::vector<worker::ModelShare> shares);
+  // Loads these models in order, one at a time. They are opened together before the first of them is loaded. Takes the
+  // parts that fit them out of `kept`, unless that is null, and frees all others that are there; parts that are still
+  // there when the loader ends stay. `kept` outlives the loader.
+  void Load(std::vector<worker::ModelShare> shares, KeptParts* kept = nullptr);
   // Ends the load of a model that waits or is being loaded as soon as possible, with an error, unless it is done
   // already.
   void Cancel(ModelId id);
@@ -91,7 +97,10 @@ class ModelLoader {
   struct Shared;
 
   // These run on a loader's thread.
-  void LoadAll(const std::vector<std::shared_ptr<Job>>& jobs);
+  void LoadAll(const std::vector<std::shared_ptr<Job>>& jobs, KeptParts* kept);
+  // Opens the jobs' models. Ends the jobs that fail, and those of which a part was kept; returns the others.
+  std::vector<std::shared_ptr<Job>> OpenAll(const std::vector<std::shared_ptr<Job>>& jobs, KeptParts* kept);
+  void FreeRest(KeptParts* kept);
   void Report(const Job& job, int64_t num_bytes);
   void ForgetProgress(const std::vector<std::shared_ptr<Job>>& jobs);
   absl::Status Open(Job& job);

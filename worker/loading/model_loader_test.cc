@@ -147,10 +147,10 @@ TEST_F(ModelLoaderTest, LoadsOneAfterTheOtherAndTellsHowFarItIs) {
   EXPECT_EQ(progress_.front().models.size(), 2u) << "all are open before the first is loaded";
   EXPECT_EQ(progress_.front().bytes_done(), 0);
   EXPECT_EQ(progress_.back().bytes_done(), progress_.back().bytes_total());
-  EXPECT_EQ(experts.Find(LayerId{11}).part->name, "m1");
+  EXPECT_EQ(experts.Find(LayerId{11}).part->share.name(), "m1");
   EXPECT_EQ(experts.Find(LayerId{20}).engine_layer, LayerId{0});
   for (const int32_t none : {0, 9, 12, 22}) EXPECT_EQ(experts.Find(LayerId{none}).part, nullptr) << none;
-  EXPECT_EQ(experts.Remove(ModelId{1})->name, "m1");
+  EXPECT_EQ(experts.Remove(ModelId{1})->share.name(), "m1");
   EXPECT_EQ(experts.Remove(ModelId{1}), nullptr);
   EXPECT_EQ(experts.Find(LayerId{11}).part, nullptr);
 }
@@ -200,6 +200,67 @@ TEST_F(ModelLoaderTest, ACancelledLoadEndsWithWhatThereIsToFree) {
   loader_->Free(std::move(outcomes_[0].part), [&] { is_free = true; });
   loader_ = nullptr;
   EXPECT_TRUE(is_free);
+}
+
+// ---- Parts that were kept
+
+TEST_F(ModelLoaderTest, AKeptPartIsLoadedWithoutReading) {
+  loader_->Load({Share(1)});
+  RunUntilEnded(1);
+  const std::vector<uint64_t> digests = outcomes_[0].part->layers[1].digests;
+  const ExpertEngine* const engine = outcomes_[0].part->engine.get();
+  KeptParts kept;
+  kept.Keep(std::move(outcomes_[0].part));
+  outcomes_.clear();
+  worker::ModelShare again = Share(1);
+  again.set_name("other");
+  again.set_model_id(5);
+  again.set_first_layer_id(70);
+  loader_->Load({again, Share(2, "dim=8,hidden=8,experts=4,topk=2,layers=2,seed=9")}, &kept);
+  RunUntilEnded(2);
+  ASSERT_TRUE(outcomes_[0].status.ok()) << outcomes_[0].status;
+  EXPECT_TRUE(outcomes_[0].was_kept);
+  const ModelPart& part = *outcomes_[0].part;
+  EXPECT_EQ(part.engine.get(), engine);
+  EXPECT_EQ(part.id(), ModelId{5});
+  EXPECT_EQ(part.first_layer(), LayerId{70});
+  EXPECT_EQ(part.share.name(), "other");
+  EXPECT_EQ(part.layers[1].digests, digests);
+  EXPECT_FALSE(outcomes_[1].was_kept);
+}
+
+TEST_F(ModelLoaderTest, KeptPartsThatFitNothingAreFreedBeforeOthersAreLoaded) {
+  loader_->Load({Share(1), Share(2)});
+  RunUntilEnded(2);
+  KeptParts kept;
+  for (LoadOutcome& outcome : outcomes_) kept.Keep(std::move(outcome.part));
+  outcomes_.clear();
+  EXPECT_GT(kept.weight_bytes(), 0);
+  loader_->Load({Share(1, "dim=8,hidden=8,experts=4,topk=2,layers=2,seed=9")}, &kept);
+  WaitForTask();
+  EXPECT_GT(kept.weight_bytes(), 0) << "the step thread frees them";
+  {
+    MutexLock lock(&mu_);
+    tasks_.front()();
+    tasks_.pop_front();
+    EXPECT_TRUE(outcomes_.empty()) << "nothing is loaded before";
+  }
+  EXPECT_EQ(kept.weight_bytes(), 0);
+  RunUntilEnded(1);
+  EXPECT_TRUE(outcomes_[0].status.ok()) << outcomes_[0].status;
+  EXPECT_FALSE(outcomes_[0].was_kept);
+}
+
+TEST_F(ModelLoaderTest, KeptPartsStayWhenTheLoaderEndsFirst) {
+  loader_->Load({Share(1)});
+  RunUntilEnded(1);
+  KeptParts kept;
+  kept.Keep(std::move(outcomes_[0].part));
+  outcomes_.clear();
+  loader_->Load({Share(2, "dim=8,hidden=8,experts=4,topk=2,layers=2,seed=9")}, &kept);
+  WaitForTask();
+  loader_ = nullptr;
+  EXPECT_GT(kept.weight_bytes(), 0);
 }
 
 TEST_F(ModelLoaderTest, EndsWhileTheStepThreadIsGone) {

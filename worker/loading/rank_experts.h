@@ -4,11 +4,11 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "base/model_id.h"
 #include "moe/experts/expert_engine.h"
+#include "proto/worker.pb.h"
 
 namespace switchyard {
 
@@ -20,11 +20,13 @@ struct ModelPart {
     std::vector<uint64_t> digests;  // of the experts that were read, by slot (expert_digest.h)
   };
 
-  ModelId id;
-  std::string name;
-  LayerId first_layer;        // the front's number of the first layer; the other layers follow it
-  std::vector<Layer> layers;  // by the engine's layer number
-  int64_t max_batch_rows = 0;
+  ModelId id() const { return ModelId{share.model_id()}; }
+  // The front's number of the first layer; the other layers follow it.
+  LayerId first_layer() const { return LayerId{share.first_layer_id()}; }
+
+  worker::ModelShare share;    // what the front asked for
+  uint64_t file_identity = 0;  // of the files, as this host saw them, that it was read from
+  std::vector<Layer> layers;   // by the engine's layer number
   std::unique_ptr<ExpertEngine> engine;
 };
 
@@ -42,6 +44,8 @@ class RankExperts {
   void Add(std::unique_ptr<ModelPart> part);
   // Removes and returns a model's part; null when there is no such model. No step may be using it.
   std::unique_ptr<ModelPart> Remove(ModelId id);
+  // The same for the parts of all models.
+  std::vector<std::unique_ptr<ModelPart>> RemoveAll();
 
   // Finds a layer by the front's number. `part` is null if no model here has the layer.
   Place Find(LayerId layer) const;

@@ -33,7 +33,7 @@ WorkerMetrics::WorkerMetrics()
       weight_bytes_(SingleGauge(registry_, "switchyard_worker_weight_bytes", "Weights held on the device.")),
       epoch_(
           SingleGauge(registry_, "switchyard_worker_group_epoch", "Epoch of the group this rank is in; 0 for none.")),
-      rank_(SingleGauge(registry_, "switchyard_worker_rank", "Number of this rank in its group.")) {
+      rank_(SingleGauge(registry_, "switchyard_worker_rank", "Number of this rank in its group, or in the last one.")) {
   AddBuildInfo(registry_);
 }
 
@@ -42,11 +42,6 @@ std::vector<prometheus::MetricFamily> WorkerMetrics::Collect() const {
   auto process = process_.Collect();
   all.insert(all.end(), std::make_move_iterator(process.begin()), std::make_move_iterator(process.end()));
   return all;
-}
-
-void WorkerMetrics::SetGroup(Epoch epoch, int rank) {
-  rank_.Set(rank);
-  epoch_.Set(static_cast<double>(epoch.value));
 }
 
 StepDoneFn WorkerMetrics::Watch(const RankStep& step, StepDoneFn done) {

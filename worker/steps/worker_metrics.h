@@ -29,7 +29,9 @@ class WorkerMetrics {
   bool in_group() const { return epoch_.Value() > 0; }
 
   void SetWeightBytes(int64_t bytes) { weight_bytes_.Set(static_cast<double>(bytes)); }
-  void SetGroup(Epoch epoch, int rank);
+  // The epoch of the group that the worker is in; 0 for none.
+  void SetEpoch(Epoch epoch) { epoch_.Set(static_cast<double>(epoch.value)); }
+  void SetRank(int rank) { rank_.Set(rank); }
 
   // Returns a function that counts the step and then calls `done`.
   StepDoneFn Watch(const RankStep& step, StepDoneFn done);

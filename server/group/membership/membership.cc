@@ -55,11 +55,30 @@ absl::StatusOr<int> Membership::AssignRank(const worker::Hello& hello) const {
   if (hello.local_index() >= 0) {
     return absl::FailedPreconditionError("worker refused: another front started it");
   }
-  for (int rank = 0; rank < options_.num_ranks; ++rank) {
-    if (ranks_[rank].is_absent()) return rank;
+  return AssignAwaitedRank(hello);
+}
+
+absl::StatusOr<int> Membership::AssignAwaitedRank(const worker::Hello& hello) const {
+  const auto is_last_of = [&](const GroupRank& rank) { return rank.hello.instance() == hello.instance(); };
+  std::optional<int> lowest, unclaimed;
+  for (int index = 0; index < options_.num_ranks; ++index) {
+    const GroupRank& rank = ranks_[index];
+    if (!rank.is_absent() && hello.instance() != 0 && is_last_of(rank)) {
+      if (hello.stream_number() >= rank.hello.stream_number()) return index;  // its earlier stream was cut
+      return absl::UnavailableError("worker refused: it has opened a later stream");
+    }
+    if (!rank.is_absent()) continue;
+    if (!lowest.has_value()) lowest = index;
+    // The last worker of a rank may come back with the rank's weights.
+    if (!unclaimed.has_value() && rank.hello.instance() == 0) unclaimed = index;
   }
-  return absl::FailedPreconditionError(
-      absl::StrCat("worker refused: all ", options_.num_ranks, " ranks of the group are taken"));
+  if (!lowest.has_value()) {
+    return absl::UnavailableError(
+        absl::StrCat("worker refused: all ", options_.num_ranks, " ranks of the group are taken"));
+  }
+  const int previous = hello.instance() == 0 ? -1 : hello.previous_rank();
+  if (previous >= 0 && previous < options_.num_ranks && ranks_[previous].is_absent()) return previous;
+  return unclaimed.value_or(*lowest);
 }
 
 absl::StatusOr<int> Membership::Join(std::shared_ptr<WorkerChannel> channel, const worker::Hello& hello,
@@ -67,7 +86,7 @@ absl::StatusOr<int> Membership::Join(std::shared_ptr<WorkerChannel> channel, con
   SY_RETURN_IF_ERROR(CheckHello(hello));
   SY_ASSIGN_OR_RETURN(const int index, AssignRank(hello));
   SY_RETURN_IF_ERROR(models_.AgreeWith(hello));
-  if (!ranks_[index].is_absent()) Vacate(index, "a new worker took its rank", now);
+  if (!ranks_[index].is_absent()) Vacate(index, absl::UnavailableError("a new stream took its rank"), now);
   GroupRank& rank = ranks_[index];
   const int joins = rank.joins + 1;
   rank = GroupRank{};
@@ -100,20 +119,27 @@ int Membership::RankOf(const WorkerChannel* channel) const {
   return -1;
 }
 
-void Membership::Vacate(int index, const std::string& why, SteadyTime now) {
+void Membership::Vacate(int index, const absl::Status& why, SteadyTime now) {
   GroupRank& rank = ranks_[index];
   const std::shared_ptr<WorkerChannel> channel = std::move(rank.channel);
   rank.state = RankState::kAbsent;
   rank.channel = nullptr;
-  channel->Close(draining_ ? absl::OkStatus() : absl::UnavailableError(why));
-  Break(absl::StrCat("rank ", index, ": ", why), now);
-  models_.OnVacated(index, why);
+  channel->Close(draining_ ? absl::OkStatus() : why);
+  const std::string text(why.message());
+  Break(absl::StrCat("rank ", index, ": ", text), now);
+  models_.OnVacated(index, text);
 }
 
 void Membership::Leave(const WorkerChannel* channel, const std::string& why, SteadyTime now) {
-  const int index = RankOf(channel);
-  if (index < 0) return;
-  LogWithin(loss_lines_.Of(absl::StrCat(index)), LossLevel(), "rank {}: left: {}", index, why);
+  if (const int index = RankOf(channel); index >= 0) Dismiss(index, absl::UnavailableError(why), now);
+}
+
+void Membership::LoadFailed(int index, const std::string& why, SteadyTime now) {
+  Dismiss(index, absl::FailedPreconditionError(why), now);
+}
+
+void Membership::Dismiss(int index, const absl::Status& why, SteadyTime now) {
+  LogWithin(loss_lines_.Of(absl::StrCat(index)), LossLevel(), "rank {}: left: {}", index, why.message());
   const int pid = ranks_[index].hello.pid();
   Vacate(index, why, now);
   if (!draining_) listener_->OnWorkerGivenUp(index, pid);
@@ -122,7 +148,7 @@ void Membership::Leave(const WorkerChannel* channel, const std::string& why, Ste
 void Membership::LocalWorkerExited(int index, const std::string& why, SteadyTime now) {
   if (ranks_[index].is_absent()) return;
   spdlog::log(LossLevel(), "rank {}: {}", index, why);
-  Vacate(index, why, now);
+  Vacate(index, absl::UnavailableError(why), now);
 }
 
 spdlog::level::level_enum Membership::LossLevel() const {
@@ -144,11 +170,11 @@ void Membership::OnMessage(const WorkerChannel* channel, const worker::WorkerMes
       models_.OnProgress(rank, message.load_progress());
       return ShowLoad(now);
     case worker::WorkerMessage::kModelLoaded:
-      if (const auto why = models_.OnLoaded(index, message.model_loaded())) return Leave(channel, *why, now);
+      if (const auto why = models_.OnLoaded(index, message.model_loaded())) return LoadFailed(index, *why, now);
       ShowLoad(now);
       return formation_.TryBegin(now);
     case worker::WorkerMessage::kModelFailed:
-      if (const auto why = models_.OnFailed(index, message.model_failed())) return Leave(channel, *why, now);
+      if (const auto why = models_.OnFailed(index, message.model_failed())) return LoadFailed(index, *why, now);
       ShowLoad(now);
       return formation_.TryBegin(now);
     case worker::WorkerMessage::kModelUnloaded:

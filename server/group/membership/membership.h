@@ -7,6 +7,9 @@
 // ranks are ready, also when other workers hold them by then. Survivors stay loaded. Which models a rank has is in
 // models_on_ranks.h.
 //
+// A worker that joins anew, after it was cut off, gets the rank that it held, if it is free: it has kept that rank's
+// weights. Its earlier stream ends then, if the front has not noticed the cut yet.
+//
 // A worker that stops answering pings is given up like one that died. So is one whose process answers while a thread
 // stands still that steps need, and one that owes a result, an address or a ready for too long while the others wait
 // for it (rank_progress.h). Pings are counted, not timed: a front that did not run for a while has sent none meanwhile,
@@ -99,10 +102,15 @@ class Membership {
  private:
   absl::Status CheckHello(const worker::Hello& hello) const;
   absl::StatusOr<int> AssignRank(const worker::Hello& hello) const;
+  absl::StatusOr<int> AssignAwaitedRank(const worker::Hello& hello) const;
   int RankOf(const WorkerChannel* channel) const;
   void SendWelcome(int rank);
-  // Leaves the rank absent and breaks the group.
-  void Vacate(int rank, const std::string& why, SteadyTime now);
+  // Ends the worker's stream with `why`, leaves the rank absent and breaks the group.
+  void Vacate(int rank, const absl::Status& why, SteadyTime now);
+  // Vacates the rank of a worker that has to leave, or has left, and says so.
+  void Dismiss(int rank, const absl::Status& why, SteadyTime now);
+  // Dismisses a worker that cannot load what it has to, so that it does not join again.
+  void LoadFailed(int rank, const std::string& why, SteadyTime now);
   void Break(const std::string& why, SteadyTime retry_at);
   void GroupFailed(int rank, const worker::GroupFailed& message, SteadyTime now);
   size_t MaxAddressBytes() const;

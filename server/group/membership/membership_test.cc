@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
+
 namespace switchyard {
 namespace {
 
@@ -63,6 +65,17 @@ class MembershipTest : public testing::Test, public MembershipListener {
     auto fake = std::make_shared<FakeWorker>();
     EXPECT_TRUE(membership_->Join(fake, MakeHello(local_index), clock_.Now()).ok());
     return fake;
+  }
+
+  // A process that may have held a rank before.
+  absl::StatusOr<int> JoinAs(uint64_t instance, int previous_rank,
+                             std::shared_ptr<FakeWorker> fake = std::make_shared<FakeWorker>(),
+                             int64_t stream_number = 1) {
+    worker::Hello hello = MakeHello();
+    hello.set_instance(instance);
+    hello.set_previous_rank(previous_rank);
+    hello.set_stream_number(stream_number);
+    return membership_->Join(std::move(fake), hello, clock_.Now());
   }
 
   void Say(const std::shared_ptr<FakeWorker>& from, const worker::WorkerMessage& message) {
@@ -502,6 +515,89 @@ TEST_F(MembershipTest, RefusesStrangersByReason) {
   expect_refused(MakeHello(0), "another front started it");
   JoinWorker();
   expect_refused(MakeHello(), "taken");
+}
+
+// ---- Workers that come back
+
+TEST_F(MembershipTest, AWorkerThatComesBackGetsItsRankIfItIsFree) {
+  Start(3);
+  EXPECT_EQ(*JoinAs(7, 2), 2) << "it held the rank under an earlier front";
+  EXPECT_EQ(*JoinAs(8, 2), 0) << "another holds it";
+  EXPECT_EQ(*JoinAs(9, 1), 1);
+}
+
+TEST_F(MembershipTest, ANewcomerLeavesRanksToWorkersThatMayComeBack) {
+  Start(3);
+  const auto cut = std::make_shared<FakeWorker>();
+  EXPECT_EQ(*JoinAs(7, -1, cut), 0);
+  membership_->Leave(cut.get(), "its stream ended", clock_.Now());
+  EXPECT_EQ(*JoinAs(8, -1), 1) << "there is a choice";
+  EXPECT_EQ(*JoinAs(7, 0), 0);
+  EXPECT_EQ(*JoinAs(9, -1), 2);
+  const auto full = JoinAs(10, 0);
+  EXPECT_TRUE(absl::IsUnavailable(full.status())) << full.status() << ": a rank may become free";
+}
+
+TEST_F(MembershipTest, ANewcomerTakesALostRankWhenThereIsNoOther) {
+  Start(1);
+  const auto lost = std::make_shared<FakeWorker>();
+  EXPECT_EQ(*JoinAs(7, -1, lost), 0);
+  membership_->Leave(lost.get(), "its stream ended", clock_.Now());
+  EXPECT_EQ(*JoinAs(8, -1), 0);
+  EXPECT_TRUE(absl::IsUnavailable(JoinAs(7, 0).status()));
+}
+
+TEST_F(MembershipTest, ANewStreamOfTheSameProcessReplacesTheOldOne) {
+  Start(2);
+  const auto old_stream = std::make_shared<FakeWorker>(), other = std::make_shared<FakeWorker>();
+  EXPECT_EQ(*JoinAs(7, -1, old_stream), 0);
+  EXPECT_EQ(*JoinAs(8, -1, other), 1);
+  for (const auto& each : {old_stream, other}) SayLoaded(each);
+  Form({old_stream, other}, 1);
+  const auto new_stream = std::make_shared<FakeWorker>();
+  EXPECT_EQ(*JoinAs(7, 0, new_stream), 0) << "the front has not noticed the cut";
+  EXPECT_EQ(lost_, std::vector<int64_t>{1});
+  ASSERT_TRUE(old_stream->closed.has_value());
+  EXPECT_TRUE(absl::IsUnavailable(*old_stream->closed));
+  membership_->Leave(old_stream.get(), "its stream ended", clock_.Now());
+  EXPECT_FALSE(new_stream->closed.has_value()) << "the old stream's end says nothing of the new one";
+  SayLoaded(new_stream);
+  Form({new_stream, other}, 2);
+  EXPECT_EQ(formed_, (std::vector<int64_t>{1, 2}));
+}
+
+// After a pause, a front finds all streams that were opened meanwhile, in any order.
+TEST_F(MembershipTest, AnEarlierStreamDoesNotReplaceALaterOne) {
+  Start(1);
+  const auto later = std::make_shared<FakeWorker>();
+  EXPECT_EQ(*JoinAs(7, 0, later, /*stream_number=*/3), 0);
+  EXPECT_TRUE(absl::IsUnavailable(JoinAs(7, 0, std::make_shared<FakeWorker>(), /*stream_number=*/2).status()));
+  EXPECT_FALSE(later->closed.has_value());
+}
+
+TEST_F(MembershipTest, NoWorkerTakesTheRankOfAnother) {
+  Start(2);
+  const auto first = std::make_shared<FakeWorker>(), second = std::make_shared<FakeWorker>();
+  EXPECT_EQ(*JoinAs(7, -1, first), 0);
+  EXPECT_EQ(*JoinAs(0, -1, second), 1);
+  EXPECT_TRUE(absl::IsUnavailable(JoinAs(8, 0).status()));
+  EXPECT_TRUE(absl::IsUnavailable(JoinAs(0, 1).status())) << "no instance is nobody's";
+  EXPECT_FALSE(first->closed.has_value());
+  EXPECT_FALSE(second->closed.has_value());
+}
+
+TEST_F(MembershipTest, ARankThatThereIsNotIsIgnored) {
+  Start(2);
+  EXPECT_EQ(*JoinAs(7, 2), 0);
+  EXPECT_EQ(*JoinAs(8, std::numeric_limits<int>::min()), 1);
+}
+
+TEST_F(MembershipTest, AWorkerThatCannotLoadIsToldNotToComeBack) {
+  Start(1);
+  const auto worker = JoinWorker();
+  SayFailed(worker, 1);
+  ASSERT_TRUE(worker->closed.has_value());
+  EXPECT_TRUE(absl::IsFailedPrecondition(*worker->closed)) << *worker->closed;
 }
 
 TEST_F(MembershipTest, WhatAWorkerSaysOfItselfIsBounded) {
