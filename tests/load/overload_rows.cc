@@ -17,6 +17,8 @@
 namespace switchyard {
 namespace {
 
+constexpr int64_t kOverloadRows = 32;  // of each request
+
 // The sum of a metric's values whose lines start so.
 double SumOf(const ServerProcess& server, const std::string& line_start) {
   double sum = 0;
@@ -73,8 +75,8 @@ class RefusalProbe {
     request.set_model("heavy");
     request.set_layer("0");
     request.set_dtype(v1::DATA_TYPE_FP32);
-    request.set_num_rows(1);
-    request.set_rows(std::string(kHeavyDim * sizeof(float), '\0'));
+    request.set_num_rows(kOverloadRows);
+    request.set_rows(std::string(kOverloadRows * kHeavyDim * sizeof(float), '\0'));
     while (!stop_.load()) {
       grpc::ClientContext context;
       context.set_deadline(DeadlineAfter(absl::Seconds(10)));
@@ -103,8 +105,8 @@ void MeasureOverloadOnce(const ScorecardSettings& settings, const Overloaded& ov
   const HonestWork work = OrDie(ObservedWork(*server, "heavy", "0", 4, kHeavyDim));
   HonestCaller honest(*server, work, kHonestPeriod * 5);
   const auto load = [&](std::vector<std::string> arguments) {
-    arguments.insert(arguments.begin(),
-                     {"load", "--model=heavy", "--rows=32", absl::StrCat("--deadline_ms=", overloaded.deadline_ms)});
+    arguments.insert(arguments.begin(), {"load", "--model=heavy", absl::StrCat("--rows=", kOverloadRows),
+                                         absl::StrCat("--deadline_ms=", overloaded.deadline_ms)});
     return Attack(settings, *server, arguments).Finish();
   };
   honest.WaitForCalls(10);

@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <future>
@@ -352,17 +353,24 @@ void MeasureStepPhase(const ScorecardSettings& settings, const std::string& name
 }  // namespace
 
 void MeasureKillsByPhase(const ScorecardSettings& settings, Scorecard& card) {
-  MeasureLifePhase(settings, {"join", KillWhileJoining, {}}, card);
-  MeasureLifePhase(settings, {"load", KillWhileLoading, {kSlowToLoad}}, card);
-  MeasureLifePhase(settings, {"re-form", KillWhileForming, {}}, card);
-  if (settings.device == "cpu") {
-    MeasureStepPhase(settings, "dispatch", KillInDispatch, card);
-    MeasureStepPhase(settings, "compute", KillInCompute, card);
-    MeasureStepPhase(settings, "combine", KillInCombine, card);
-  } else {
-    card.Print(3,
-               NotRun("SIGKILL in the phases dispatch, compute and combine of a step", kPhaseLimit,
-                      "on a GPU they overlap, and cannot be told apart from outside; row 1 kills at random moments"));
+  const auto is_wanted = [&](const std::string& phase) {
+    return settings.phases.empty() || std::count(settings.phases.begin(), settings.phases.end(), phase) > 0;
+  };
+  for (const LifePhase& phase : std::vector<LifePhase>{{"join", KillWhileJoining, {}},
+                                                       {"load", KillWhileLoading, {kSlowToLoad}},
+                                                       {"re-form", KillWhileForming, {}}}) {
+    if (is_wanted(phase.name)) MeasureLifePhase(settings, phase, card);
+  }
+  for (const auto& [name, strike] : std::vector<std::pair<std::string, bool (*)(StepAttempt&)>>{
+           {"dispatch", KillInDispatch}, {"compute", KillInCompute}, {"combine", KillInCombine}}) {
+    if (!is_wanted(name)) continue;
+    if (settings.device == "cpu") {
+      MeasureStepPhase(settings, name, strike, card);
+    } else {
+      card.Print(3, NotRun(absl::StrCat("SIGKILL in the phase ", name, " of a step"), kPhaseLimit,
+                           "on a GPU a step's phases overlap and cannot be told apart from outside; row 1 kills at "
+                           "random moments"));
+    }
   }
 }
 

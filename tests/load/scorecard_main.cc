@@ -29,6 +29,8 @@ int Main(int argc, char** argv) {
       ->check(CLI::Range(1, kNumRows));
   app.add_flag("--quick", settings.is_quick, "small sizes, which only show that the rows run");
   app.add_option("--soak_minutes", settings.soak_minutes, "duration of the soak")->check(CLI::Range(1, 10'000));
+  app.add_option("--phases", settings.phases, "phases of row 3, as join,load; all when it is not given")
+      ->delimiter(',');
   app.add_option("--device", settings.device, "device of the workers");
   app.add_option("--server", settings.server, "the front's program, with the worker's beside it");
   app.add_option("--testdata", settings.testdata, "the folder with jargon-moe and golden_qwen3_moe");

@@ -55,14 +55,22 @@ void StopProcess(const Stuck& stuck, Stops* stops) {
   WatchRecovery(stuck, stops);
 }
 
-// The step thread is the main thread of a worker.
-void StopStepThread(const Stuck& stuck, Stops* stops) {
-  StoppedThread stopped(stuck.before.ranks(stuck.victim).pid());
+void StopThread(const Stuck& stuck, pid_t tid, Stops* stops) {
+  StoppedThread stopped(tid);
   if (stopped.error() != 0) {
     stops->not_run = absl::StrCat("ptrace is not allowed here: error ", stopped.error());
     return;
   }
   WatchRecovery(stuck, stops, [&] { stopped.Reap(); });
+}
+
+// The step thread is the main thread of a worker.
+void StopStepThread(const Stuck& stuck, Stops* stops) {
+  StopThread(stuck, stuck.before.ranks(stuck.victim).pid(), stops);
+}
+
+void StopCompletionThread(const Stuck& stuck, Stops* stops) {
+  StopThread(stuck, FindThread(stuck.before.ranks(stuck.victim).pid(), "completion"), stops);
 }
 
 void HangExchange(const Stuck& stuck, Stops* stops) {
@@ -160,6 +168,7 @@ void MeasureStuckWorkers(const ScorecardSettings& settings, Scorecard& card) {
   if (settings.device == "cpu") {
     MeasureKind(settings, {kHung, HangExchange, {"--exchange=tcp"}}, card);
   } else {
+    MeasureKind(settings, {"the completion thread of a worker stopped", StopCompletionThread, {}}, card);
     card.Print(2, NotRun(kHung, kStuckLimit, "GPUs of one host exchange rows without packets"));
   }
   MeasureStoppedFront(settings, card);
