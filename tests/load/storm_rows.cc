@@ -148,7 +148,7 @@ void MeasureHalfOpen(const ScorecardSettings& settings, Scorecard& card) {
                                           ShowBoth(before, during)),
                  .demands = {Unharmed(during),
                              P99Within(settings, before, during),
-                             {closed == num_connections && closed_after_s <= 11, "closed within 10 s"}},
+                             {closed == num_connections && closed_after_s <= 10.5, "closed within 10 s"}},
                  .not_run = ""});
 }
 

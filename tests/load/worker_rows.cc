@@ -104,7 +104,7 @@ struct Refusals {
 
   void Add(const std::string& what, bool is_refused, const std::string& reason, const std::string& expected) {
     reasons.push_back(absl::StrCat(what, ": ", reason.substr(0, 160)));
-    demands.emplace_back(is_refused && absl::StrContains(reason, expected), what);
+    demands.emplace_back(is_refused && !reason.empty() && absl::StrContains(reason, expected), what);
   }
 };
 
@@ -146,7 +146,8 @@ void TryOtherShape(const AwaitingFront& front, ServerProcess& server, const Scor
   const bool is_serving = OrDie(client->GetStatus()).state() == "serving";
   std::string log = (*worker)->Log();
   const size_t last = log.rfind("worker: ");
-  refusals->Add("another shape", has_ended && !is_serving, last == std::string::npos ? log : log.substr(last), "m");
+  refusals->Add("another shape", has_ended && !is_serving, last == std::string::npos ? log : log.substr(last),
+                "is not what the front serves");
   fs::remove_all(checkpoint);
   fs::rename(checkpoint.string() + ".kept", checkpoint);
   *worker = front.StartWorker();
