@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <fstream>
 #include <random>
 #include <set>
@@ -123,7 +124,9 @@ TEST(ServerConfig, GarbageIsRefusedOrParsedButNeverMore) {
   std::stringstream sample;
   sample << file.rdbuf();
   std::mt19937 random(7);
-  for (int round = 0; round < 20'000; ++round) {
+  const char* wanted = std::getenv("SWITCHYARD_FUZZ_ITERATIONS");  // as in //tests/fuzz
+  const int64_t num_rounds = wanted == nullptr ? 20'000 : std::atoll(wanted);
+  for (int64_t round = 0; round < num_rounds; ++round) {
     std::string text = sample.str();
     for (int change = random() % 8; change >= 0; --change) {
       const size_t at = random() % text.size();

@@ -1,7 +1,7 @@
 // Load on a running front, every answer of which is checked.
 //
 // Callers send random rows of random layers of one checkpoint, each caller one request after the other, and compare the
-// answers with the recorded ones. A failed call also fails the test.
+// answers with the recorded ones.
 //
 // Thread-safety: used by one thread; the counts may be read by any.
 #pragma once
@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/mutex.h"
 #include "base/tensor/buffer.h"
 #include "client/client.h"
 
@@ -32,15 +33,23 @@ class CheckedLoad {
   int64_t answered() const { return answered_.load(); }
   int64_t failed() const { return failed_.load(); }
   int64_t wrong() const { return wrong_.load(); }
+  // The time that the longest call took which has ended since the last TakeLongestUs.
+  int64_t TakeLongestUs() { return longest_us_.exchange(0); }
+  // Of the first call that failed.
+  std::string first_failure() const;
 
  private:
   void Run(int caller);
+  void CallOnce(int layer, int64_t first_row, int64_t num_rows);
+  void RecordFailure(const absl::Status& status);
 
   Client* const client_;
   std::vector<HostMatrix> inputs_, outputs_;  // by layer
   std::vector<std::thread> callers_;
   std::atomic<bool> stop_{false};
-  std::atomic<int64_t> answered_{0}, failed_{0}, wrong_{0};
+  std::atomic<int64_t> answered_{0}, failed_{0}, wrong_{0}, longest_us_{0};
+  mutable Mutex mu_;
+  std::string first_failure_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace switchyard

@@ -83,7 +83,7 @@ TEST(Kill, RandomWorkersUnderLoad) {
     }
   }
   load.Stop();
-  EXPECT_EQ(load.failed(), 0);
+  EXPECT_EQ(load.failed(), 0) << load.first_failure();
   EXPECT_EQ(load.wrong(), 0);
   EXPECT_GE(client->GetStatus()->recoveries(), settings.num_kills);
   EXPECT_LT(slowest_detection_us, 1'000'000);
@@ -105,6 +105,7 @@ TEST(Kill, AStoppedWorkerIsReplaced) {
   });
   EXPECT_NE(client->GetStatus()->ranks(1).pid(), before.ranks(1).pid());
   load.Stop();
+  EXPECT_EQ(load.failed(), 0) << load.first_failure();
   EXPECT_EQ(load.wrong(), 0);
   EXPECT_EQ((*server)->Stop(), 0);
 }

@@ -92,7 +92,7 @@ TEST_P(StoppedFrontTest, KeepsItsWorkersAndAnswers) {
   EXPECT_EQ(after->state(), "serving");
   for (CheckedLoad* each : {&load, &load_meanwhile}) {
     each->Stop();
-    EXPECT_EQ(each->failed(), 0);
+    EXPECT_EQ(each->failed(), 0) << each->first_failure();
     EXPECT_EQ(each->wrong(), 0);
   }
   EXPECT_EQ(front.Stop(), 0);

@@ -4,24 +4,14 @@
 // Under Bazel it uses CPU workers and the build's own programs. Elsewhere flags say what to run, as those of kill_test.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <linux/filter.h>
-#include <netinet/in.h>
-#include <sys/ptrace.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <cerrno>
-#include <filesystem>
-#include <fstream>
 #include <functional>
-#include <sstream>
 
 #include "base/clock.h"
-#include "base/unique_fd.h"
 #include "tests/e2e/checked_load.h"
+#include "tests/e2e/disturbances.h"
 #include "tests/e2e/server_process.h"
 
 namespace switchyard {
@@ -45,44 +35,6 @@ absl::StatusOr<std::unique_ptr<ServerProcess>> StartServer(const std::string& ex
                                absl::StrCat("--device=", settings.device), absl::StrCat("--exchange=", exchange)},
                               settings.server);
 }
-
-// The number of the thread of this name; -1 when the process has none.
-pid_t FindThread(pid_t pid, const std::string& name) {
-  for (const auto& entry : std::filesystem::directory_iterator(absl::StrCat("/proc/", pid, "/task"))) {
-    std::ifstream file(entry.path() / "comm");
-    std::string found;
-    if (std::getline(file, found) && found == name) return std::stoi(entry.path().filename());
-  }
-  return -1;
-}
-
-// Keeps one thread of another process stopped. Used by one thread.
-class StoppedThread {
- public:
-  explicit StoppedThread(pid_t tid) : tid_(tid) {
-    if (ptrace(PTRACE_SEIZE, tid_, nullptr, nullptr) != 0 || ptrace(PTRACE_INTERRUPT, tid_, nullptr, nullptr) != 0 ||
-        waitpid(tid_, nullptr, __WALL) != tid_) {
-      error_ = errno;
-    }
-  }
-  ~StoppedThread() {
-    if (!Reap()) ptrace(PTRACE_DETACH, tid_, nullptr, nullptr);
-  }
-  int error() const { return error_; }
-  // The process has no end for its parent before its tracer has seen it. Returns whether it has ended.
-  bool Reap() {
-    int status = 0;
-    if (!has_ended_ && waitpid(tid_, &status, __WALL | WNOHANG) == tid_) {
-      has_ended_ = WIFEXITED(status) || WIFSIGNALED(status);
-    }
-    return has_ended_;
-  }
-
- private:
-  const pid_t tid_;
-  int error_ = 0;
-  bool has_ended_ = false;
-};
 
 // Waits for `condition`; returns after how many microseconds it held. Fails the test after a minute.
 int64_t WaitFor(const std::function<bool()>& condition) {
@@ -134,7 +86,7 @@ void StopThreadUnderLoad(const std::string& name, pid_t (*find)(pid_t worker)) {
     EXPECT_EQ(after.ranks(0).pid(), before.ranks(0).pid()) << "the rank that waited keeps its weights";
     EXPECT_NE(after.ranks(1).pid(), before.ranks(1).pid());
     load.Stop();
-    EXPECT_EQ(load.failed() + load.wrong(), 0);
+    EXPECT_EQ(load.failed() + load.wrong(), 0) << load.first_failure();
   }
   EXPECT_TRUE((*server)->process().HasLogged(absl::StrCat("rank 1: left: its ", name, " thread stands still")));
   EXPECT_THAT((*server)->Get("/metrics"), HasSubstr("switchyard_oldest_step_seconds"));
@@ -167,35 +119,6 @@ TEST(Stuck, AStoppedStepThreadIsNoticedBeforeARequestNeedsIt) {
   EXPECT_EQ((*server)->Stop(), 0);
 }
 
-std::string CommandLine(pid_t pid) {
-  std::ifstream file(absl::StrCat("/proc/", pid, "/cmdline"));
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-// Drops all packets that arrive at the TCP connections of a worker, other than that to its front. Returns how many
-// there are.
-int DropPacketsFromPeers(pid_t pid) {
-  const std::string command = CommandLine(pid);
-  const UniqueFd pidfd(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
-  sock_filter drop = BPF_STMT(BPF_RET | BPF_K, 0);
-  const sock_fprog program = {1, &drop};
-  int count = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(absl::StrCat("/proc/", pid, "/fd"))) {
-    const int number = std::stoi(entry.path().filename());
-    const UniqueFd fd(static_cast<int>(syscall(SYS_pidfd_getfd, pidfd.get(), number, 0)));
-    sockaddr_storage peer = {};
-    socklen_t size = sizeof(peer);
-    if (!fd.valid() || getpeername(fd.get(), reinterpret_cast<sockaddr*>(&peer), &size) != 0) continue;
-    if (peer.ss_family != AF_INET && peer.ss_family != AF_INET6) continue;  // in both, the port is at the same place
-    const int port = ntohs(reinterpret_cast<const sockaddr_in&>(peer).sin_port);
-    if (command.find(absl::StrCat("--front=127.0.0.1:", port)) != std::string::npos) continue;
-    count += setsockopt(fd.get(), SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)) == 0;
-  }
-  return count;
-}
-
 class StuckExchange : public testing::TestWithParam<const char*> {};
 
 INSTANTIATE_TEST_SUITE_P(Exchanges, StuckExchange, testing::Values("tcp", "gloo"),
@@ -219,7 +142,7 @@ TEST_P(StuckExchange, PacketsDroppedBetweenTwoWorkersCostSecondsAndNoRequest) {
     EXPECT_EQ(after.ranks(0).pid(), before.ranks(0).pid()) << "neither is to blame";
     EXPECT_EQ(after.ranks(1).pid(), before.ranks(1).pid()) << "neither is to blame";
     load.Stop();
-    EXPECT_EQ(load.failed() + load.wrong(), 0);
+    EXPECT_EQ(load.failed() + load.wrong(), 0) << load.first_failure();
   }
   EXPECT_TRUE((*server)->process().HasLogged("rows has not ended after"));
   EXPECT_TRUE((*server)->process().HasLogged("waits for rank"));

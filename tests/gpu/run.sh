@@ -5,6 +5,8 @@
 #
 #   tests/gpu/run.sh                      everything
 #   tests/gpu/run.sh --only=unit,golden   some parts: unit, golden, kill, sanitizer
+#   tests/gpu/run.sh --only=scorecard     rows 1 to 3 of the scorecard of robustness on two GPUs, as tests/load/run.sh
+#                                         prints them; half an hour; --rows=1, --phases=join,load and --quick for less
 #   tests/gpu/run.sh --testdata=DIR       where the recorded outputs are; an unpacked bundle has none
 #   tests/gpu/run.sh --help               all flags
 set -euo pipefail

@@ -6,6 +6,8 @@ Parts, in this order:
   golden     recorded layers of real checkpoints through the whole service, for numbers of workers and compute types
   kill       tests/kill_test, tests/stuck_test: workers killed, or stuck, under load. Needs two GPUs
   sanitizer  compute-sanitizer's memcheck and racecheck over the small shapes of tests/cuda_engine_*test
+  scorecard  rows 1 to 3 of the scorecard of robustness (tests/scorecard), with a table in Markdown. Needs two GPUs and
+             half an hour, so it runs only when --only names it
 """
 
 import argparse
@@ -25,7 +27,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import summarize
 from summarize import FAILED, PASSED, SKIPPED, Case
 
-PARTS = ["unit", "golden", "kill", "sanitizer"]
+USUAL_PARTS = ["unit", "golden", "kill", "sanitizer"]
+PARTS = USUAL_PARTS + ["scorecard"]
 KILL_GPUS = 2
 KILL_TESTS = {"kill_test": [f"--workers={KILL_GPUS}", "--kills=5"], "stuck_test": []}  # with their flags
 SANITIZED_TESTS = ["cuda_engine_test", "cuda_engine_contract_test"]
@@ -68,6 +71,9 @@ class Runner:
         self.workers = [int(count) for count in arguments.workers.split(",")]
         self.sanitizer_filter = arguments.sanitizer_filter
         self.timeout_s = arguments.timeout_s
+        self.scorecard_flags = [f"--rows={arguments.rows}"]
+        self.scorecard_flags += [f"--phases={arguments.phases}"] if arguments.phases else []
+        self.scorecard_flags += ["--quick"] if arguments.quick else []
         self.num_gpus = count_gpus()
         self.work = work
         self.cases = []
@@ -154,6 +160,26 @@ class Runner:
                 text = self.run_program(name, [program, f"--device={self.device}", *flags])
                 kills = (line for line in text.splitlines() if line.startswith("kill ") or "kills;" in line)
                 print(*("  " + line for line in kills), sep="\n")
+
+    def run_scorecard(self):
+        program = os.path.join(self.root, "tests", "scorecard")
+        if not os.path.exists(program):
+            self.add("scorecard", "", SKIPPED, "the bundle does not have it")
+            return
+        if self.skip_for_gpus("scorecard", KILL_GPUS):
+            return
+        command = [program, f"--device={self.device}", *self.scorecard_flags]
+        environment = {**os.environ, "TEST_TMPDIR": self.work}
+        process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            cells = [cell.strip() for cell in line.split(" | ")]
+            if re.match(r"\| \d+ ", line) and len(cells) == 5:
+                verdict = cells[-1].rstrip("| ")
+                result = PASSED if verdict == "holds" else SKIPPED if verdict.startswith("not run") else FAILED
+                self.cases.append(Case("", "scorecard", f"row {cells[0].strip('| ')}, {cells[1]}", result, verdict))
+        if process.wait() not in (0, 1):
+            self.add("scorecard", "", FAILED, f"exit code {process.returncode}")
 
     # ---- compute-sanitizer ------------------------------------------------------------------------------------------
 
@@ -304,12 +330,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--root", required=True, help="the unpacked bundle")
     parser.add_argument("--testdata", required=True, help="the folder with small checkpoints and recorded outputs")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts to run, with commas between them")
+    parser.add_argument("--only", default=",".join(USUAL_PARTS), help="parts to run, with commas between them")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu checks the golden part itself")
     parser.add_argument("--dtypes", default="fp32,bf16,fp16,fp64", help="compute types of the golden part")
     parser.add_argument("--workers", default="1,2", help="numbers of workers of the golden part")
     parser.add_argument("--sanitizer_filter", default="*Small*", help="--gtest_filter under compute-sanitizer")
     parser.add_argument("--timeout_s", type=int, default=300, help="how long one program may run")
+    parser.add_argument("--rows", default="1,2,3", help="rows of the scorecard")
+    parser.add_argument("--phases", default="", help="phases of its row 3, as join,load; all by default")
+    parser.add_argument("--quick", action="store_true", help="small sizes for the scorecard")
     arguments = parser.parse_args()
     if not golden_models(arguments.testdata):
         parser.error(f"--testdata: {arguments.testdata} has no folder with a golden.safetensors; a source tree has them "

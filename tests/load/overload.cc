@@ -75,6 +75,7 @@ OverloadResult RunLoad(const Overload& overload, const LoadOptions& options) {
   const auto send = [&](int64_t idx, const DoneFn& done) {
     auto call = std::make_shared<Call>();
     call->start = Clock::Real().Now();
+    call->context.AddMetadata("x-client-id", kOverloadClient);
     call->context.set_deadline(std::chrono::system_clock::now() + overload.deadline);
     stubs[idx % stubs.size()]->async()->Forward(
         &call->context, &request, &call->response, [&refusals, call, done](const grpc::Status& status) {

@@ -8,6 +8,9 @@
 
 namespace switchyard {
 
+// All callers of an overload are one client to the server.
+inline constexpr char kOverloadClient[] = "overload";
+
 struct Overload {
   std::string target;
   std::string model;
