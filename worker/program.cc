@@ -31,9 +31,8 @@ namespace {
 
 constexpr char kFooter[] =
     "Exit codes: 0 drained or stopped; 1 it cannot do its work (device lost, model not loadable): start it again after "
-    "a "
-    "pause; 2 wrong flags; 3 no front took it: start it again; 4 the front refused it (version, build, token): repair "
-    "that first.\n\nExample: switchyard_worker --front=127.0.0.1:8003 --device=cpu";
+    "a pause; 2 wrong flags; 3 no front took it: start it again; 4 the front refused it (version, build, token): "
+    "repair that first.\n\nExample: switchyard_worker --front=127.0.0.1:8003 --device=cpu";
 
 void AddFlags(CLI::App& app, WorkerOptions& options, LoggingOptions& logging) {
   app.add_option("--front", options.front, "HOST:PORT, [IPV6]:PORT or unix:PATH of the server's worker port")
