@@ -21,7 +21,7 @@ struct ScorecardSettings {
   std::string fuzz_folder;  // with the programs of tests/fuzz built under sanitizers; empty when there are none
   std::string tsan;         // how the tests ended under ThreadSanitizer; empty when they did not run
   int soak_minutes = 60;
-  std::vector<std::string> phases;  // of row 3; all when empty
+  std::vector<std::string> phases;        // of row 3; all when empty
   std::vector<std::string> server_flags;  // for every server
 
   int64_t Size(int64_t full, int64_t quick) const { return is_quick ? quick : full; }
