@@ -33,23 +33,21 @@ struct RowBlock {
   // counted, they are numbered: from then on `sent` and `pairs` say where the block's next row or pair is written in
   // the arrays of its home, or of its destination, and `received` which receive row of the destination it is.
   std::vector<int32_t> sent, received;  // [destination]
-  std::vector<int32_t> pairs;           // [SlotNumbers]
+  std::vector<int32_t> pairs;           // [expert], the shared ones last
 };
 
-// Numbers the slots of all ranks one after another.
+// Numbers the slots of all ranks: an expert's by its index, and behind them those of the shared experts, rank by rank.
 class SlotNumbers {
  public:
-  explicit SlotNumbers(const Placement& placement) {
-    for (int rank = 0; rank < placement.num_ranks(); ++rank) {
-      begins_.push_back(begins_.back() + static_cast<int>(placement.experts_of(rank).size()));
-    }
-  }
-  int operator()(ExpertPlace place) const { return begins_[place.rank] + place.slot; }
-  int begin(int rank) const { return begins_[rank]; }
-  int size() const { return begins_.back(); }
+  explicit SlotNumbers(const Placement& placement)
+      : num_experts_(placement.num_experts()), num_shared_(placement.num_shared()), num_ranks_(placement.num_ranks()) {}
+  // The slot of an expert for rows whose home is `home`.
+  int operator()(int expert, int home) const { return expert < num_experts_ ? expert : home * num_shared_ + expert; }
+  int size() const { return num_experts_ + num_ranks_ * num_shared_; }
+  int num_experts() const { return num_experts_ + num_shared_; }
 
  private:
-  std::vector<int> begins_ = {0};  // by rank
+  const int num_experts_, num_shared_, num_ranks_;
 };
 
 // Blocks with fewer rows are not worth waking a thread.
@@ -77,18 +75,18 @@ std::vector<RowBlock> CutBlocks(const std::vector<int64_t>& home_offsets, int nu
 void CountBlock(const Routing& routing, const Placement& placement, const SlotNumbers& slots,
                 std::vector<uint16_t>& crossings_of_row, RowBlock& block) {
   block.sent.assign(placement.num_ranks(), 0);
-  block.pairs.assign(slots.size(), 0);
+  block.pairs.assign(slots.num_experts(), 0);
   FirstVisit first_visit(placement.num_ranks());
   const int32_t* choice = routing.expert_idx.data() + block.begin * routing.top_k;
   for (int64_t row = block.begin; row < block.end; ++row) {
     int crossings = 0;
     for (const int32_t* const end = choice + routing.top_k; choice != end; ++choice) {
       if (*choice < 0) continue;
-      const ExpertPlace place = placement.place(*choice, block.home);
-      ++block.pairs[slots(place)];
-      if (!first_visit(row, place.rank)) continue;
-      ++block.sent[place.rank];
-      crossings += place.rank != block.home;
+      ++block.pairs[*choice];
+      const int rank = placement.place(*choice, block.home).rank;
+      if (!first_visit(row, rank)) continue;
+      ++block.sent[rank];
+      crossings += rank != block.home;
     }
     crossings_of_row[row] = static_cast<uint16_t>(crossings);
     block.num_crossing_rows += crossings;
@@ -102,23 +100,26 @@ struct StepCounts {
   int64_t num_crossing_rows = 0;
 };
 
-StepCounts AddUp(const std::vector<RowBlock>& blocks, int num_ranks, int num_slots) {
+StepCounts AddUp(const std::vector<RowBlock>& blocks, int num_ranks, const SlotNumbers& slots) {
   StepCounts counts;
   counts.sent.resize(static_cast<size_t>(num_ranks) * num_ranks);
-  counts.pairs.resize(num_slots);
+  counts.pairs.resize(slots.size());
   for (const RowBlock& block : blocks) {
     for (int peer = 0; peer < num_ranks; ++peer) {
       counts.sent[static_cast<size_t>(block.home) * num_ranks + peer] += block.sent[peer];
     }
-    for (int slot = 0; slot < num_slots; ++slot) counts.pairs[slot] += block.pairs[slot];
+    for (int expert = 0; expert < slots.num_experts(); ++expert) {
+      counts.pairs[slots(expert, block.home)] += block.pairs[expert];
+    }
     counts.num_crossing_rows += block.num_crossing_rows;
   }
   return counts;
 }
 
 // An empty plan of one rank: offsets are final, arrays have their size.
-RankPlan SizeRankPlan(int rank, int num_ranks, const SlotNumbers& slots, const StepCounts& counts,
+RankPlan SizeRankPlan(int rank, const Placement& placement, const SlotNumbers& slots, const StepCounts& counts,
                       int64_t num_home_rows) {
+  const int num_ranks = placement.num_ranks();
   RankPlan plan;
   plan.num_home_rows = num_home_rows;
   plan.send_offsets.assign(num_ranks + 1, 0);
@@ -128,8 +129,8 @@ RankPlan SizeRankPlan(int rank, int num_ranks, const SlotNumbers& slots, const S
     plan.recv_offsets[peer + 1] = plan.recv_offsets[peer] + counts.sent[static_cast<size_t>(peer) * num_ranks + rank];
   }
   plan.expert_offsets.push_back(0);
-  for (int slot = slots.begin(rank); slot < slots.begin(rank + 1); ++slot) {
-    plan.expert_offsets.push_back(plan.expert_offsets.back() + counts.pairs[slot]);
+  for (const int expert : placement.experts_of(rank)) {
+    plan.expert_offsets.push_back(plan.expert_offsets.back() + counts.pairs[slots(expert, rank)]);
   }
   plan.send_rows.resize(plan.send_offsets.back());
   plan.pair_rows.resize(plan.expert_offsets.back());
@@ -137,62 +138,54 @@ RankPlan SizeRankPlan(int rank, int num_ranks, const SlotNumbers& slots, const S
   return plan;
 }
 
-// Turns each count into the number of the first, and `next` into the number after the last.
-void Number(std::vector<int32_t>& counts, std::vector<int32_t>& next) {
-  for (size_t i = 0; i < counts.size(); ++i) {
-    const int32_t count = std::exchange(counts[i], next[i]);
-    next[i] += count;
-  }
-}
+// Turns a count into the number of the first, and `next` into the number after the last.
+void Number(int32_t& count, int32_t& next) { next += std::exchange(count, next); }
 
 // Homes are consecutive blocks of rows, so a destination receives its rows in row order regardless of their source, and
 // one counter per destination numbers them.
-void NumberBlocks(const std::vector<RankPlan>& plans, std::vector<RowBlock>& blocks) {
-  std::vector<int32_t> next_pair, next_received(plans.size()), next_sent;
-  for (const RankPlan& plan : plans) {
-    next_pair.insert(next_pair.end(), plan.expert_offsets.begin(), plan.expert_offsets.end() - 1);
+void NumberBlocks(const Placement& placement, const SlotNumbers& slots, const std::vector<RankPlan>& plans,
+                  std::vector<RowBlock>& blocks) {
+  std::vector<int32_t> next_pair(slots.size()), next_received(plans.size()), next_sent;
+  for (int rank = 0; rank < placement.num_ranks(); ++rank) {
+    for (size_t slot = 0; slot < placement.experts_of(rank).size(); ++slot) {
+      next_pair[slots(placement.experts_of(rank)[slot], rank)] = plans[rank].expert_offsets[slot];
+    }
   }
   int home = -1;
   for (RowBlock& block : blocks) {
-    if (std::exchange(home, block.home) != block.home) {
-      next_sent.assign(plans[block.home].send_offsets.begin(), plans[block.home].send_offsets.end() - 1);
-    }
+    if (std::exchange(home, block.home) != block.home) next_sent = plans[block.home].send_offsets;
     block.received = block.sent;
-    Number(block.received, next_received);
-    Number(block.sent, next_sent);
-    Number(block.pairs, next_pair);
+    for (int rank = 0; rank < placement.num_ranks(); ++rank) {
+      Number(block.received[rank], next_received[rank]);
+      Number(block.sent[rank], next_sent[rank]);
+    }
+    for (int expert = 0; expert < slots.num_experts(); ++expert) {
+      Number(block.pairs[expert], next_pair[slots(expert, block.home)]);
+    }
   }
 }
 
 // Second pass: writes send rows and pairs.
-void FillBlock(const Routing& routing, const Placement& placement, const SlotNumbers& slots, int64_t first_home_row,
-               std::vector<RankPlan>& plans, RowBlock& block) {
+void FillBlock(const Routing& routing, const Placement& placement, int64_t first_home_row, std::vector<RankPlan>& plans,
+               RowBlock& block) {
   FirstVisit first_visit(placement.num_ranks());
   std::vector<int32_t> recv_row(placement.num_ranks());  // receive row of the current row, by destination
-  std::vector<int32_t>& send_rows = plans[block.home].send_rows;
+  int32_t* const send_rows = plans[block.home].send_rows.data();
   size_t choice = static_cast<size_t>(block.begin) * routing.top_k;
   for (int64_t row = block.begin; row < block.end; ++row) {
     for (const size_t end = choice + routing.top_k; choice != end; ++choice) {
       const int32_t expert = routing.expert_idx[choice];
       if (expert < 0) continue;
-      const ExpertPlace place = placement.place(expert, block.home);
-      if (first_visit(row, place.rank)) {
-        send_rows[block.sent[place.rank]++] = static_cast<int32_t>(row - first_home_row);
-        recv_row[place.rank] = block.received[place.rank]++;
+      const int rank = placement.place(expert, block.home).rank;
+      if (first_visit(row, rank)) {
+        send_rows[block.sent[rank]++] = static_cast<int32_t>(row - first_home_row);
+        recv_row[rank] = block.received[rank]++;
       }
-      const int32_t pair = block.pairs[slots(place)]++;
-      plans[place.rank].pair_rows[pair] = recv_row[place.rank];
-      plans[place.rank].pair_weights[pair] = routing.weight[choice];
+      const int32_t pair = block.pairs[expert]++;
+      plans[rank].pair_rows[pair] = recv_row[rank];
+      plans[rank].pair_weights[pair] = routing.weight[choice];
     }
   }
-}
-
-std::vector<int64_t> RowsPerExpert(const Placement& placement, const SlotNumbers& slots, const StepCounts& counts) {
-  std::vector<int64_t> rows(placement.num_experts());
-  for (int expert = 0; expert < placement.num_experts(); ++expert) {
-    rows[expert] = counts.pairs[slots(placement.place(expert, /*home=*/0))];
-  }
-  return rows;
 }
 
 template <typename Body>
@@ -235,17 +228,16 @@ StepPlan PlanStep(const Routing& routing, const Placement& placement, std::vecto
   StepPlan plan;
   plan.crossings.resize(routing.num_rows);
   ForEachBlock(blocks, helpers, [&](RowBlock& block) { CountBlock(routing, placement, slots, plan.crossings, block); });
-  const StepCounts counts = AddUp(blocks, num_ranks, slots.size());
+  const StepCounts counts = AddUp(blocks, num_ranks, slots);
   plan.ranks.reserve(num_ranks);
   for (int rank = 0; rank < num_ranks; ++rank) {
-    plan.ranks.push_back(SizeRankPlan(rank, num_ranks, slots, counts, home_offsets[rank + 1] - home_offsets[rank]));
+    plan.ranks.push_back(SizeRankPlan(rank, placement, slots, counts, home_offsets[rank + 1] - home_offsets[rank]));
   }
-  NumberBlocks(plan.ranks, blocks);
-  ForEachBlock(blocks, helpers, [&](RowBlock& block) {
-    FillBlock(routing, placement, slots, home_offsets[block.home], plan.ranks, block);
-  });
+  NumberBlocks(placement, slots, plan.ranks, blocks);
+  ForEachBlock(blocks, helpers,
+               [&](RowBlock& block) { FillBlock(routing, placement, home_offsets[block.home], plan.ranks, block); });
   plan.home_offsets = std::move(home_offsets);
-  plan.rows_per_expert = RowsPerExpert(placement, slots, counts);
+  plan.rows_per_expert.assign(counts.pairs.begin(), counts.pairs.begin() + placement.num_experts());
   plan.num_crossing_rows = counts.num_crossing_rows;
   return plan;
 }
