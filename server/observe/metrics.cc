@@ -91,7 +91,7 @@ Metrics::Metrics()
 
 void Metrics::RemoveLayers(const std::vector<LayerId>& layers) {
   MutexLock lock(&mu_);
-  for (const LayerId layer : layers) layers_[layer.value] = nullptr;
+  for (const LayerId layer : layers) layers_.erase(layer.value);
 }
 
 void Metrics::AddLayer(const ServedLayer& served) {
@@ -136,14 +136,12 @@ void Metrics::AddLayer(const ServedLayer& served) {
   if (counts == nullptr) counts = std::make_unique<NamedCounts>();
   layer.counts = counts.get();
   RequestCounter(layer.model, layer.layer, absl::StatusCode::kOk, counts->requests);
-  const auto id = static_cast<size_t>(served.id.value);
-  if (layers_.size() <= id) layers_.resize(id + 1);
-  layers_[id] = std::move(added);
+  layers_[served.id.value] = std::move(added);
 }
 
 const Metrics::LayerMetrics& Metrics::Find(LayerId layer) const {
   MutexLock lock(&mu_);
-  return *layers_[layer.value];
+  return *layers_.at(layer.value);
 }
 
 void Metrics::RecordStep(const StepRecord& record, const std::vector<int64_t>& rows_per_expert) {

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "base/ids.h"
 #include "base/mutex.h"
 #include "moe/link/step_socket.h"
@@ -148,7 +149,8 @@ class Metrics {
   RequestCounters unknown_requests_ = {};              // requests that named no known layer
   mutable Mutex mu_;
   std::map<std::pair<std::string, std::string>, std::unique_ptr<NamedCounts>> counts_ ABSL_GUARDED_BY(mu_);
-  std::vector<std::unique_ptr<const LayerMetrics>> layers_ ABSL_GUARDED_BY(mu_);  // by id; null where an id is not used
+  // Only layers that are there have an entry, because ids grow with every load and never come again.
+  absl::flat_hash_map<int32_t, std::unique_ptr<const LayerMetrics>> layers_ ABSL_GUARDED_BY(mu_);  // by LayerId
 };
 
 }  // namespace switchyard

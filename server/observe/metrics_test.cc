@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <malloc.h>
 #include <prometheus/text_serializer.h>
 
 namespace switchyard {
@@ -82,6 +83,24 @@ TEST_F(MetricsTest, ALayerThatComesAgainGoesOnCounting) {
   ASSERT_EQ(all.size(), 1);
   EXPECT_EQ(all[0].first, "m.1");
   EXPECT_EQ(all[0].second.success.count, 3);
+}
+
+// Bytes that the program has allocated and not freed. 0 under sanitizers, which replace malloc.
+size_t LiveBytes() {
+  const struct mallinfo2 info = mallinfo2();
+  return info.uordblks + info.hblkhd;
+}
+
+TEST_F(MetricsTest, LayersThatAreGoneTakeNoMemory) {
+  constexpr int32_t kLoads = 2000;
+  const auto load_and_unload = [&](int32_t id) {
+    Add({id}, 4);
+    metrics_.RemoveLayers({{id}});
+  };
+  load_and_unload(1);
+  const size_t before = LiveBytes();
+  for (int32_t id = 2; id < kLoads; ++id) load_and_unload(id);
+  EXPECT_LT(LiveBytes(), before + kLoads);
 }
 
 }  // namespace
