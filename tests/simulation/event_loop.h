@@ -29,6 +29,8 @@ class EventLoop {
 
   void At(SteadyTime when, Event event);
   void After(Nanos delay, Event event) { At(now_ + delay, std::move(event)); }
+  // When the next event comes; SteadyTime::max() when there is none.
+  SteadyTime next() const { return events_.empty() ? SteadyTime::max() : events_.top().when; }
   // Runs the next event. Returns false when there is none.
   bool RunNext();
   // Called after every event.

@@ -114,7 +114,8 @@ void Front::RunThread(Thread& thread) {
 void Front::Interleave() {
   if (is_interleaving_ || !site_->loop->random().Chance(10)) return;
   is_interleaving_ = true;
-  for (int64_t i = site_->loop->random().In(1, 6); i > 0; --i) site_->loop->RunNext();
+  const SteadyTime until = site_->loop->now() + site_->loop->random().About(microseconds(200));
+  for (int64_t i = site_->loop->random().In(1, 6); i > 0 && site_->loop->next() <= until; --i) site_->loop->RunNext();
   is_interleaving_ = false;
 }
 

@@ -14,7 +14,7 @@ namespace {
 #if defined(__SANITIZE_ADDRESS__)
 constexpr uint64_t kNumSeeds = 2'000;
 #else
-constexpr uint64_t kNumSeeds = 40'000;
+constexpr uint64_t kNumSeeds = 100'000;
 #endif
 
 uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
@@ -23,7 +23,7 @@ uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
 }
 
 // Each shard of a sharded test is one of these.
-constexpr int kNumParts = 4;
+constexpr int kNumParts = 8;
 class Simulation : public testing::TestWithParam<int> {};
 
 TEST_P(Simulation, WhateverStrikesEveryRequestIsAnsweredOnceAndRightAndNothingIsLeft) {

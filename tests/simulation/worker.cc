@@ -120,7 +120,7 @@ void Worker::Join() {
   silent_looks_ = 0;
   connection_ = std::make_shared<Connection>(site_, this);
   worker::WorkerMessage message;
-  worker::Hello& hello = *message.mutable_hello();
+  worker::Hello& hello = *message.mutable_hello();  // who it was before, once workers say that, belongs here
   hello.set_version(site_->version);
   hello.set_build(site_->build);
   hello.set_local_index(local_index_);
