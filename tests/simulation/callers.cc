@@ -177,6 +177,10 @@ void Callers::CheckStatus(const Call& call) {
   if (ask.answer_by != SteadyTime::max() && now > latest + kPromptness) {
     fail_(absl::StrCat("request ", call.id, " ended ", MicrosBetween(ask.answer_by, now), " us after its time limit"));
   }
+  const SteadyTime leaves_by = std::max(ask.arrival + ask.queue_timeout, front_->last_continued());
+  if (absl::StrContains(status.message(), "queue timeout") && now > leaves_by + kPromptness) {
+    fail_(absl::StrCat("request ", call.id, " left the queue ", MicrosBetween(leaves_by, now), " us too late"));
+  }
   bool may_be = false;
   switch (status.code()) {
     case absl::StatusCode::kOk:

@@ -82,6 +82,11 @@ std::string Coverage::ToString() const {
   return text;
 }
 
+bool Faults::has_lost_peers() const {
+  const auto& lost = coverage_.counts[static_cast<size_t>(Fault::kLosePeers)];
+  return std::any_of(lost.begin(), lost.end(), [](int64_t count) { return count > 0; });
+}
+
 // ---- Faults ---------------------------------------------------------------------------------------------------------
 
 Nanos Faults::Duration() {
@@ -171,11 +176,13 @@ void Faults::StrikeWorker(Fault fault, Worker& worker) {
       return worker.Kill();
     case Fault::kStop:
       site_->network->Stop(host);
+      if (HangsForGood(worker)) return;
       return site_->loop->After(Duration(), [this, &worker] {
         if (!is_calm_) Continue(worker);
       });
     case Fault::kStopStepThread:
       worker.StopStepThread();
+      if (HangsForGood(worker)) return;
       return site_->loop->After(Duration(), [&worker] { worker.ContinueStepThread(); });
     case Fault::kSlow:
       next.slowness = static_cast<int>(random.Of({10, 100, 2000}));
@@ -245,13 +252,26 @@ void Faults::ChangeModel(Fault fault) {
   }
 }
 
+// Only the front's own workers are ended by somebody when they hang.
+bool Faults::HangsForGood(Worker& worker) {
+  if (worker.local_index() < 0 || !site_->loop->random().Chance(30)) return false;
+  worker.HangForGood();
+  return true;
+}
+
 void Faults::Calm() {
   is_calm_ = true;
   armed_.clear();
   site_->network->Heal();
+  for (const auto& worker : workers_) {
+    if (worker->hangs_for_good() && worker->is_alive() && !worker->step_is_stopped()) {
+      site_->network->Stop(worker->host());
+    }
+  }
   front_->Continue();
   for (const auto& worker : workers_) {
     worker->misbehaviour() = {};
+    if (worker->hangs_for_good() && worker->is_alive()) continue;
     worker->ContinueStepThread();
     worker->Continue();
   }

@@ -64,6 +64,8 @@ class Faults {
   void Calm();
   void Pass(Point point, int host, bool is_before);
 
+  // Whether rows may have been lost without a trace, which only a step's time limit shows.
+  bool has_lost_peers() const;
   const Coverage& coverage() const { return coverage_; }
   // The faults that struck, one a line.
   const std::string& history() const { return history_; }
@@ -83,6 +85,7 @@ class Faults {
   void BlockFor(int from, int to, Nanos time);
   void Continue(Worker& worker);
   Nanos Duration();
+  bool HangsForGood(Worker& worker);
 
   Site* const site_;
   Front* const front_;

@@ -225,7 +225,8 @@ bool Front::Load(Checkpoint& checkpoint) {
   if (is_draining_ || checkpoint.loading != nullptr || has_departing(checkpoint)) return false;
   checkpoint.loading = Open(checkpoint);
   const ModelId id = checkpoint.loading->id;
-  site_->loop->Note("load begins", id.value);
+  models_.at(id).is_deadly = site_->loop->random().Chance(10);
+  site_->loop->Note("load begins", id.value, is_deadly(id) ? 1 : 0);
   workers_->group().AddModel(MakeGroupModel(checkpoint.loading), [this, &checkpoint, id](const absl::Status& status) {
     site_->loop->After(site_->loop->random().Delay(microseconds(50)), [this, &checkpoint, id, status] {
       Run([this, &checkpoint, id, status] { EndLoad(checkpoint, id, status); });

@@ -48,6 +48,8 @@ class Front final : public FrontDoor {
   std::vector<Checkpoint>& checkpoints() { return checkpoints_; }
   // Each returns whether the change was begun. A checkpoint's changes come one after the other.
   bool Load(Checkpoint& checkpoint);
+  // Whether workers die while they load the model.
+  bool is_deadly(ModelId id) const { return models_.at(id).is_deadly; }
   bool Unload(Checkpoint& checkpoint);
   uint64_t version_of(const ServedModel& model) const { return VersionOf(model.location); }
   bool was_abandoned(ModelId id) const { return models_.at(id).was_abandoned; }
@@ -106,7 +108,7 @@ class Front final : public FrontDoor {
     std::string name;
     std::weak_ptr<ServedModel> model;
     std::vector<LayerId> layers;
-    bool is_gone = false, was_abandoned = false;
+    bool is_gone = false, was_abandoned = false, is_deadly = false;
   };
 
   void Schedule(Thread& thread);

@@ -40,6 +40,13 @@ TEST_P(Simulation, WhateverStrikesEveryRequestIsAnsweredOnceAndRightAndNothingIs
 
 INSTANTIATE_TEST_SUITE_P(Seeds, Simulation, testing::Range(0, kNumParts));
 
+TEST(SimulationReplay, AWrongAnswerIsFound) {
+  spdlog::set_level(spdlog::level::off);
+  int num_found = 0;
+  for (uint64_t seed = 1; seed <= 20; ++seed) num_found += !RunWorld(seed, {.corrupts_results = true}).ok();
+  EXPECT_GT(num_found, 10);
+}
+
 TEST(SimulationReplay, ASeedGivesTheSameRunAgain) {
   spdlog::set_level(spdlog::level::off);
   for (uint64_t seed = 1; seed <= 100; ++seed) {

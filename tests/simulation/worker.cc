@@ -15,7 +15,8 @@ using std::chrono::microseconds;
 using std::chrono::milliseconds;
 using worker::ThreadProgress;
 
-constexpr int kLooks = 4;  // in a front_timeout
+constexpr int kLooks = 4;                             // in a front_timeout
+constexpr Nanos kSlowest = std::chrono::seconds(15);  // that a part of a step takes, and a preparation
 constexpr Nanos kBeat = milliseconds(250), kWorkBeat = milliseconds(1);
 
 }  // namespace
@@ -32,14 +33,16 @@ void Connection::Send(worker::FrontMessage message) {
 }
 
 void Connection::Close(const absl::Status& why) {
+  if (!why.ok() && worker_->local_index() >= 0) {
+    // The supervisor ends a worker that was given up, or whose stream has ended.
+    site_->loop->After(site_->loop->random().Delay(microseconds(300)),
+                       [self = shared_from_this()] { self->worker_->OnGivenUp(self.get()); });
+  }
   if (std::exchange(is_over_at_front_, true)) return;
-  down_->Send(Point::kStreamEnd, host(), [self = shared_from_this()] { self->worker_->OnStreamEnd(self.get()); });
+  down_->Send(Point::kStreamEnd, host(),
+              [self = shared_from_this()] { self->worker_->OnStreamEnd(self.get(), /*is_sent_away=*/true); });
   site_->loop->After(site_->loop->random().Delay(microseconds(300)),
                      [self = shared_from_this()] { self->site_->front->Left(self); });
-  if (why.ok() || worker_->local_index() < 0) return;
-  // The supervisor ends a worker that was given up.
-  site_->loop->After(site_->loop->random().Delay(microseconds(300)),
-                     [self = shared_from_this()] { self->worker_->OnGivenUp(self.get()); });
 }
 
 void Connection::SendUp(worker::WorkerMessage message) {
@@ -101,7 +104,7 @@ void Worker::Later(Nanos delay, std::function<void()> fn) {
 void Worker::Start() {
   ++incarnation_;
   is_alive_ = true;
-  is_over_ = is_terminated_ = is_woken_ = step_is_stopped_ = wakes_when_continued_ = false;
+  is_over_ = is_terminated_ = hangs_for_good_ = is_woken_ = step_is_stopped_ = wakes_when_continued_ = false;
   held_.clear();
   activity_ = ThreadProgress::IDLE;
   since_ = site_->loop->now();
@@ -222,11 +225,12 @@ void Worker::OnFrontMessage(const Connection* connection, worker::FrontMessage m
   Wake();
 }
 
-void Worker::OnStreamEnd(const Connection* connection) {
+void Worker::OnStreamEnd(const Connection* connection, bool is_sent_away) {
   if (!is_alive_ || connection != connection_.get() || is_closed_) return;
   connection_->EndByWorker(/*loses=*/false);
   Announce(std::numeric_limits<int64_t>::max());
   is_closed_ = true;
+  is_sent_away_ = is_sent_away;
   Wake();
 }
 
@@ -316,6 +320,7 @@ void Worker::StepLoop() {
       fiber_->Block();
     } else if (keeps_weights_ && site_->restarts) {
       communicator_ = nullptr;
+      if (is_sent_away_) parts_.clear();
       SleepFor(site_->loop->random().Delay(milliseconds(100)));
       if (!is_over_) Join();
     } else {
@@ -364,7 +369,7 @@ void Worker::Handle(worker::FrontMessage& message) {
 }
 
 absl::Status Worker::Worked(Point point) {
-  SleepFor(site_->loop->random().Delay(site_->work_time) * misbehaviour_.slowness);
+  SleepFor(std::min<Nanos>(site_->loop->random().Delay(site_->work_time) * misbehaviour_.slowness, kSlowest));
   if (!is_over_) site_->pass(point, host_);
   if (is_over_) return absl::CancelledError("the process ends");
   if (std::exchange(misbehaviour_.fail_step, false)) return absl::InternalError("the device failed");
@@ -375,7 +380,7 @@ void Worker::PrepareGroup(const worker::PrepareGroup& message) {
   SetActivity(ThreadProgress::CONNECTING);
   connected_ = 0;
   communicator_ = nullptr;
-  SleepFor(site_->loop->random().Delay(microseconds(500)) * misbehaviour_.slowness);
+  SleepFor(std::min<Nanos>(site_->loop->random().Delay(microseconds(500)) * misbehaviour_.slowness, kSlowest));
   if (is_over_) return;
   worker::WorkerMessage answer;
   if (newest_ > message.epoch() || std::exchange(misbehaviour_.fail_group, false)) {
@@ -463,6 +468,7 @@ absl::Status Worker::ComputeStep(const worker::StepRequest& request, std::string
 
 void Worker::SendResult(worker::WorkerMessage answer) {
   worker::StepResult& result = *answer.mutable_step_result();
+  if (site_->corrupts_results && !result.rows().empty()) ++result.mutable_rows()->back();
   if (std::exchange(misbehaviour_.wrong_size, false)) {
     if (site_->loop->random().Chance(50) && !result.rows().empty()) {
       result.mutable_rows()->pop_back();
@@ -503,10 +509,11 @@ void Worker::LoadNext(const std::shared_ptr<std::deque<worker::ModelShare>>& que
   const auto kept = parts_.find(share.model_id());
   const bool is_kept = kept != parts_.end() && kept->second.share.SerializeAsString() == share.SerializeAsString();
   if (kept != parts_.end() && !is_kept) parts_.erase(kept);
-  const Nanos time = is_kept ? microseconds(100) : site_->loop->random().Delay(site_->load_time);
+  const Nanos time = is_kept ? microseconds(100) : site_->loop->random().About(site_->load_time);
   const auto stream = connection_;
   Later(time / 2, [this, share, stream] {
     if (stream != connection_) return;
+    if (site_->is_deadly(share.model_id())) return Kill();
     if (misbehaviour_.die_in_loads > 0) {
       --misbehaviour_.die_in_loads;
       return Kill();

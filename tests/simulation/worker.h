@@ -44,10 +44,13 @@ struct Site {
   std::function<void(Point point, int host)> pass = [](Point, int) {};  // lets faults strike
   // Whether a worker that reads other weights of this model would be found out.
   std::function<bool(int64_t model)> is_settled = [](int64_t) { return false; };
+  // Whether processes die while they load this model.
+  std::function<bool(int64_t model)> is_deadly = [](int64_t) { return false; };
   std::function<void()> interleave = [] {};  // where the front holds no lock: lets its other threads run
   std::string version, build;
   Nanos load_time{}, work_time{}, front_timeout{};
   bool restarts = true;
+  bool corrupts_results = false;
 };
 
 // How a worker misbehaves the next time that it has the occasion.
@@ -71,17 +74,22 @@ class Worker final : private StepThread {
   void Terminate();
   void StopStepThread();
   void ContinueStepThread();
+  // From now on the process stands still, or its step thread does, until somebody ends it.
+  void HangForGood() { hangs_for_good_ = true; }
+  bool hangs_for_good() const { return hangs_for_good_; }
   // Goes on after the network has let the host go on.
   void Continue();
 
   void OnFrontMessage(const Connection* connection, worker::FrontMessage message);
-  void OnStreamEnd(const Connection* connection);
+  // A worker that the front has sent away keeps no weights, which may be the reason.
+  void OnStreamEnd(const Connection* connection, bool is_sent_away = false);
   void OnGivenUp(const Connection* connection);
 
   Misbehaviour& misbehaviour() { return misbehaviour_; }
   int host() const { return host_; }
   int local_index() const { return local_index_; }
   bool is_alive() const { return is_alive_; }
+  bool step_is_stopped() const { return step_is_stopped_; }
   const std::shared_ptr<Connection>& connection() const { return connection_; }
   int rank() const { return rank_; }
   std::set<int64_t> models() const;
@@ -131,12 +139,12 @@ class Worker final : private StepThread {
 
   // Of the process.
   int incarnation_ = 0, num_restarts_ = 0;
-  bool is_alive_ = false, is_over_ = false, is_terminated_ = false;
+  bool is_alive_ = false, is_over_ = false, is_terminated_ = false, hangs_for_good_ = false;
   std::vector<std::function<void()>> held_;  // while the process is stopped
   std::shared_ptr<Connection> connection_;
   std::unique_ptr<Fiber> fiber_;
   std::deque<Item> inbox_;
-  bool is_closed_ = false, is_drained_ = false;
+  bool is_closed_ = false, is_sent_away_ = false, is_drained_ = false;
   bool is_woken_ = false, step_is_stopped_ = false, wakes_when_continued_ = false;
   int silent_looks_ = 0;
   int rank_ = -1, num_ranks_ = 0;

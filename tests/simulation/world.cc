@@ -19,7 +19,10 @@ using std::chrono::seconds;
 // The longest time from the last fault until all requests are answered and the group serves. A step whose rows were
 // lost without a trace takes the longest: the limit of a layer that is not known yet, doubled with each group.
 constexpr Nanos kLongestRecovery = seconds(1200);
-constexpr Nanos kLongestProof = seconds(30), kLongestDrain = seconds(60);
+// The same where no rows were lost so: what takes long is that a worker notices its dead stream, and the pauses between
+// formations.
+constexpr Nanos kUsualRecovery = seconds(45);
+constexpr Nanos kLongestDrain = seconds(60);
 constexpr int64_t kMostEvents = 2'000'000;
 
 // The world as it is drawn from the seed.
@@ -160,9 +163,11 @@ World::World(uint64_t seed, const RunOptions& options)
   site_.load_time = setting_.load_time;
   site_.work_time = setting_.work_time;
   site_.front_timeout = setting_.front_timeout;
+  site_.corrupts_results = options.corrupts_results;
   front_ = std::make_unique<Front>(&site_, OnClock(setting_.front, loop_), setting_.checkpoints, setting_.num_loaded);
   site_.front = front_.get();
   site_.interleave = [this] { front_->Interleave(); };
+  site_.is_deadly = [this](int64_t model) { return front_->is_deadly(ModelId{model}); };
   site_.is_settled = [this](int64_t model) { return front_->is_settled(ModelId{model}); };
   for (int i = 0; i < setting_.num_workers; ++i) {
     const int local_index = setting_.front.group.membership.local ? i : -1;
@@ -229,7 +234,11 @@ void World::Calm() {
   const SteadyTime begin = loop_.now();
   loop_.Note("calm");
   faults_->Calm();
-  if (!RunUntil([&] { return IsWell(); }, kLongestRecovery)) {
+  // A stream that is dead is noticed within this time.
+  const SteadyTime noticed = loop_.now() + 2 * setting_.front.group.membership.worker_timeout;
+  loop_.At(noticed, [] {});
+  const Nanos longest = faults_->has_lost_peers() ? kLongestRecovery : kUsualRecovery;
+  if (!RunUntil([&] { return loop_.now() >= noticed && IsWell(); }, longest)) {
     Fail(absl::StrCat("no recovery: ", callers_->Describe(), "; ", front_->Describe(),
                       RanksHaveTheirModels() ? "" : "; ranks have not the models that they are to have"));
   }
@@ -252,10 +261,12 @@ void World::Prove() {
   const auto checkpoint = std::find_if(front_->checkpoints().begin(), front_->checkpoints().end(),
                                        [](const Checkpoint& each) { return each.loaded != nullptr; });
   if (checkpoint == front_->checkpoints().end()) return;
+  // New connections, because some may be dead that nothing has gone through since.
+  for (const auto& worker : workers_) worker->AbortExchange();
   const int64_t full = setting_.front.scheduler.batcher.max_batch_rows;
   for (int i = 0; i < setting_.front.num_spare_outputs + 1; ++i) {
     front_->Run([&] { callers_->SendPlain(*checkpoint, full); });
-    RunUntil([&] { return callers_->num_open() == 0; }, kLongestProof);
+    RunUntil([&] { return callers_->num_open() == 0; }, kLongestRecovery);
   }
   // No result comes until all slots are taken.
   for (const auto& worker : workers_) network_.Block(worker->host(), kFrontHost);
@@ -263,7 +274,7 @@ void World::Prove() {
   const auto are_full = [&] { return front_->load().steps_in_flight == setting_.front.scheduler.num_slots; };
   if (!RunUntil(are_full, milliseconds(500))) Fail(absl::StrCat("not every slot is used: ", front_->Describe()));
   network_.Heal();
-  if (!RunUntil([&] { return callers_->num_open() == 0; }, kLongestProof)) {
+  if (!RunUntil([&] { return callers_->num_open() == 0; }, kLongestRecovery)) {
     Fail(absl::StrCat("without faults: ", callers_->Describe(), "; ", front_->Describe()));
   }
   callers_->LetGo();
@@ -275,13 +286,15 @@ void World::End() {
   // As Front::Drain: what was accepted is answered within a while, or given up.
   const bool is_answered = RunUntil([&] { return callers_->num_open() == 0; }, seconds(loop_.random().In(0, 5)));
   if (!is_answered && !has_failed() && !setting_.ends_in_storm) Fail("the drain did not answer all");
-  faults_->Calm();
+  if (!setting_.ends_in_storm) faults_->Calm();
   site_.restarts = false;
   front_->DrainWorkers();
   // A worker that joins a front which drains is not told to end: its stream ends with the front, or the supervisor
   // ends its process.
   const auto has_ended = [](const auto& worker) { return !worker->is_alive(); };
   const auto have_all_ended = [&] { return std::all_of(workers_.begin(), workers_.end(), has_ended); };
+  if (setting_.ends_in_storm) RunUntil(have_all_ended, seconds(1));
+  faults_->Calm();
   const bool is_local = setting_.front.group.membership.local;
   if (!RunUntil(have_all_ended, seconds(5)) && is_local && !setting_.ends_in_storm) Fail("workers do not end");
   front_->Destroy();

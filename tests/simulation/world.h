@@ -17,7 +17,8 @@
 namespace switchyard::simulation {
 
 struct RunOptions {
-  bool prints = false;  // every event
+  bool prints = false;            // every event
+  bool corrupts_results = false;  // workers compute wrongly, which must be found
 };
 
 struct Outcome {
