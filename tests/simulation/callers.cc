@@ -142,8 +142,7 @@ void Callers::Submit(const std::shared_ptr<Call>& call) {
 
 void Callers::End(const std::shared_ptr<Call>& call, const absl::Status& status) {
   if (++call->num_ends > 1) return fail_(absl::StrCat("request ", call->id, " ended twice"));
-  // At the end of the front, requests end in no certain order.
-  if (!front_->has_ended()) loop_->Note("answer", call->id, static_cast<int64_t>(status.code()));
+  loop_->Note("answer", call->id, static_cast<int64_t>(status.code()));
   ++counts_[static_cast<size_t>(status.code())];
   call->status = status;
   --num_open_;

@@ -163,6 +163,7 @@ void Faults::StrikePeers(Fault fault, int one, int other) {
 }
 
 void Faults::Continue(Worker& worker) {
+  if (worker.hangs_for_good()) return;
   site_->network->Continue(worker.host());
   if (!site_->network->is_stopped(worker.host())) worker.Continue();
 }

@@ -74,7 +74,6 @@ class Front final : public FrontDoor {
   bool is_settled(ModelId id) const;
   bool is_serving() const { return is_serving_; }
   bool is_draining() const { return is_draining_; }
-  bool has_ended() const { return workers_ == nullptr; }
   // Nothing of a change of models is left to do.
   bool models_are_settled() const;
   int64_t num_formations() const { return num_formations_; }

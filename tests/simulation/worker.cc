@@ -193,7 +193,7 @@ void Worker::StopStepThread() {
 }
 
 void Worker::ContinueStepThread() {
-  if (!std::exchange(step_is_stopped_, false)) return;
+  if (hangs_for_good_ || !std::exchange(step_is_stopped_, false)) return;
   base_moves_ = moves() - 1;
   since_ = site_->loop->now();
   if (std::exchange(wakes_when_continued_, false)) Wake();
