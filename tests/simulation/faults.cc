@@ -253,9 +253,10 @@ void Faults::ChangeModel(Fault fault) {
   }
 }
 
-// Only the front's own workers are ended by somebody when they hang.
+// Only the front's own workers are ended by somebody when they hang, and only once they have joined: before that the
+// front does not know that there is a worker to wait for.
 bool Faults::HangsForGood(Worker& worker) {
-  if (worker.local_index() < 0 || !site_->loop->random().Chance(30)) return false;
+  if (worker.local_index() < 0 || worker.rank() < 0 || !site_->loop->random().Chance(30)) return false;
   worker.HangForGood();
   return true;
 }

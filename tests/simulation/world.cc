@@ -16,11 +16,11 @@ using std::chrono::microseconds;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// The longest time from the last fault until all requests are answered and the group serves. A step whose rows were
-// lost without a trace takes the longest: the limit of a layer that is not known yet, doubled with each group.
+// The longest time from the last fault until all requests are answered and the group serves. What takes so long is a
+// step whose rows were lost without a trace (the limit of a layer that is not known yet, doubled with each group), and
+// poison, each piece of which costs as many groups as a step has attempts.
 constexpr Nanos kLongestRecovery = seconds(1200);
-// The same where no rows were lost so: what takes long is that a worker notices its dead stream, and the pauses between
-// formations.
+// The same without those. A worker notices its dead stream in this time, and pauses between formations end.
 constexpr Nanos kUsualRecovery = seconds(45);
 constexpr Nanos kLongestDrain = seconds(60);
 constexpr int64_t kMostEvents = 2'000'000;
@@ -237,7 +237,8 @@ void World::Calm() {
   // A stream that is dead is noticed within this time.
   const SteadyTime noticed = loop_.now() + 2 * setting_.front.group.membership.worker_timeout;
   loop_.At(noticed, [] {});
-  const Nanos longest = faults_->has_lost_peers() ? kLongestRecovery : kUsualRecovery;
+  const bool is_long = faults_->has_lost_peers() || setting_.callers.percent_poisoned > 0;
+  const Nanos longest = is_long ? kLongestRecovery : kUsualRecovery;
   if (!RunUntil([&] { return loop_.now() >= noticed && IsWell(); }, longest)) {
     Fail(absl::StrCat("no recovery: ", callers_->Describe(), "; ", front_->Describe(),
                       RanksHaveTheirModels() ? "" : "; ranks have not the models that they are to have"));
