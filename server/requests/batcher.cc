@@ -125,6 +125,8 @@ std::vector<std::shared_ptr<Request>> Batcher::TakeExpired(SteadyTime now) {
 std::vector<std::shared_ptr<Request>> Batcher::TakeAll() {
   std::vector<std::shared_ptr<Request>> all = std::exchange(expired_, {});
   while (!queued_.empty()) all.push_back(Drop(queued_.begin()->second.get()));
+  std::stable_sort(all.begin(), all.end(),
+                   [](const auto& one, const auto& other) { return one->ask.arrival < other->ask.arrival; });
   return all;
 }
 
@@ -224,6 +226,7 @@ void Batcher::AppendRows(QueuedRequest& queued, int64_t count, Batch* batch) {
   CountRows(queued, -count);
   const bool was_whole = queued.next_row == 0;
   queued.next_row += count;
+  queued.request->progress.has_left = true;
   if (was_whole) SetExpiry(&queued);  // its first rows left, so its queue timeout no longer applies
 }
 

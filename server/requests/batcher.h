@@ -77,7 +77,7 @@ class Batcher {
 
   // Takes out the requests that have expired by `now`.
   std::vector<std::shared_ptr<Request>> TakeExpired(SteadyTime now);
-  // Takes out every request.
+  // Takes out every request, in the order in which they came.
   std::vector<std::shared_ptr<Request>> TakeAll();
 
   // The time at which the first waiting rows become ready by age alone; nullopt when no rows wait. Arrivals and results

@@ -336,6 +336,19 @@ TEST_F(BatcherTest, NothingLeavesTooLateToBeAnsweredInTime) {
   EXPECT_EQ(batcher.NextExpiry(), over->ask.deadline);
 }
 
+TEST_F(BatcherTest, WhatHasLeftInPartDoesNotEndByItsQueueTimeout) {
+  Batcher batcher({10, microseconds(0)});
+  const auto cut = MakeRequest(0, 15);
+  cut->ask.queue_timeout = milliseconds(5);
+  cut->ask.deadline = clock_.Now() + milliseconds(40);
+  batcher.Add(cut, /*step_time=*/milliseconds(2));
+  EXPECT_EQ(Take(batcher)->num_rows, 10);
+  clock_.Advance(milliseconds(30));  // the other rows cannot be answered in time any more
+  EXPECT_EQ(batcher.TakeExpired(clock_.Now()).size(), 1u);
+  const absl::Status why = WhyExpired(*cut, clock_.Now());
+  EXPECT_NE(why.message().find("deadline cannot be met"), std::string::npos) << why;
+}
+
 TEST_F(BatcherTest, EverythingCanBeTakenOut) {
   Batcher batcher({10, microseconds(0)});
   for (int i = 0; i < 9; ++i) batcher.Add(MakeRequest(i % 3, 15, std::to_string(i), Priority{1 + i % 3}));

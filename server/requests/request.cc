@@ -21,7 +21,9 @@ absl::Status WhyExpired(const Request& request, SteadyTime now) {
   if (now >= request.ask.deadline) {
     return absl::DeadlineExceededError(absl::StrCat("the call's deadline passed, after ", waited_us, " us"));
   }
-  if (request.ask.queue_timeout.count() == 0 || waited_us < request.ask.queue_timeout.count()) {
+  // The queue timeout is of the first rows; those that follow have to leave in time for the answer only.
+  if (request.progress.has_left || request.ask.queue_timeout.count() == 0 ||
+      waited_us < request.ask.queue_timeout.count()) {
     const bool of_timeout = request.ask.timeout_us > 0 &&
                             MicrosBetween(request.ask.arrival, request.ask.deadline) >= request.ask.timeout_us;
     return absl::DeadlineExceededError(

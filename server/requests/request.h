@@ -112,6 +112,7 @@ struct RequestProgress {
   ChunkedRows rows;                    // read in order by the holder of the dispatch baton
   bool is_routed = false;              // the outcome's routing is known; the baton's holder's
   int64_t rows_unfinished = 0;         // guarded by the scheduler's lock
+  bool has_left = false;               // its first rows have left the queue; likewise, until it is not queued any more
   std::atomic<bool> completed{false};  // `done` was called, or is about to be
   Deadlines::Key time_limit;           // the scheduler's timer for answer_by; number 0 for none
 };

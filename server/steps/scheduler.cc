@@ -68,7 +68,11 @@ Scheduler::~Scheduler() {
     stopping_ = true;
     WakeDispatcher();
   }
-  if (dispatcher_.joinable()) dispatcher_.join();
+  if (dispatcher_.joinable()) {
+    dispatcher_.join();
+  } else {
+    DispatchLoop();  // a step may have been handed over, as to the thread
+  }
   deadlines_.Stop();
   std::vector<std::shared_ptr<Request>> left;
   {

@@ -717,7 +717,10 @@ TEST_F(SchedulerTest, WithoutThreadsItsOwnerDispatchesAndRunsTimers) {
   EXPECT_TRUE(call->status.ok()) << call->status;
   EXPECT_EQ(scheduler_->load().free_slots, idle.free_slots);
   EXPECT_EQ(scheduler_->load().free_outputs, idle.free_outputs);
+  const auto handed_over = Send(kMaxBatchRows);
+  EXPECT_EQ(scheduler_->load().queued_rows, 0) << "the dispatcher has its step";
   scheduler_.reset();  // before its clock ends
+  EXPECT_TRUE(absl::IsUnavailable(handed_over->status)) << handed_over->status;
 }
 
 TEST_F(SchedulerTest, ARequestCancelledInFlightHarmsNobody) {
