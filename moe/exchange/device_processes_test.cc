@@ -170,6 +170,21 @@ absl::Status RunExchanges(const RankArguments& arguments, PacketChannel& channel
   return channel.Receive().status();  // no rank leaves before all have finished
 }
 
+// Rank 0 sends every other rank more than that expects.
+absl::Status RunDisagreement(const RankArguments& arguments, PacketChannel& channel) {
+  const auto factory = MakeFactory(arguments);
+  SY_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> communicator, Join(*factory, arguments, channel));
+  const bool is_liar = arguments.rank == 0;
+  std::vector<size_t> send_sizes(arguments.size, is_liar ? 4096 : 16), recv_sizes(arguments.size, 16);
+  if (!is_liar) recv_sizes[0] = 4000;
+  send_sizes[arguments.rank] = recv_sizes[arguments.rank] = 0;
+  const std::vector<std::byte> sent(arguments.size * 4096);
+  std::vector<std::byte> received(arguments.size * 4096);
+  const absl::Status exchanged = communicator->HostAllToAllV(sent.data(), send_sizes, received.data(), recv_sizes);
+  SY_RETURN_IF_ERROR(channel.Send(is_liar ? "lied" : exchanged.ToString()));
+  return channel.Receive().status();  // no rank leaves before all have finished
+}
+
 absl::Status ExpectAborted(absl::string_view call, const absl::Status& status) {
   if (absl::IsAborted(status)) return absl::OkStatus();
   return absl::InternalError(absl::StrCat(call, " after Abort(): expected ABORTED, got ", status.ToString()));
@@ -299,6 +314,7 @@ int RunRank(RankChild& child) {
   const RankArguments arguments = Decode(child.arguments);
   absl::Status status = absl::InvalidArgumentError(absl::StrCat("no scenario ", arguments.scenario));
   if (arguments.scenario == "exchange") status = RunExchanges(arguments, child.channel);
+  if (arguments.scenario == "disagree") status = RunDisagreement(arguments, child.channel);
   if (arguments.scenario == "abort") status = RunAbort(arguments, child.channel);
   if (arguments.scenario == "serve") status = RunServer(arguments, child.channel);
   if (!status.ok()) std::fprintf(stderr, "rank %d: %s\n", arguments.rank, status.ToString().c_str());
@@ -420,6 +436,16 @@ TEST_P(DeviceProcessesTest, EveryByteArrivesOnFewMultiprocessorsWithOwnBlocksCop
   }
 }
 
+TEST_P(DeviceProcessesTest, RanksThatDisagreeAboutACountAreNamed) {
+  if (GetParam() == "nccl") GTEST_SKIP() << "NCCL does not compare counts";
+  if (const std::string why = WhyNot(2); !why.empty()) GTEST_SKIP() << why;
+  StartAll(2, "disagree");
+  ASSERT_NO_FATAL_FAILURE(CarryAddresses());
+  EXPECT_EQ(ReceiveFrom(ranks_[0]), "lied");
+  EXPECT_EQ(ReceiveFrom(ranks_[1]), "INVALID_ARGUMENT: rank 0 sends rank 1 4096 bytes, which expects 4000");
+  for (RankProcess& rank : ranks_) ASSERT_TRUE(rank.channel().Send("leave").ok());
+}
+
 // "fresh": the ranks have not exchanged yet, so NCCL is still connecting them. "warm": kernels wait on the GPU.
 TEST_P(DeviceProcessesTest, AbortEndsAnExchangeThatWaitsForAPeer) {
   if (const std::string why = WhyNot(2); !why.empty()) GTEST_SKIP() << why;
@@ -433,7 +459,7 @@ TEST_P(DeviceProcessesTest, AbortEndsAnExchangeThatWaitsForAPeer) {
 
 TEST_P(DeviceProcessesTest, SurvivorsOfAKilledRankFormANewGroup) {
   if (const std::string why = WhyNot(2); !why.empty()) GTEST_SKIP() << why;
-  constexpr int kNumCycles = 4;
+  constexpr int kNumCycles = 6;
   const int size = NumRanks();
   StartAll(size, "serve");
   ASSERT_NO_FATAL_FAILURE(ExpectAll("up"));
@@ -453,7 +479,9 @@ TEST_P(DeviceProcessesTest, SurvivorsOfAKilledRankFormANewGroup) {
                 victim, aborted_us / 1000.0, recovered_us / 1000.0, absl::StrCat(free[0], " MiB free").c_str());
     EXPECT_LT(recovered_us, kRecoveryUs);
   }
-  EXPECT_LT(free_mib.front() - free_mib.back(), 64) << "rank 0 loses memory from group to group";
+  // A peer that was killed may have rank 0's window of the last group for another moment.
+  constexpr int64_t kOneWindowMib = 100;
+  EXPECT_LT(free_mib.front() - free_mib.back(), 64 + kOneWindowMib) << "rank 0 loses memory from group to group";
 }
 
 INSTANTIATE_TEST_SUITE_P(Exchanges, DeviceProcessesTest, testing::Values("nccl", "direct"),
