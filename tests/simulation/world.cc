@@ -17,13 +17,14 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 // The longest time from the last fault until all requests are answered and the group serves. What takes so long is a
-// step whose rows were lost without a trace (the limit of a layer that is not known yet, doubled with each group), and
-// poison, each piece of which costs as many groups as a step has attempts.
-constexpr Nanos kLongestRecovery = seconds(1200);
+// step whose rows were lost without a trace, and poison, each piece of which costs as many groups as a step has
+// attempts. The limit of a step is learned: after one of a few rows that was very slow, a step of many may take the
+// better part of an hour (StepDurations).
+constexpr Nanos kLongestRecovery = std::chrono::hours(3);
 // The same without those. A worker notices its dead stream in this time, and pauses between formations end.
 constexpr Nanos kUsualRecovery = seconds(45);
 constexpr Nanos kLongestDrain = seconds(60);
-constexpr int64_t kMostEvents = 2'000'000;
+constexpr int64_t kMostEvents = 5'000'000;
 
 // The world as it is drawn from the seed.
 struct Setting {
