@@ -14,6 +14,11 @@ constexpr std::chrono::nanoseconds kLongest = std::chrono::hours(24);
 // A duration is scaled by no more than this from a smaller size to a larger one.
 constexpr int kMaxDoublings = 20;
 
+std::chrono::milliseconds MultipleOf(std::chrono::nanoseconds duration) {
+  return std::max(StepDurations::kFloor,
+                  std::chrono::duration_cast<std::chrono::milliseconds>(duration * StepDurations::kMultiple));
+}
+
 int SizeClass(int64_t num_rows) { return std::bit_width(static_cast<uint64_t>(std::max<int64_t>(num_rows, 0))); }
 
 }  // namespace
@@ -32,17 +37,12 @@ void StepDurations::Record(LayerId layer, int64_t num_rows, std::chrono::nanosec
 std::chrono::milliseconds StepDurations::Limit(LayerId layer, int64_t num_rows) const {
   const int size = SizeClass(num_rows);
   const auto at_least = slowest_.lower_bound({layer, size});
-  std::chrono::nanoseconds slowest;
-  if (at_least != slowest_.end() && at_least->first.first == layer) {
-    slowest = at_least->second;
-  } else if (at_least != slowest_.begin() && std::prev(at_least)->first.first == layer) {
-    const auto& [key, smaller] = *std::prev(at_least);
-    const int64_t factor = int64_t{1} << std::min(size - key.second, kMaxDoublings);
-    slowest = smaller > kLongest / factor ? kLongest : smaller * factor;
-  } else {
-    return kUnknown;
-  }
-  return std::max(kFloor, std::chrono::duration_cast<std::chrono::milliseconds>(slowest * kMultiple));
+  if (at_least != slowest_.end() && at_least->first.first == layer) return MultipleOf(at_least->second);
+  if (at_least == slowest_.begin() || std::prev(at_least)->first.first != layer) return kUnknown;
+  const auto& [key, smaller] = *std::prev(at_least);
+  const int64_t factor = int64_t{1} << std::min(size - key.second, kMaxDoublings);
+  const auto scaled = smaller > kLongest / factor ? kLongest : smaller * factor;
+  return std::min(MultipleOf(scaled), std::max(kUnknown, MultipleOf(smaller)));
 }
 
 void StepDurations::Forget(LayerId layer) {

@@ -1,8 +1,10 @@
 // How long steps take, and how long one may take before something must be wrong with it.
 //
 // Durations are kept by layer and by the power of two that the step's rows reach. A step may take a multiple of the
-// slowest recent step of its size, or of the next larger size that was seen, and never less than kFloor. Nothing is
-// known of a layer before its first step, which may pay one-time costs, too.
+// slowest recent step of its size, or of the next larger size that was seen, and never less than kFloor. A step that is
+// larger than all that were seen may take longer in proportion to its rows, but no longer than kUnknown, or than the
+// smaller ones may if that is more: a slow step of a few rows says little about a large one. Nothing is known of a
+// layer before its first step, which may pay one-time costs, too.
 //
 // Thread-compatible.
 #pragma once

@@ -25,7 +25,15 @@ TEST(StepDurationsTest, AMultipleOfWhatStepsOfThatSizeTake) {
   EXPECT_EQ(durations.Limit(kLayer, 15), milliseconds(10'000));
   EXPECT_EQ(durations.Limit(kLayer, 1), milliseconds(10'000)) << "smaller steps are no slower";
   EXPECT_EQ(durations.Limit(kLayer, 16), milliseconds(90'000)) << "the next larger size that was seen";
-  EXPECT_EQ(durations.Limit(kLayer, 2000), milliseconds(180'000)) << "twice as many rows as were seen";
+}
+
+TEST(StepDurationsTest, LargerStepsThanWereSeenGetMoreTimeWithinReason) {
+  StepDurations durations;
+  durations.Record(kLayer, 8, milliseconds(1000));
+  EXPECT_EQ(durations.Limit(kLayer, 16), milliseconds(20'000)) << "twice as many rows as were seen";
+  EXPECT_EQ(durations.Limit(kLayer, 4096), StepDurations::kUnknown);
+  durations.Record(kLayer, 8, milliseconds(20'000));
+  EXPECT_EQ(durations.Limit(kLayer, 4096), milliseconds(200'000)) << "no less than a step of few rows";
 }
 
 TEST(StepDurationsTest, ShortStepsGetTheFloor) {
