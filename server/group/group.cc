@@ -82,7 +82,15 @@ void Group::PostAndWait(const std::function<void()>& event) {
 }
 
 void Group::SetSupervisor(Supervisor* supervisor) {
-  PostAndWait([this, supervisor] { supervisor_ = supervisor; });
+  PostAndWait([this, supervisor] {
+    supervisor_ = supervisor;
+    for (size_t rank = 0; rank < membership_.ranks().size(); ++rank) TellJoined(static_cast<int>(rank));
+  });
+}
+
+void Group::TellJoined(int rank) {
+  const GroupRank& joined = membership_.ranks()[rank];
+  if (supervisor_ != nullptr && !joined.is_absent()) supervisor_->NoteJoined(rank, joined.hello.pid());
 }
 
 // ---- Events ---------------------------------------------------------------------------------------------------------
@@ -113,7 +121,7 @@ void Group::LocalWorkerExited(int rank, const std::string& how) {
 void Group::Joined(std::shared_ptr<WorkerChannel> channel, worker::Hello hello) {
   events_->Post([channel = std::move(channel), hello = std::move(hello)](Group& group) {
     const auto rank = group.membership_.Join(channel, hello, group.now());
-    if (rank.ok()) return;
+    if (rank.ok()) return group.TellJoined(*rank);
     group.Refused(WorkerRefusal::kHello, rank.status(),
                   absl::StrCat("process ", hello.pid(), " on ", NameForLog(hello.host())));
     channel->Close(rank.status());

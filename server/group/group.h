@@ -135,6 +135,8 @@ class Group final : private MembershipListener {
   // Handles these events, and ticks if that is due. Returns whether the group goes on.
   bool Turn(const std::deque<GroupEvents::Event>& events);
   void StartLink(int rank, UniqueFd socket);
+  // Tells the supervisor that the rank's worker has joined, if there are both.
+  void TellJoined(int rank);
   // Counts the tick against the oldest step in flight. Ticks are counted, not time, because a front that does not run
   // reads no results.
   void CheckOldestStep();

@@ -111,6 +111,11 @@ void Supervisor::Kill(int index, int pid) {
   if (workers_[index].pid == pid && pid != 0) kill(pid, SIGKILL);
 }
 
+void Supervisor::NoteJoined(int index, int pid) {
+  MutexLock lock(&mu_);
+  if (workers_[index].pid == pid) workers_[index].join_by = SteadyTime::max();
+}
+
 void Supervisor::NoteHealthy(int index) {
   MutexLock lock(&mu_);
   workers_[index].backoff = std::chrono::milliseconds(0);
@@ -156,6 +161,7 @@ void Supervisor::Loop() {
     eventfd_t wakes;
     eventfd_read(wake_fd_.get(), &wakes);
     for (int i = 0; i < options_.num_workers; ++i) Reap(i);
+    KillUnjoined();
   }
 }
 
@@ -206,6 +212,7 @@ void Supervisor::Watch(int index, int pid) {
   Worker& worker = workers_[index];
   worker.pid = pid;
   worker.pidfd = std::move(pidfd);
+  worker.join_by = Clock::Real().Now() + options_.join_timeout;
   ++num_running_;
   if (!restarting_) kill(pid, SIGKILL);  // the end has begun since the worker was found due
 }
@@ -231,15 +238,29 @@ void Supervisor::Reap(int index) {
   if (--num_running_ == 0) all_ended_.SignalAll();
 }
 
+void Supervisor::KillUnjoined() {
+  const SteadyTime now = Clock::Real().Now();
+  MutexLock lock(&mu_);
+  for (int i = 0; i < options_.num_workers; ++i) {
+    Worker& worker = workers_[i];
+    if (worker.pid == 0 || worker.join_by > now) continue;
+    spdlog::warn("worker {}: process {} has not joined within {} ms, and is killed", i, worker.pid,
+                 options_.join_timeout.count());
+    worker.join_by = SteadyTime::max();
+    kill(worker.pid, SIGKILL);
+  }
+}
+
 int Supervisor::PollTimeoutMs() const {
   MutexLock lock(&mu_);
-  std::optional<SteadyTime> next;
+  SteadyTime next = SteadyTime::max();
   for (const Worker& worker : workers_) {
     if (worker.pid != 0 && !worker.pidfd.valid()) return kReapIntervalMs;
-    if (restarting_ && worker.pid == 0 && (!next.has_value() || worker.restart_at < *next)) next = worker.restart_at;
+    if (worker.pid != 0) next = std::min(next, worker.join_by);
+    if (worker.pid == 0 && restarting_) next = std::min(next, worker.restart_at);
   }
-  if (!next.has_value()) return -1;
-  const auto wait = std::chrono::ceil<std::chrono::milliseconds>(*next - Clock::Real().Now());
+  if (next == SteadyTime::max()) return -1;
+  const auto wait = std::chrono::ceil<std::chrono::milliseconds>(next - Clock::Real().Now());
   return static_cast<int>(std::max<int64_t>(wait.count(), 0));
 }
 

@@ -3,7 +3,7 @@
 // A worker inherits one socket, its end of the shared-memory link, and a secret in its environment. When it ends, a
 // pidfd tells the supervisor at once; where the system refuses pidfds, the supervisor looks for ended workers 50 times
 // a second. A worker that keeps ending is restarted after ever longer pauses, of up to 10 s, until it is reported
-// healthy.
+// healthy. One that has not joined the group `join_timeout` after its start hangs, and is killed.
 //
 // The supervisor has one thread, which starts and reaps the processes, because a worker dies with the thread that
 // started it.
@@ -26,6 +26,8 @@ struct SupervisorOptions {
   std::string binary;
   std::vector<std::string> arguments;    // of every worker, after its --local_index and --link_fd
   std::vector<std::string> environment;  // "NAME=value", in addition to this process's environment
+  // Enough for a device that is slow to open, and more than a worker tries to reach the front.
+  std::chrono::milliseconds join_timeout{120'000};
 };
 
 class Supervisor {
@@ -44,6 +46,8 @@ class Supervisor {
 
   // Kills worker `index` if it still is process `pid`. It is then restarted like any worker that ended.
   void Kill(int index, int pid);
+  // Notes that worker `index` has joined the group, if it still is process `pid`.
+  void NoteJoined(int index, int pid);
   // Notes that the worker does its work: if it ends, it is restarted at once.
   void NoteHealthy(int index);
   // After this no worker is restarted, and one that is just being started is killed.
@@ -55,8 +59,9 @@ class Supervisor {
 
  private:
   struct Worker {
-    int pid = 0;     // 0 while it is not running
-    UniqueFd pidfd;  // readable when it has ended; invalid where the system has no pidfds
+    int pid = 0;                             // 0 while it is not running
+    UniqueFd pidfd;                          // readable when it has ended; invalid where the system has no pidfds
+    SteadyTime join_by = SteadyTime::max();  // max() also once it has joined
     SteadyTime restart_at;
     std::chrono::milliseconds backoff{0};
   };
@@ -68,6 +73,7 @@ class Supervisor {
   void Watch(int index, int pid);
   void StartDue();
   void Reap(int index);
+  void KillUnjoined();
   int PollTimeoutMs() const;
 
   const SupervisorOptions options_;

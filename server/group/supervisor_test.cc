@@ -51,8 +51,8 @@ class SupervisorTest : public testing::Test {
     return path;
   }
 
-  absl::StatusOr<std::unique_ptr<Supervisor>> Start(const std::string& script, int num_workers) {
-    SupervisorOptions options;
+  absl::StatusOr<std::unique_ptr<Supervisor>> Start(const std::string& script, int num_workers,
+                                                    SupervisorOptions options = {}) {
     options.num_workers = num_workers;
     options.binary = script;
     options.environment = {"SWITCHYARD_TEST=yes"};
@@ -106,6 +106,19 @@ TEST_F(SupervisorTest, AKilledWorkerIsRestarted) {
   EXPECT_NE(supervisor->pids()[1], pids[1]);
   supervisor->Shutdown(std::chrono::milliseconds(0));
   EXPECT_EQ(supervisor->pids(), (std::vector<int>{0, 0}));
+}
+
+TEST_F(SupervisorTest, AWorkerThatDoesNotJoinIsKilledAndRestarted) {
+  const auto supervisor =
+      *Start(WriteScript("exec sleep 1000\n"), 2, {.join_timeout = std::chrono::milliseconds(3000)});
+  WaitForSpawns(2);
+  const std::vector<int> pids = supervisor->pids();
+  supervisor->NoteJoined(0, pids[1]);  // another process: it does not count
+  supervisor->NoteJoined(1, pids[1]);
+  EXPECT_EQ(WaitForExit(1), "0: worker killed by signal 9");
+  WaitForSpawns(3);
+  EXPECT_NE(supervisor->pids()[0], pids[0]);
+  EXPECT_EQ(supervisor->pids()[1], pids[1]) << "it has joined in time";
 }
 
 TEST_F(SupervisorTest, AWorkerInheritsItsSocketAndTheEnvironment) {
