@@ -43,8 +43,10 @@ class DirectCommunicator final : public Communicator {
   void Abort() override;
 
  private:
-  DirectCommunicator(std::unique_ptr<PeerMesh> mesh, const DirectOptions& options)
-      : options_(options), mesh_(std::move(mesh)) {}
+  DirectCommunicator(std::unique_ptr<PeerMesh> mesh, PinnedBuffer state, const DirectOptions& options)
+      : options_(options), mesh_(std::move(mesh)), state_(std::move(state)) {
+    new (state_.data()) DirectState;
+  }
 
   absl::Status Allocate();
   absl::Status Join(std::span<const std::string> addresses);
@@ -56,7 +58,7 @@ class DirectCommunicator final : public Communicator {
 
   const DirectOptions options_;
   const std::unique_ptr<PeerMesh> mesh_;
-  PinnedBuffer state_;         // a DirectState
+  const PinnedBuffer state_;   // a DirectState
   SharedDeviceMemory window_;  // this rank's
 
   // Held while an exchange is enqueued, so that Abort() knows of all its waits.
@@ -84,15 +86,14 @@ absl::StatusOr<std::unique_ptr<Communicator>> DirectCommunicator::Create(int ran
   }
   const MeshOptions mesh_options{.family = AF_UNIX, .num_gifts = 1, .connect_timeout = options.connect_timeout};
   SY_ASSIGN_OR_RETURN(auto mesh, PeerMesh::Listen(rank, size, mesh_options));
-  std::unique_ptr<DirectCommunicator> communicator(new DirectCommunicator(std::move(mesh), options));
+  SY_CUDA(cudaSetDevice(options.device_idx));
+  SY_ASSIGN_OR_RETURN(PinnedBuffer state, PinnedBuffer::Allocate(sizeof(DirectState)));
+  std::unique_ptr<DirectCommunicator> communicator(new DirectCommunicator(std::move(mesh), std::move(state), options));
   SY_RETURN_IF_ERROR(communicator->Allocate());
   return communicator;
 }
 
 absl::Status DirectCommunicator::Allocate() {
-  SY_CUDA(cudaSetDevice(options_.device_idx));
-  SY_ASSIGN_OR_RETURN(state_, PinnedBuffer::Allocate(sizeof(DirectState)));
-  new (state_.data()) DirectState;
   SY_ASSIGN_OR_RETURN(enqueued_, CudaEvent::Create());
   const DirectWindow window = DirectWindow::Of(size());
   SY_ASSIGN_OR_RETURN(window_, SharedDeviceMemory::Create(window.total_bytes()));
