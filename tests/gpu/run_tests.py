@@ -297,7 +297,9 @@ class Runner:
 
 
 def golden_models(folder):
-    """The folders in `folder` that hold a checkpoint with vectors."""
+    """The folders in `folder` that hold a checkpoint with vectors; none where there is no such folder."""
+    if not os.path.isdir(folder):
+        return []
     return sorted(name for name in os.listdir(folder) if os.path.exists(f"{folder}/{name}/golden.safetensors"))
 
 
