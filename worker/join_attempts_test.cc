@@ -24,8 +24,9 @@ TEST(JoinAttempts, PausesGrowAndDifferByChance) {
   }
   JoinAttempts first(kTimes, 1, now), second(kTimes, 2, now);
   bool differ = false;
-  for (int i = 0; i < 12; ++i)
+  for (int i = 0; i < 12; ++i) {
     differ = first.PauseAfter(std::nullopt, now) != second.PauseAfter(std::nullopt, now) || differ;
+  }
   EXPECT_TRUE(differ) << "workers of one front must not come at once";
 }
 

@@ -53,8 +53,9 @@ class Checkpoint {
     fs::create_symlink(config_.path(), folder_ / "config.json");
     for (const auto& entry : fs::directory_iterator(golden)) {
       const fs::path name = entry.path().filename();
-      if (name != "config.json" && name != "golden.safetensors")
+      if (name != "config.json" && name != "golden.safetensors") {
         fs::create_symlink(fs::absolute(entry), folder_ / name);
+      }
     }
   }
 

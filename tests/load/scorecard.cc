@@ -29,8 +29,9 @@ ScorecardLine NotRun(const std::string& tried, const std::string& limit, const s
 
 void Scorecard::Print(int row, const ScorecardLine& line) {
   if (!has_head_) {
-    if (is_quick_)
+    if (is_quick_) {
       std::printf("Small sizes (`--quick`): these figures show that the rows run, not that they hold.\n\n");
+    }
     std::printf("| # | tried | limit | measured | verdict |\n|---|---|---|---|---|\n");
     has_head_ = true;
   }
