@@ -15,10 +15,12 @@ absl::Status DriverStatus(CUresult result, const char* call);
 
 }  // namespace switchyard
 
-// Calls a function of the driver and returns its failure from the enclosing function.
-#define SY_CU(function, ...)                                                                                     \
-  do {                                                                                                           \
-    SY_ASSIGN_OR_RETURN(void* const sy_cu_found, ::switchyard::FindDriverFunction(#function));                   \
-    SY_RETURN_IF_ERROR(                                                                                          \
-        ::switchyard::DriverStatus(reinterpret_cast<decltype(&function)>(sy_cu_found)(__VA_ARGS__), #function)); \
+// Calls a function of the driver and returns its failure from the enclosing function. It is looked up once at each
+// place.
+#define SY_CU(function, ...)                                                                                       \
+  do {                                                                                                             \
+    static const absl::StatusOr<void*> sy_cu_found = ::switchyard::FindDriverFunction(#function);                  \
+    SY_RETURN_IF_ERROR(sy_cu_found.status());                                                                      \
+    SY_RETURN_IF_ERROR(                                                                                            \
+        ::switchyard::DriverStatus(reinterpret_cast<decltype(&function)> (*sy_cu_found)(__VA_ARGS__), #function)); \
   } while (false)
