@@ -35,7 +35,7 @@ class CheckedLoad {
   int64_t wrong() const { return wrong_.load(); }
   // The time that the longest call took which has ended since the last TakeLongestUs.
   int64_t TakeLongestUs() { return longest_us_.exchange(0); }
-  // Of the first call that failed.
+  // The status of the first call that failed.
   std::string first_failure() const;
 
  private:

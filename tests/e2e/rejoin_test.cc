@@ -8,7 +8,6 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
-#include <iterator>
 #include <thread>
 
 #include "absl/strings/match.h"
@@ -18,6 +17,7 @@
 #include "cli/tensor_io.h"
 #include "tests/e2e/checked_load.h"
 #include "tests/e2e/cut_proxy.h"
+#include "tests/e2e/negated_checkpoint.h"
 #include "tests/e2e/server_process.h"
 
 namespace switchyard {
@@ -296,16 +296,6 @@ HostMatrix Ask(const ServerProcess& server, const HostMatrix& rows) {
       server.Connect()->Forward({.model = "m", .layer = "0", .rows = rows.view(), .timeout = absl::Seconds(60)});
   EXPECT_TRUE(result.ok()) << result.status();
   return std::move(result->rows);
-}
-
-// Writes the same names, shapes and types, with the sign of every weight inverted.
-void WriteNegated(const fs::path& from, const fs::path& to) {
-  std::ifstream in(from, std::ios::binary);
-  std::string bytes{std::istreambuf_iterator<char>(in), {}};
-  uint64_t header_bytes = 0;
-  std::memcpy(&header_bytes, bytes.data(), sizeof(header_bytes));
-  for (size_t i = sizeof(header_bytes) + header_bytes + 1; i < bytes.size(); i += 2) bytes[i] ^= '\x80';  // bf16
-  std::ofstream(to, std::ios::binary) << bytes;
 }
 
 TEST(RejoinCheckpoint, AWorkerReadsACheckpointThatWasReplacedMeanwhile) {

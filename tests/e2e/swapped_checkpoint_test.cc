@@ -12,6 +12,7 @@
 #include "cli/compare.h"
 #include "cli/tensor_io.h"
 #include "moe/weights/checkpoint/safetensors.h"
+#include "tests/e2e/negated_checkpoint.h"
 #include "tests/e2e/server_process.h"
 
 namespace switchyard {
@@ -21,16 +22,6 @@ namespace fs = std::filesystem;
 
 constexpr char kGolden[] = "tests/testdata/golden_qwen3_moe";
 constexpr char kPath[] = "model.layers.0.mlp";
-
-// Writes the same names, shapes and types, with the sign of every weight inverted.
-void WriteNegated(const fs::path& from, const fs::path& to) {
-  std::ifstream in(from, std::ios::binary);
-  std::string bytes{std::istreambuf_iterator<char>(in), {}};
-  uint64_t header_bytes = 0;
-  std::memcpy(&header_bytes, bytes.data(), sizeof(header_bytes));
-  for (size_t i = sizeof(header_bytes) + header_bytes + 1; i < bytes.size(); i += 2) bytes[i] ^= '\x80';  // bf16
-  std::ofstream(to, std::ios::binary) << bytes;
-}
 
 // Writes the same with other expert weights alone, and these not in the middle of a tensor, where the fingerprint takes
 // its samples.

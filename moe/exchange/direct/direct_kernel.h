@@ -19,7 +19,7 @@ struct DirectState {
   uint32_t is_aborted = 0;
   uint32_t failure = kNone;
   int32_t peer = -1;
-  // Of kWrongBlock.
+  // Set with kWrongBlock.
   DirectInbox::Note found, expected;
 };
 

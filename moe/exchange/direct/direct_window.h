@@ -40,7 +40,7 @@ inline constexpr size_t kLineBytes = 128;
 
 struct alignas(kLineBytes) DirectInbox {
   uint64_t written = 0;  // pieces
-  // Of the piece in each slot: the number of its exchange, and the bytes of the whole block.
+  // Says of the piece in each slot the number of its exchange, and the bytes of the whole block.
   struct Note {
     uint64_t exchange = 0;
     uint64_t block_bytes = 0;

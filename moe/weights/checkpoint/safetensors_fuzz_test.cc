@@ -18,27 +18,8 @@ constexpr char kHeader[] = R"({"__metadata__":{"format":"pt","note":"\u00e9"},)"
                            R"("m.mask":{"dtype":"BOOL","shape":[8],"data_offsets":[40,48]}})";
 constexpr size_t kDataBytes = 48;
 
-// Tokens that have broken parsers before, and this format's own. The first six are numbers.
-constexpr std::array kTokens = {"-1",
-                                "18446744073709551615",
-                                "18446744073709551616",
-                                "9223372036854775807",
-                                "1e5",
-                                "0.0",
-                                "null",
-                                "[",
-                                "]",
-                                "{",
-                                "}",
-                                ",",
-                                "\"",
-                                "\\u0000",
-                                "[0,16]",
-                                "\"F32\"",
-                                "\"a\"",
-                                "\"__metadata__\":{}",
-                                "\"shape\":[1]",
-                                "true"};
+// The format's own tokens.
+constexpr std::array kTokens = {"[0,16]", "\"F32\"", "\"a\"", "\"__metadata__\":{}", "\"shape\":[1]"};
 
 class Mutator {
  public:

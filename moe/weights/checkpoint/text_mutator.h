@@ -26,8 +26,10 @@ inline int64_t FuzzIterations(int64_t usual) {
 // The same seed gives the same texts, in the same order, on every machine. Not thread-safe.
 class TextMutator {
  public:
-  // `tokens` are put into texts; the first six of them are numbers, which also replace numbers.
-  TextMutator(uint64_t seed, std::vector<std::string> tokens) : random_(seed), tokens_(std::move(tokens)) {}
+  // `own_tokens`, those of a format, are put into texts, beside tokens that have broken parsers before.
+  TextMutator(uint64_t seed, const std::vector<std::string>& own_tokens) : random_(seed) {
+    tokens_.insert(tokens_.end(), own_tokens.begin(), own_tokens.end());
+  }
 
   // The text with one to four changes.
   std::string Damaged(std::string text) {
@@ -38,7 +40,7 @@ class TextMutator {
   uint64_t Any() { return random_(); }
 
  private:
-  static constexpr size_t kNumNumbers = 6;
+  static constexpr size_t kNumNumbers = 6;  // the first tokens, which also replace numbers
 
   const std::string& AnyToken() { return tokens_[Below(tokens_.size())]; }
 
@@ -80,7 +82,21 @@ class TextMutator {
   }
 
   std::mt19937_64 random_;
-  const std::vector<std::string> tokens_;
+  std::vector<std::string> tokens_ = {"-1",
+                                      "18446744073709551615",
+                                      "18446744073709551616",
+                                      "9223372036854775807",
+                                      "1e5",
+                                      "0.0",
+                                      "null",
+                                      "[",
+                                      "]",
+                                      "{",
+                                      "}",
+                                      ",",
+                                      "\"",
+                                      "\\u0000",
+                                      "true"};
 };
 
 // A file in memory with a path, rewritten for every iteration: a hundred times faster than one on disk.
